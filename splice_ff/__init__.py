@@ -1,0 +1,23 @@
+"""Semantic appearance transfer: the layout of one picture with the look of another."""
+
+from splice_ff.backbone import Features, ViTFeatures
+from splice_ff.errors import InputError
+from splice_ff.losses import Losses, LossWeights, SpliceLoss
+from splice_ff.pair import DivergedError, PairOptimizer, PairResult, optimize_pair
+from splice_ff.presets import PRESETS, Recipe
+
+__version__ = "0.1.0"
+__all__ = [
+    "PRESETS",
+    "DivergedError",
+    "Features",
+    "InputError",
+    "LossWeights",
+    "Losses",
+    "PairOptimizer",
+    "PairResult",
+    "Recipe",
+    "SpliceLoss",
+    "ViTFeatures",
+    "optimize_pair",
+]

@@ -1,0 +1,69 @@
+"""The published augmentations, on tensors, drawn from a `torch.Generator` so that runs repeat.
+
+Structure: flip, colour jitter, blur, crop. Appearance: flip, crop. Crops are squares of 95-100 % of the height.
+"""
+
+from __future__ import annotations
+
+from torch import Generator, Tensor, cat, rand, randperm
+from torchvision.transforms.v2 import functional as TF
+
+MIN_COVER = 0.95
+FLIP_PROBABILITY = 0.5
+JITTER_PROBABILITY = 0.5
+BLUR_PROBABILITY = 0.2
+
+
+def structure_views(images: Tensor, generator: Generator) -> Tensor:
+    """Flip, jitter, blur and crop each of (B, 3, H, W) in [0, 1]; crops share a size: (B, 3, s, s)."""
+    views = [_blur(_jitter(_flip(image, generator), generator), generator) for image in images.split(1)]
+    return _square_crops(cat(views), generator)
+
+
+def appearance_views(images: Tensor, generator: Generator) -> Tensor:
+    """Flip and crop each of (B, 3, H, W): its colours and texture are the target. (B, 3, s, s)."""
+    return _square_crops(cat([_flip(image, generator) for image in images.split(1)]), generator)
+
+
+def _square_crops(images: Tensor, generator: Generator) -> Tensor:
+    h, w = images.shape[-2:]
+    size = min(round(_uniform(MIN_COVER * h, h, generator)), w)
+    crops = []
+    for image in images.split(1):
+        top = round(_uniform(0, h - size, generator))
+        left = round(_uniform(0, w - size, generator))
+        crops.append(image[..., top : top + size, left : left + size])
+    return cat(crops)
+
+
+def _flip(image: Tensor, generator: Generator) -> Tensor:
+    return image.flip(-1) if _happens(FLIP_PROBABILITY, generator) else image
+
+
+def _jitter(image: Tensor, generator: Generator) -> Tensor:
+    """Brightness and contrast by up to 40 %, saturation 20 %, hue 0.1 of the circle, in random order."""
+    if not _happens(JITTER_PROBABILITY, generator):
+        return image
+    changes = (
+        lambda x: TF.adjust_brightness(x, _uniform(0.6, 1.4, generator)),
+        lambda x: TF.adjust_contrast(x, _uniform(0.6, 1.4, generator)),
+        lambda x: TF.adjust_saturation(x, _uniform(0.8, 1.2, generator)),
+        lambda x: TF.adjust_hue(x, _uniform(-0.1, 0.1, generator)),
+    )
+    for i in randperm(len(changes), generator=generator).tolist():
+        image = changes[i](image)
+    return image
+
+
+def _blur(image: Tensor, generator: Generator) -> Tensor:
+    if not _happens(BLUR_PROBABILITY, generator):
+        return image
+    return TF.gaussian_blur(image, [3, 3], [_uniform(0.1, 2.0, generator)])
+
+
+def _happens(probability: float, generator: Generator) -> bool:
+    return _uniform(0, 1, generator) < probability
+
+
+def _uniform(low: float, high: float, generator: Generator) -> float:
+    return low + (high - low) * rand((), generator=generator).item()

@@ -1,0 +1,274 @@
+"""Features of a frozen vision transformer: what the losses, the encoder and the analysis tools look at.
+
+`ViTFeatures` wraps any timm `VisionTransformer` or `Eva` model (DINO, DINOv2 and CLIP are the former, DINOv3
+the latter). One forward pass returns every feature asked for and stops at the deepest of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from timm.layers import Attention
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from splice_ff.weights import BackboneSpec
+
+FACETS = ("queries", "keys", "values")
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of a batch of images. Dictionaries map a layer (0 is the first block) to its tensor.
+
+    T = prefix tokens ([CLS], registers) + h * w patches, row by row.
+    """
+
+    grid: tuple[int, int]
+    """Patches down and across, (h, w)."""
+    cls: Tensor | None = None
+    """[CLS] token at the output of every block, before the final norm: (B, L, D)."""
+    queries: dict[int, Tensor] = field(default_factory=dict)
+    """(B, heads, T, d) each, as the projection makes them: before any q/k norm or rotary embedding."""
+    keys: dict[int, Tensor] = field(default_factory=dict)
+    values: dict[int, Tensor] = field(default_factory=dict)
+    tokens: dict[int, Tensor] = field(default_factory=dict)
+    """Block outputs, (B, T, D)."""
+
+    def self_similarity(self, layer: int | None = None) -> Tensor:
+        """Cosine similarity of all pairs of keys, heads concatenated: (B, T, T) in [-1, 1].
+
+        Paper: section 3.2, "self-similarity descriptor". `layer` defaults to the deepest one held.
+        """
+        return self_similarity(self.keys[max(self.keys) if layer is None else layer])
+
+
+def self_similarity(keys: Tensor) -> Tensor:
+    """Keys (B, heads, T, d) to the cosine similarity of all pairs of tokens, (B, T, T), in float32."""
+    # Outside autocast: the structure loss is a small difference of numbers near 1, which bfloat16 rounds away.
+    with torch.autocast(keys.device.type, enabled=False):
+        directions = F.normalize(rearrange(keys.float(), "b heads t d -> b t (heads d)"), dim=-1)
+        return directions @ directions.mT
+
+
+class ViTFeatures(nn.Module):
+    """A frozen ViT that returns intermediate features. Gradients flow to the images only.
+
+    Args:
+        vit: a timm `VisionTransformer` or `Eva` with a patch-embedding convolution.
+        mean, std: per-channel statistics that the ViT was trained with, for images in [0, 1].
+        spec: where it came from (name and loss scales); absent for a ViT made by hand.
+
+    Raises:
+        TypeError: the model has no `blocks` or no patch convolution.
+    """
+
+    def __init__(
+        self,
+        vit: nn.Module,
+        mean: Sequence[float] = (0.485, 0.456, 0.406),
+        std: Sequence[float] = (0.229, 0.224, 0.225),
+        spec: BackboneSpec | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(getattr(vit, "blocks", None), nn.Module) or not isinstance(
+            getattr(getattr(vit, "patch_embed", None), "proj", None), nn.Conv2d
+        ):
+            raise TypeError(f"{type(vit).__name__} is not a plain ViT: it needs `blocks` and `patch_embed.proj`")
+        self.vit: Any = vit.eval().requires_grad_(False)
+        self.spec = spec
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    @classmethod
+    def from_name(cls, name: str, weights: str | None = None) -> ViTFeatures:
+        """Load a backbone by short name (`dino_vitb8`, ...), timm name, or checkpoint folder.
+
+        Args:
+            name: see `splice_ff.weights.BACKBONES`.
+            weights: a .safetensors or .pth file, or a folder with one, instead of the hub's weights.
+
+        Raises:
+            splice_ff.weights.WeightsError: unknown name, unreachable hub, or a file that does not fit.
+        """
+        from splice_ff.weights import load_backbone  # here, because weights.py needs this class
+
+        return load_backbone(name, weights)
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return len(self.vit.blocks)
+
+    @property
+    def patch_size(self) -> tuple[int, int]:
+        """Pixels that one patch covers, (down, across)."""
+        down, across = self.vit.patch_embed.proj.kernel_size
+        return down, across
+
+    @property
+    def name(self) -> str:
+        """The short name it was loaded under, or the model's class."""
+        return self.spec.name if self.spec else type(self.vit).__name__
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the names, shapes and float32 values of the ViT's parameters, sorted by name."""
+        digest = hashlib.sha256()
+        for key, tensor in sorted(self.vit.state_dict().items()):
+            digest.update(f"{key}{tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def train(self, mode: bool = True) -> ViTFeatures:
+        """Stay in eval mode: a frozen backbone has no dropout, whatever its owner does."""
+        return super().train(False)
+
+    def with_matmuls_in(self, dtype: torch.dtype) -> ViTFeatures:
+        """A copy whose matrix weights are stored in `dtype`, for use under autocast to the same dtype.
+
+        Autocast re-casts frozen weights at every call (its cache holds only weights that require grad); stored
+        in `dtype` they are cast once. Norms, embeddings and the residual stream stay in float32.
+        """
+        import copy
+
+        twin = copy.deepcopy(self)
+        twin.fingerprint = self.fingerprint  # rounding does not change whose weights they are
+        for module in twin.vit.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                module.to(dtype)
+        return twin
+
+    def forward(
+        self,
+        images: Tensor,
+        *,
+        cls: bool = False,
+        queries: Iterable[int] = (),
+        keys: Iterable[int] = (),
+        values: Iterable[int] = (),
+        tokens: Iterable[int] = (),
+    ) -> Features:
+        """Features of images (B, 3, H, W) in [0, 1], RGB; normalised here, not resized.
+
+        Sides that are not multiples of the patch lose the remainder, as in DINO. Layers count from 0; negative
+        ones from the end, -1 being the deepest. `cls=True` gives the [CLS] token of every layer.
+
+        Raises:
+            IndexError: a layer that the ViT does not have.
+            ValueError: images of another shape, smaller than one patch, or `cls` from a ViT without one.
+        """
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"images must be (B, 3, H, W), not {tuple(images.shape)}")
+        if cls and self.vit.cls_token is None:
+            raise ValueError(f"{self.name} has no [CLS] token, which the appearance loss needs")
+        facets = dict(zip(FACETS, (queries, keys, values), strict=True))
+        wanted = {facet: {self._layer(i) for i in layers} for facet, layers in facets.items()}
+        wanted_tokens = {self._layer(i) for i in tokens}
+        last_facet = max((i for layers in wanted.values() for i in layers), default=-1)
+        last_output = max(wanted_tokens | ({self.depth - 1} if cls else set()), default=-1)
+
+        x, grid, rope = self._embed((images - self.mean) / self.std)
+        found: dict[str, dict[int, Tensor]] = {facet: {} for facet in FACETS}
+        found_tokens, cls_tokens = {}, []
+        for i, block in enumerate(self.vit.blocks[: max(last_facet, last_output) + 1]):
+            normed = None
+            for facet, layers in wanted.items():
+                if i in layers:
+                    normed = block.norm1(x) if normed is None else normed
+                    found[facet][i] = _project(block.attn, normed, facet)
+            if i > last_output:
+                break  # only facets of this layer were wanted: its attention and MLP are not needed
+            if i == last_output and i not in wanted_tokens and _is_plain(block):
+                x = _first_token_of_block(block, x, normed, found["keys"].get(i))
+            else:
+                x = block(x) if rope is None else block(x, rope=_rope_of_layer(self.vit, rope, i))
+            if i in wanted_tokens:
+                found_tokens[i] = x
+            if cls:
+                cls_tokens.append(x[:, 0])
+        return Features(grid, torch.stack(cls_tokens, 1) if cls else None, **found, tokens=found_tokens)
+
+    def _layer(self, i: int) -> int:
+        if not -self.depth <= i < self.depth:
+            raise IndexError(f"layer {i}: {self.name} has {self.depth} layers (0 to {self.depth - 1})")
+        return i % self.depth
+
+    def _embed(self, x: Tensor) -> tuple[Tensor, tuple[int, int], Tensor | None]:
+        """Normalised images to tokens (B, T, D), their grid, and rotary embeddings if the ViT has them."""
+        vit = self.vit
+        if x.shape[-2] < self.patch_size[0] or x.shape[-1] < self.patch_size[1]:
+            raise ValueError(f"images of {tuple(x.shape[-2:])} are smaller than one patch {self.patch_size}")
+        patches = vit.patch_embed.proj(x)
+        h, w = patches.shape[-2:]
+        tokens = vit.patch_embed.norm(rearrange(patches, "b d h w -> b (h w) d"))
+        embeddings = 0.0 if vit.pos_embed is None else self._position_embeddings(h, w)
+        prefix = [t.expand(len(x), -1, -1) for t in (vit.cls_token, vit.reg_token) if t is not None]
+        if vit.no_embed_class:  # positions belong to patches only
+            tokens = torch.cat([*prefix, tokens + embeddings], 1)
+        else:
+            tokens = torch.cat([*prefix, tokens], 1) + embeddings
+        rope = vit.rope.get_embed(shape=(h, w)) if getattr(vit, "rope", None) is not None else None
+        return vit.norm_pre(tokens), (h, w), rope
+
+    def _position_embeddings(self, h: int, w: int) -> Tensor:
+        """Learned position embeddings for an h x w grid, (1, T, D), interpolated as DINO's own code does.
+
+        That is bicubic, not antialiased, with 0.1 added to the target size: the scale, and so the sampling
+        points, differ slightly from those of an interpolation to a size.
+        """
+        positions = self.vit.pos_embed
+        prefix = 0 if self.vit.no_embed_class else self.vit.num_prefix_tokens
+        native_h, native_w = self.vit.patch_embed.grid_size
+        if (h, w) == (native_h, native_w):
+            return positions
+        grid = rearrange(positions[:, prefix:].float(), "1 (h w) d -> 1 d h w", h=native_h)
+        scale = ((h + 0.1) / native_h, (w + 0.1) / native_w)
+        grid = F.interpolate(grid, scale_factor=scale, mode="bicubic", align_corners=False)
+        return torch.cat([positions[:, :prefix], rearrange(grid, "1 d h w -> 1 (h w) d")], 1)
+
+
+def _project(attention: Any, x: Tensor, facet: str) -> Tensor:
+    """One facet of an attention layer from its normed input: (B, T, D) to (B, heads, T, d)."""
+    index = FACETS.index(facet)
+    if getattr(attention, "qkv", None) is None:  # three projections
+        y = getattr(attention, f"{facet[0]}_proj")(x)
+    else:
+        bias = attention.qkv.bias
+        if bias is None and getattr(attention, "q_bias", None) is not None:  # Eva keeps them outside
+            bias = torch.cat((attention.q_bias, attention.k_bias, attention.v_bias))
+        y = F.linear(x, attention.qkv.weight.chunk(3)[index], None if bias is None else bias.chunk(3)[index])
+    return rearrange(y, "b t (heads d) -> b heads t d", d=attention.head_dim)
+
+
+def _rope_of_layer(vit: Any, rope: Tensor, i: int) -> Tensor:
+    return rope[i] if getattr(vit, "rope_mixed", False) else rope
+
+
+def _is_plain(block: Any) -> bool:
+    """Whether `_first_token_of_block` knows every part of the block."""
+    return type(block) is Block and type(block.attn) is Attention and block.attn.gate is None
+
+
+def _first_token_of_block(block: Any, x: Tensor, normed: Tensor | None, keys: Tensor | None) -> Tensor:
+    """Output of a block for token 0 alone, (B, 1, D).
+
+    The deepest [CLS] token needs the keys and values of all tokens but one query and one row of the MLP: a fifth
+    of the block's work.
+    """
+    attn = block.attn
+    normed = block.norm1(x) if normed is None else normed
+    query = attn.q_norm(_project(attn, normed[:, :1], "queries"))
+    keys = attn.k_norm(_project(attn, normed, "keys") if keys is None else keys)
+    y = F.scaled_dot_product_attention(query, keys, _project(attn, normed, "values"))
+    y = attn.proj(attn.norm(rearrange(y, "b heads t d -> b t (heads d)")))
+    first = x[:, :1] + block.ls1(y)
+    return first + block.ls2(block.mlp(block.norm2(first)))

@@ -1,0 +1,40 @@
+"""What `splice-ff doctor` reports: enough to see why a run is slow, or why weights are missing."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from importlib.metadata import version
+
+import timm
+import torch
+from huggingface_hub import try_to_load_from_cache
+from PIL import features
+
+from splice_ff.precision import matmul_rate
+from splice_ff.weights import BACKBONES, BUNDLED, checkpoints_dir, load_backbone
+
+
+def report() -> Iterator[str]:
+    """Lines of text. Nothing is downloaded and the network is not asked."""
+    yield f"python {platform.python_version()} on {platform.platform()}"
+    packages = ("splice-ff", "torch", "torchvision", "timm", "accelerate", "datasets", "safetensors", "pillow")
+    yield "packages: " + ", ".join(f"{name} {version(name)}" for name in packages)
+    yield f"CPU: {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    for i in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(i)
+        yield f"cuda:{i}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+    if not torch.cuda.is_available():
+        yield "CUDA: no GPU, runs on the CPU"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    for dtype in (torch.float32, torch.bfloat16):
+        yield f"matrix products on {device} in {str(dtype)[6:]}: {matmul_rate(device, dtype) / 1e9:.0f} GFLOP/s"
+    yield "pictures: " + ", ".join(
+        f"{name} {'yes' if features.check(name) else 'no'}" for name in ("jpg", "webp", "avif", "libtiff", "littlecms2")
+    )
+    bundled = load_backbone(BUNDLED)
+    yield f"backbone {BUNDLED}: bundled in {checkpoints_dir() / BUNDLED}, sha256 {bundled.fingerprint[:12]}"
+    for spec in BACKBONES.values():
+        config = timm.get_pretrained_cfg(spec.timm_name)
+        cached = config is not None and try_to_load_from_cache(config.hf_hub_id, "model.safetensors")
+        yield f"backbone {spec.name}: {'cached' if isinstance(cached, str) else 'not downloaded'}"

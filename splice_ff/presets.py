@@ -1,0 +1,63 @@
+"""How a pair is optimised, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from splice_ff.errors import InputError
+from splice_ff.generators.skip_unet import MIN_SIZE, VARIANTS
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe for per-pair optimisation.
+
+    Raises:
+        InputError: a value that cannot work.
+    """
+
+    backbone: str
+    steps: int
+    size: int | None
+    """Shorter side in pixels that both images are resized to; None keeps their own."""
+    learning_rate: float
+    beta1: float
+    """Adam's; beta2 is 0.99."""
+    cosine: bool
+    """Lower the learning rate to 0 along a cosine, or keep it."""
+    copy_steps: int
+    """Steps before the first in which the generator learns to copy both images, by pixels alone (no ViT)."""
+    views: int
+    """So many augmented views are drawn and encoded once; 0: new ones at every step, as published."""
+    whole_every: int
+    """Every such step the whole structure image is used: as well (views = 0, as published), or instead."""
+    average: float
+    """Decay of the moving average of the weights that makes the picture; 0: the weights themselves."""
+    patience: int
+    """Stop after so many evaluations in which the best total fell by less than 1 %; 0: never."""
+    precision: Precision
+    generator: str
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise InputError(f"steps must be at least 1, not {self.steps}")
+        if self.size is not None and self.size < MIN_SIZE:
+            raise InputError(f"size must be at least {MIN_SIZE} pixels, not {self.size}")
+        if self.generator not in VARIANTS:
+            raise InputError(f"unknown generator '{self.generator}'. Known: {', '.join(VARIANTS)}")
+
+
+PRESETS = {
+    "paper": Recipe(
+        backbone="dino_vitb8", steps=10_000, size=None, learning_rate=2e-3, beta1=0.0, cosine=False, copy_steps=0,
+        views=0, whole_every=75, average=0.0, patience=0, precision="fp32", generator="published",
+    ),
+    "fast": Recipe(
+        backbone="dino_vits8", steps=300, size=256, learning_rate=5e-3, beta1=0.5, cosine=True, copy_steps=40,
+        views=16, whole_every=4, average=0.9, patience=4, precision="auto", generator="published",
+    ),
+}  # fmt: skip
+"""`paper` is the published recipe. `fast` minimises the same losses; its values are chosen by measurement."""
