@@ -54,7 +54,7 @@ class Losses:
 
     def floats(self) -> dict[str, float]:
         """Plain numbers, for logs."""
-        return {name: float(getattr(self, name)) for name in ("total", "structure", "appearance", "identity")}
+        return {name: getattr(self, name).item() for name in ("total", "structure", "appearance", "identity")}
 
 
 @dataclass(frozen=True)

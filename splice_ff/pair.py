@@ -99,9 +99,7 @@ class PairOptimizer:
         with torch.random.fork_rng():  # a library must not reseed its caller
             torch.manual_seed(seed)
             self.generator = SkipUNet(recipe.generator).to(self.device)
-        if self.device.type == "cuda" and self._is_mixed:
-            self.generator.to(memory_format=torch.channels_last)  # for tensor cores; no gain on a CPU
-        self.averaged = copy.deepcopy(self.generator).requires_grad_(False)
+        self.averaged = copy.deepcopy(self.generator).requires_grad_(False) if recipe.average else self.generator
         self.generate: Callable[[Tensor], Tensor] = self.generator
         if compile:
             self.generate = torch.compile(self.generator)
@@ -259,8 +257,10 @@ class PairOptimizer:
 
     @torch.no_grad()
     def _average(self) -> None:
+        if not self.recipe.average:
+            return
         # Over fewer steps at first: the initial weights should not linger.
-        decay = min(self.recipe.average, self.step_count / (self.step_count + 10)) if self.recipe.average else 0.0
+        decay = min(self.recipe.average, self.step_count / (self.step_count + 10))
         for mean, now in zip(self.averaged.parameters(), self.generator.parameters(), strict=True):
             mean.lerp_(now, 1 - decay)
 

@@ -36,51 +36,100 @@ VARIANTS = {
 class SkipUNet(nn.Module):
     """Image to image of the same size, (B, 3, H, W) in [0, 1]; sides of at least `MIN_SIZE`.
 
-    The published code normalises with BatchNorm in training mode over batches of one image, also for its final
-    picture. That is instance normalisation; written so, images can share a batch without mixing.
-
     Args:
         variant: a key of `VARIANTS`.
     """
 
     def __init__(self, variant: str = "published") -> None:
         super().__init__()
-        self.variant = variant
         v = VARIANTS[variant]
-        self.down, self.skips, self.joins, self.up = (nn.ModuleList() for _ in range(4))
+        self.join = _pad_to_larger if v.join == "pad" else _crop_to_smaller
+        self.skips, self.down, self.joins, self.up = (nn.ModuleList() for _ in range(4))
         inputs = (3, *CHANNELS[:-1])
         below = (*CHANNELS[1:], CHANNELS[-1])
         for ins, outs, deeper in zip(inputs, CHANNELS, below, strict=True):
             self.skips.append(_layer(ins, SKIP_CHANNELS, 1, v))
             self.down.append(nn.Sequential(_layer(ins, outs, 3, v, stride=2), _layer(outs, outs, 3, v)))
-            self.joins.append(nn.InstanceNorm2d(SKIP_CHANNELS + deeper, affine=True))
+            self.joins.append(JoinedConv(SKIP_CHANNELS, deeper, outs, v.padding_mode))
             self.up.append(
-                nn.Sequential(_layer(SKIP_CHANNELS + deeper, outs, 3, v), _layer(outs, outs, v.second_kernel, v))
+                nn.Sequential(InstanceNorm(outs), nn.LeakyReLU(0.2, True), _layer(outs, outs, v.second_kernel, v))
             )
         self.to_rgb = nn.Conv2d(CHANNELS[0], 3, 1)
         self.apply(_initialise)
+        self.to(memory_format=torch.channels_last)  # convolutions take half the time, on CPUs too
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] to images of the same shape and range."""
         h, w = images.shape[-2:]
         if min(h, w) < MIN_SIZE:
             raise ValueError(f"images of {h}x{w} pixels are too small for the generator (at least {MIN_SIZE})")
-        x, skipped = images, []
+        x, skipped = images.contiguous(memory_format=torch.channels_last), []
         for skip, down in zip(self.skips, self.down, strict=True):
             skipped.append(skip(x))
             x = down(x)
-        join = _pad_to_larger if VARIANTS[self.variant].join == "pad" else _crop_to_smaller
         for i in reversed(range(len(self.up))):
             x = F.interpolate(x, scale_factor=2, mode="bilinear")
-            x = self.up[i](self.joins[i](torch.cat(join(skipped[i], x), 1)))
-        return torch.sigmoid(self.to_rgb(x))[..., :h, :w]
+            x = self.up[i](self.joins[i](*self.join(skipped[i], x)))
+        # In float32: bfloat16 has too few steps between 0 and 1 for a picture.
+        return torch.sigmoid(self.to_rgb(x).float())[..., :h, :w]
+
+
+class InstanceNorm(nn.InstanceNorm2d):
+    """Instance normalisation with learned scale and shift.
+
+    The published code uses BatchNorm in training mode on batches of one image, also for its final picture. That
+    is instance normalisation; written so, images can share a batch without mixing.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, affine=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to the same shape."""
+        return _instance_norm(x, self.weight, self.bias)
+
+
+class JoinedConv(nn.Module):
+    """Concatenate, normalise, convolve 3x3, as published, but without the concatenation.
+
+    Both operations act on channels, so each part can be normalised alone and the two convolutions added. The
+    gradients then stay channels_last, which concatenation breaks; a training step takes a fifth less time.
+    """
+
+    def __init__(self, skip_channels: int, deep_channels: int, out_channels: int, padding_mode: str) -> None:
+        super().__init__()
+        self.skip_channels, self.padding_mode = skip_channels, padding_mode
+        self.norm = InstanceNorm(skip_channels + deep_channels)
+        self.conv = nn.Conv2d(skip_channels + deep_channels, out_channels, 3)
+
+    def forward(self, skip: Tensor, deep: Tensor) -> Tensor:
+        """Skipped (B, S, H, W) and upsampled features (B, D, H, W) to (B, out, H, W)."""
+        n = self.skip_channels
+        norm, conv = self.norm, self.conv
+        parts = (
+            (skip, norm.weight[:n], norm.bias[:n], conv.weight[:, :n], None),
+            (deep, norm.weight[n:], norm.bias[n:], conv.weight[:, n:], conv.bias),
+        )
+        summed = None
+        for x, scale, shift, weight, bias in parts:
+            x = _instance_norm(x, scale, shift)
+            x = F.pad(x, (1, 1, 1, 1), mode="reflect") if self.padding_mode == "reflect" else x
+            y = F.conv2d(x, weight, bias, padding=0 if self.padding_mode == "reflect" else 1)
+            summed = y if summed is None else summed + y
+        return summed
+
+
+def _instance_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    if len(x) == 1:  # the same function, in a kernel that knows channels_last
+        return F.batch_norm(x, None, None, scale, shift, training=True)
+    return F.instance_norm(x, weight=scale, bias=shift)
 
 
 def _layer(ins: int, outs: int, kernel: int, variant: SkipUNetVariant, stride: int = 1) -> nn.Sequential:
     mode = variant.padding_mode if kernel > 1 else "zeros"
     return nn.Sequential(
         nn.Conv2d(ins, outs, kernel, stride, kernel // 2, padding_mode=mode),
-        nn.InstanceNorm2d(outs, affine=True),
+        InstanceNorm(outs),
         nn.LeakyReLU(0.2, inplace=True),
     )
 
