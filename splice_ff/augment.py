@@ -58,7 +58,8 @@ def _jitter(image: Tensor, generator: Generator) -> Tensor:
 def _blur(image: Tensor, generator: Generator) -> Tensor:
     if not _happens(BLUR_PROBABILITY, generator):
         return image
-    return TF.gaussian_blur(image, [3, 3], [_uniform(0.1, 2.0, generator)])
+    # the kernel's weights sum to 1 only up to rounding
+    return TF.gaussian_blur(image, [3, 3], [_uniform(0.1, 2.0, generator)]).clamp(0, 1)
 
 
 def _happens(probability: float, generator: Generator) -> bool:

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from timm.layers import Attention
-from timm.models.vision_transformer import Block
+from timm.layers import Attention, PatchEmbed
+from timm.models.eva import Eva, EvaBlock
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ class ViTFeatures(nn.Module):
         spec: where it came from (name and loss scales); absent for a ViT made by hand.
 
     Raises:
-        TypeError: the model has no `blocks` or no patch convolution.
+        TypeError: another kind of model, or a ViT with parts that this class does not know (a convolutional stem,
+            parallel or post-norm blocks, a distillation token).
     """
 
     def __init__(
@@ -79,10 +81,8 @@ class ViTFeatures(nn.Module):
         spec: BackboneSpec | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(getattr(vit, "blocks", None), nn.Module) or not isinstance(
-            getattr(getattr(vit, "patch_embed", None), "proj", None), nn.Conv2d
-        ):
-            raise TypeError(f"{type(vit).__name__} is not a plain ViT: it needs `blocks` and `patch_embed.proj`")
+        if not _is_known(vit):
+            raise TypeError(f"{type(vit).__name__} is not a plain ViT (timm's VisionTransformer or Eva)")
         self.vit: Any = vit.eval().requires_grad_(False)
         self.spec = spec
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
@@ -185,7 +185,7 @@ class ViTFeatures(nn.Module):
                 if i in layers:
                     normed = block.norm1(x) if normed is None else normed
                     found[facet][i] = _project(block.attn, normed, facet)
-            if i > last_output:
+            if i == last_facet > last_output:
                 break  # only facets of this layer were wanted: its attention and MLP are not needed
             if i == last_output and i not in wanted_tokens and _is_plain(block):
                 x = _first_token_of_block(block, x, normed, found["keys"].get(i))
@@ -216,8 +216,10 @@ class ViTFeatures(nn.Module):
             tokens = torch.cat([*prefix, tokens + embeddings], 1)
         else:
             tokens = torch.cat([*prefix, tokens], 1) + embeddings
-        rope = vit.rope.get_embed(shape=(h, w)) if getattr(vit, "rope", None) is not None else None
-        return vit.norm_pre(tokens), (h, w), rope
+        rope = getattr(vit, "rope", None)
+        if rope is not None and getattr(rope, "feat_shape", None) is not None:  # made for one grid
+            rope.update_feat_shape([h, w])
+        return vit.norm_pre(tokens), (h, w), None if rope is None else rope.get_embed(shape=[h, w])
 
     def _position_embeddings(self, h: int, w: int) -> Tensor:
         """Learned position embeddings for an h x w grid, (1, T, D), interpolated as DINO's own code does.
@@ -246,16 +248,26 @@ def _project(attention: Any, x: Tensor, facet: str) -> Tensor:
         if bias is None and getattr(attention, "q_bias", None) is not None:  # Eva keeps them outside
             bias = torch.cat((attention.q_bias, attention.k_bias, attention.v_bias))
         y = F.linear(x, attention.qkv.weight.chunk(3)[index], None if bias is None else bias.chunk(3)[index])
-    return rearrange(y, "b t (heads d) -> b heads t d", d=attention.head_dim)
+    heads = attention.num_heads if facet == "queries" else getattr(attention, "num_kv_heads", attention.num_heads)
+    return rearrange(y, "b t (heads d) -> b heads t d", heads=heads)
 
 
 def _rope_of_layer(vit: Any, rope: Tensor, i: int) -> Tensor:
     return rope[i] if getattr(vit, "rope_mixed", False) else rope
 
 
+def _is_known(vit: Any) -> bool:
+    """Whether `ViTFeatures` knows all that happens outside the blocks, and that they make keys from `norm1(x)`."""
+    if not isinstance(vit, VisionTransformer | Eva) or not isinstance(vit.patch_embed, PatchEmbed):
+        return False
+    prefix = sum(t.shape[1] for t in (vit.cls_token, vit.reg_token) if t is not None)
+    return prefix == vit.num_prefix_tokens and all(isinstance(b, Block | EvaBlock) for b in vit.blocks)
+
+
 def _is_plain(block: Any) -> bool:
     """Whether `_first_token_of_block` knows every part of the block."""
-    return type(block) is Block and type(block.attn) is Attention and block.attn.gate is None
+    # gates came to timm after the oldest version that this package runs with
+    return type(block) is Block and type(block.attn) is Attention and getattr(block.attn, "gate", None) is None
 
 
 def _first_token_of_block(block: Any, x: Tensor, normed: Tensor | None, keys: Tensor | None) -> Tensor:

@@ -17,7 +17,7 @@ import splice_ff
 from splice_ff import doctor as doctor_report
 from splice_ff.checkpoint import load_generator, save_generator
 from splice_ff.errors import InputError
-from splice_ff.images import LoadedImage, check_writable, load_image, save_image
+from splice_ff.images import LoadedImage, check_place, check_writable, load_image, save_image
 from splice_ff.losses import Losses
 from splice_ff.pair import (
     DivergedError,
@@ -96,9 +96,10 @@ def optimize(
     """  # fmt: skip
     with _errors(debug):
         recipe = make_recipe(preset, steps=steps, size=size, generator=generator, precision=precision)
-        for path in (output, save_generator_to, state):
+        check_writable(output)
+        for path in (save_generator_to, state):
             if path:
-                check_writable(path)
+                check_place(path)
         images = [_load(path, quiet) for path in (structure, appearance)]
         vit, notice = choose_backbone(recipe, backbone, weights)
         if notice:

@@ -173,8 +173,17 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     Raises:
         ImageError: unknown suffix, `path` is a folder or a device, or its folder takes no file.
     """
+    _format_for(Path(path))
+    check_place(path)
+
+
+def check_place(path: str | os.PathLike[str]) -> None:
+    """Find out before long work whether `atomic_write` could write `path`; leaves nothing behind.
+
+    Raises:
+        ImageError: `path` is a folder or a device, or its folder takes no file.
+    """
     path = Path(path)
-    _format_for(path)
     try:
         folder = next(parent for parent in _replaceable(path).parents if parent.exists())
         # Trying is the only sure test: permission bits say nothing to root or about a read-only disk.

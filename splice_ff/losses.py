@@ -132,7 +132,8 @@ class SpliceLoss:
 
     def _features(self, batches: Sequence[Tensor]) -> list[Target]:
         """Deepest keys and [CLS] of several batches; those that the ViT sees at one size share a pass."""
-        inputs = [resize_for_vit(images, self.size, max(self.size, VIT_MAX_SIZE)) for images in batches]
+        longest = max(self.size + 1, VIT_MAX_SIZE)  # torchvision wants it above the shorter side
+        inputs = [resize_for_vit(images, self.size, longest) for images in batches]
         made: dict[int, Target] = {}
         for shape in dict.fromkeys(x.shape[-2:] for x in inputs):
             group = [i for i, x in enumerate(inputs) if x.shape[-2:] == shape]

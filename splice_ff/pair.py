@@ -22,11 +22,11 @@ from torch import Tensor
 from splice_ff.augment import appearance_views, structure_views
 from splice_ff.backbone import ViTFeatures
 from splice_ff.errors import InputError
-from splice_ff.generators.skip_unet import MIN_SIZE, SkipUNet
+from splice_ff.generators.skip_unet import SkipUNet
 from splice_ff.images import ImageError, atomic_write, load_image, resize_shorter_side
 from splice_ff.losses import Losses, SpliceLoss, Target
 from splice_ff.precision import fastest_dtype
-from splice_ff.presets import PRESETS, Recipe
+from splice_ff.presets import MIN_SIZE, PRESETS, Recipe
 from splice_ff.weights import load_backbone, load_default_backbone
 
 EVALUATE_EVERY = 25
@@ -108,7 +108,7 @@ class PairOptimizer:
         self.random = torch.Generator().manual_seed(seed)
         self.step_count = 0
         self.evaluations_without_gain = 0
-        self._best: tuple[PairResult, dict[str, Tensor]] | None = None
+        self._best: dict[str, Any] | None = None  # image, losses, step, weights
 
         self.whole_structure, self.whole_appearance = self._encode(self.structure, self.appearance)
         bank = [self._encode(*self._draw_images()) for _ in range(recipe.views)]
@@ -164,10 +164,11 @@ class PairOptimizer:
         """The best picture so far, by the total loss of the whole picture."""
         if self._best is None:
             self._evaluate()
-        assert self._best is not None
-        result, weights = self._best
-        result.generator.load_state_dict(weights)
-        return result
+        best = self._best
+        assert best is not None
+        generator = copy.deepcopy(self.averaged).cpu()
+        generator.load_state_dict(best["weights"])
+        return PairResult(best["image"], best["losses"], best["step"], generator, self.settings())
 
     @torch.no_grad()
     def preview(self) -> Tensor:
@@ -176,10 +177,6 @@ class PairOptimizer:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that `load_state_dict` needs to go on as if the run had not stopped."""
-        best = None
-        if self._best is not None:
-            result, weights = self._best
-            best = {"image": result.image, "losses": result.losses, "step": result.step, "weights": weights}
         return {
             "run": self._run_identity(),
             "generator": self.generator.state_dict(),
@@ -188,7 +185,7 @@ class PairOptimizer:
             "random": self.random.get_state(),
             "step_count": self.step_count,
             "evaluations_without_gain": self.evaluations_without_gain,
-            "best": best,
+            "best": self._best,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -207,8 +204,7 @@ class PairOptimizer:
         self.random.set_state(state["random"].cpu())
         self.step_count = state["step_count"]
         self.evaluations_without_gain = state["evaluations_without_gain"]
-        if (best := state["best"]) is not None:
-            self._best = self._result(best["image"], best["losses"], best["step"]), best["weights"]
+        self._best = state["best"]
 
     def _run_identity(self) -> dict[str, str]:
         pixels = hashlib.sha256()
@@ -270,16 +266,13 @@ class PairOptimizer:
         picture, identity = self.averaged(self.structure), self.averaged(self.appearance)
         with self._precision():
             losses = self.loss(picture, self.whole_structure.target, self.whole_appearance.target, identity).floats()
-        best = self._best[0].losses["total"] if self._best else math.inf
-        if losses["total"] < best:
+        best_total = self._best["losses"]["total"] if self._best else math.inf
+        if losses["total"] < best_total:
             weights = {k: t.detach().cpu().clone() for k, t in self.averaged.state_dict().items()}
-            self._best = self._result(_to_size(picture, self.full_size), losses, self.step_count), weights
-        has_gained = losses["total"] < (1 - MIN_GAIN) * best
+            image = _to_size(picture, self.full_size).cpu()
+            self._best = {"image": image, "losses": losses, "step": self.step_count, "weights": weights}
+        has_gained = losses["total"] < (1 - MIN_GAIN) * best_total
         self.evaluations_without_gain = 0 if has_gained else self.evaluations_without_gain + 1
-
-    def _result(self, image: Tensor, losses: dict[str, float], step: int) -> PairResult:
-        generator = SkipUNet(self.recipe.generator)
-        return PairResult(image.cpu(), losses, step, generator, self.settings())
 
 
 def optimize_pair(
@@ -384,7 +377,7 @@ def load_state(optimizer: PairOptimizer, path: Path) -> None:
         InputError: the file is damaged, or belongs to another run.
     """
     try:
-        state = torch.load(path, map_location=optimizer.device, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises whatever its unpickler trips over
         raise InputError(f"{path}: not a saved state of a run") from error
     try:

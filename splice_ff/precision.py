@@ -25,7 +25,8 @@ def fastest_dtype(device: torch.device) -> torch.dtype:
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Floating-point operations a second of a matrix product, best of five."""
     n = 8192 if device.type == "cuda" else 768
-    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    random = torch.Generator(device).manual_seed(0)
+    a, b = (torch.randn(n, n, device=device, generator=random).to(dtype) for _ in range(2))
     seconds = []
     for _ in range(6):
         start = time.perf_counter()

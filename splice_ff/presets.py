@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from splice_ff.errors import InputError
-from splice_ff.generators.skip_unet import MIN_SIZE, VARIANTS
+from splice_ff.generators.skip_unet import VARIANTS
 
 Precision = Literal["auto", "fp32", "bf16"]
+MIN_SIZE = 64
+"""Pixels: crops of 95 % stay well above what the generator needs."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class Recipe:
             raise InputError(f"steps must be at least 1, not {self.steps}")
         if self.size is not None and self.size < MIN_SIZE:
             raise InputError(f"size must be at least {MIN_SIZE} pixels, not {self.size}")
+        if self.precision not in get_args(Precision):
+            raise InputError(f"unknown precision '{self.precision}'. Known: {', '.join(get_args(Precision))}")
         if self.generator not in VARIANTS:
             raise InputError(f"unknown generator '{self.generator}'. Known: {', '.join(VARIANTS)}")
 

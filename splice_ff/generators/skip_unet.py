@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 CHANNELS = (16, 32, 64, 128, 128)
 SKIP_CHANNELS = 4
-MIN_SIZE = 64
-"""Shortest side in pixels: five halvings must leave more than one pixel for the normalisation."""
+MIN_SIDE = 33
+"""Pixels: five halvings must leave more than one for the normalisation."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ VARIANTS = {
 
 
 class SkipUNet(nn.Module):
-    """Image to image of the same size, (B, 3, H, W) in [0, 1]; sides of at least `MIN_SIZE`.
+    """Image to image of the same size, (B, 3, H, W) in [0, 1]; sides of at least `MIN_SIDE`.
 
     Args:
         variant: a key of `VARIANTS`.
@@ -61,8 +61,8 @@ class SkipUNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] to images of the same shape and range."""
         h, w = images.shape[-2:]
-        if min(h, w) < MIN_SIZE:
-            raise ValueError(f"images of {h}x{w} pixels are too small for the generator (at least {MIN_SIZE})")
+        if min(h, w) < MIN_SIDE:
+            raise ValueError(f"images of {h}x{w} pixels are too small for the generator (at least {MIN_SIDE})")
         x, skipped = images.contiguous(memory_format=torch.channels_last), []
         for skip, down in zip(self.skips, self.down, strict=True):
             skipped.append(skip(x))
