@@ -27,7 +27,7 @@ import typer
 from eval.naive import naive_step
 from splice_ff.backbone import ViTFeatures
 from splice_ff.losses import SpliceLoss
-from splice_ff.pair import PairOptimizer, default_device
+from splice_ff.pair import PairOptimizer, default_device, make_recipe
 from splice_ff.precision import matmul_rate
 from splice_ff.presets import PRESETS
 from splice_ff.weights import BACKBONES
@@ -37,7 +37,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__d
 
 @app.command()
 def step(
-    backbone: Annotated[list[str], typer.Option(help="Repeat for several.")] = ["dino_vits16", "dino_vits8", "dino_vitb8"],  # noqa: B006
+    backbone: Annotated[list[str] | None, typer.Option(help="Repeat for several.")] = None,
     size: Annotated[int, typer.Option(help="Side of the square pictures in pixels.")] = 256,
     repeats: Annotated[int, typer.Option(min=1)] = 5,
     output: Annotated[Path | None, typer.Option("--json", help="Also write the figures here.")] = None,
@@ -50,7 +50,7 @@ def step(
     typer.echo(f"{size}x{size} px, medians of {repeats} (slowest), ratio = median of naive / ours in turn\n")
     typer.echo(f"{'backbone':12} {'naive':>15}" + "".join(f"{name:>28}" for name in OURS))
     rows = []
-    for name in backbone:
+    for name in backbone or ("dino_vits16", "dino_vits8", "dino_vitb8"):
         seconds = _time_in_turn(_steps(name, size, device), repeats, device)
         row: dict[str, Any] = {"backbone": name, "seconds": seconds, "ratio": {}}
         text = f"{name:12} {_cell(seconds['naive']):>15}"
@@ -77,8 +77,9 @@ def memory(
 def memory_of_this_process(backbone: str, height: int, width: int, precision: str, steps: int) -> None:
     """What `memory` runs."""
     torch.manual_seed(0)
-    recipe = replace(PRESETS["paper"], precision=precision, whole_every=1)  # whole pictures: not cropped square
-    run = PairOptimizer(*torch.rand(2, 1, 3, height, width), _random_backbone(backbone), recipe)
+    recipe = replace(make_recipe("paper", precision=precision), whole_every=1)  # whole pictures: not cropped square
+    structure, appearance = torch.rand(2, 1, 3, height, width)
+    run = PairOptimizer(structure, appearance, _random_backbone(backbone), recipe)
     run.loss = SpliceLoss(run.loss.backbone, size=min(height, width))
     run.whole_structure, run.whole_appearance = run._encode(run.structure, run.appearance)
     tokens = (height // run.loss.backbone.patch_size[0]) * (width // run.loss.backbone.patch_size[1]) + 1
@@ -108,9 +109,9 @@ def _steps(name: str, size: int, device: torch.device) -> dict[str, Callable[[],
     for column in OURS:
         preset, precision = column.split()
         # No whole-picture turns and no copying, which would make single steps cheaper or dearer.
-        recipe = replace(
-            PRESETS[preset], precision=precision, copy_steps=0, whole_every=10**9, size=None, views=PRESETS[preset].views and 2
-        )
+        views = min(PRESETS[preset].views, 2)
+        recipe = make_recipe(preset, precision=precision, copy_steps=0, whole_every=10**9, views=views)
+        recipe = replace(recipe, size=None)
         run = PairOptimizer(structure, appearance, backbone, recipe, device=device)
         run.step_count = 1
         steps[column] = run.step
@@ -121,10 +122,8 @@ def _random_backbone(name: str) -> ViTFeatures:
     return ViTFeatures(timm.create_model(BACKBONES[name].timm_name, num_classes=0), spec=BACKBONES[name])
 
 
-def _time_in_turn(
-    steps: dict[str, Callable[[], Any]], repeats: int, device: torch.device
-) -> dict[str, list[float]]:
-    """Seconds of each, in turn, so that a drift of the machine's speed meets all alike; a first round is not counted."""
+def _time_in_turn(steps: dict[str, Callable[[], Any]], repeats: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of each, in turn, so that a drift in speed meets all alike; a first round is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(repeats + 1):
         for name, run in steps.items():
@@ -143,7 +142,11 @@ def _cell(seconds: list[float]) -> str:
 def describe_machine(device: torch.device) -> dict[str, Any]:
     """What a reader needs to judge the figures."""
     info = Path("/proc/cpuinfo")
-    models = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    models = (
+        [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        if info.exists()
+        else []
+    )
     return {
         "cpu": models[0] if models else platform.processor(),
         "threads": torch.get_num_threads(),

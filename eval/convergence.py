@@ -44,9 +44,9 @@ def run(
     for folder in pairs:
         if (folder.name, label) in done:
             continue
-        images = [load_image(next(folder.glob(f"{kind}.*"))).rgb for kind in ("structure", "appearance")]
+        structure, appearance = (load_image(next(folder.glob(f"{k}.*"))).rgb for k in ("structure", "appearance"))
         start = time.process_time()
-        optimizer = PairOptimizer(*images, load_backbone(backbone), recipe, seed=seed)
+        optimizer = PairOptimizer(structure, appearance, load_backbone(backbone), recipe, seed=seed)
         curve = []
         while not optimizer.done:
             optimizer.step()
@@ -72,7 +72,9 @@ def table(rows: Annotated[Path, typer.Argument()], reference: str = "paper") -> 
         typer.echo(f"{base['pair']}: {base['label']} {goal:.4f} in {base['seconds']:.0f} s {_terms(base)}")
         for row in (r for r in every if r["pair"] == base["pair"] and r is not base):
             reached = next((seconds for _, seconds, total in row["curve"] if total <= goal), None)
-            when = f"there after {reached:.0f} s, {reached / base['seconds']:.2f} of the time" if reached else "not there"
+            when = (
+                f"there after {reached:.0f} s, {reached / base['seconds']:.2f} of the time" if reached else "not there"
+            )
             typer.echo(
                 f"    {row['label']}: {row['losses']['total']:.4f} in {row['seconds']:.0f} s {_terms(row)}; {when}"
             )

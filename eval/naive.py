@@ -8,6 +8,7 @@ written plainly.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +52,7 @@ def _layer(ins: int, outs: int, kernel: int, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(convolution, nn.BatchNorm2d(outs), nn.LeakyReLU(0.2, inplace=True))
 
 
-def naive_step(vit: nn.Module, backbone: ViTFeatures, structure: Tensor, appearance: Tensor) -> Callable[[], None]:
+def naive_step(vit: Any, backbone: ViTFeatures, structure: Tensor, appearance: Tensor) -> Callable[[], None]:
     """A function that takes one step on views (1, 3, H, W) in [0, 1]; `backbone` gives the normalisation."""
     vit.requires_grad_(True)
     for block in vit.blocks:

@@ -73,6 +73,9 @@ class ViTFeatures(nn.Module):
             parallel or post-norm blocks, a distillation token).
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         vit: nn.Module,

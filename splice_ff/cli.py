@@ -61,8 +61,10 @@ def optimize(
     preset: Annotated[str, typer.Option(help="fast (minutes) or paper (as published: hours).")] = "fast",
     backbone: Annotated[
         str | None,
-        typer.Option(help="Frozen ViT: dino_vits8, dino_vitb8, vit_mini, …, a timm name or a folder. By default the "
-                          "preset's; the bundled vit_mini if its weights cannot be had."),
+        typer.Option(
+            help="Frozen ViT: dino_vits8, dino_vitb8, vit_mini, …, a timm name or a folder. By default the "
+            "preset's; the bundled vit_mini if its weights cannot be had."
+        ),
     ] = None,
     weights: Annotated[
         Path | None, typer.Option(help="The backbone's weights: .safetensors, .pth, or a folder.")
@@ -213,9 +215,7 @@ def _device(name: str | None) -> torch.device:
 def _progress(run: PairOptimizer, quiet: bool) -> Iterator[Losses]:
     """Take the remaining steps under a progress bar that shows the losses."""
     slow = 0.1 if sys.stderr.isatty() else 10  # a log file needs no animation
-    with tqdm(
-        total=run.recipe.steps, initial=run.step_count, disable=quiet, unit="step", mininterval=slow
-    ) as bar:
+    with tqdm(total=run.recipe.steps, initial=run.step_count, disable=quiet, unit="step", mininterval=slow) as bar:
         while not run.done:
             losses = run.step()
             bar.set_postfix({k: f"{v:.3f}" for k, v in losses.floats().items()}, refresh=False)

@@ -6,13 +6,11 @@ import platform
 from collections.abc import Iterator
 from importlib.metadata import version
 
-import timm
 import torch
-from huggingface_hub import try_to_load_from_cache
 from PIL import features
 
 from splice_ff.precision import matmul_rate
-from splice_ff.weights import BACKBONES, BUNDLED, checkpoints_dir, load_backbone
+from splice_ff.weights import BACKBONES, BUNDLED, cached_weights, checkpoints_dir, load_backbone
 
 
 def report() -> Iterator[str]:
@@ -35,6 +33,4 @@ def report() -> Iterator[str]:
     bundled = load_backbone(BUNDLED)
     yield f"backbone {BUNDLED}: bundled in {checkpoints_dir() / BUNDLED}, sha256 {bundled.fingerprint[:12]}"
     for spec in BACKBONES.values():
-        config = timm.get_pretrained_cfg(spec.timm_name)
-        cached = config is not None and try_to_load_from_cache(config.hf_hub_id, "model.safetensors")
-        yield f"backbone {spec.name}: {'cached' if isinstance(cached, str) else 'not downloaded'}"
+        yield f"backbone {spec.name}: {cached_weights(spec) or 'not downloaded'}"

@@ -85,9 +85,7 @@ class SpliceLoss:
         size: shorter side of the ViT's input in pixels.
     """
 
-    def __init__(
-        self, backbone: ViTFeatures, weights: LossWeights | None = None, size: int = VIT_SIZE
-    ) -> None:
+    def __init__(self, backbone: ViTFeatures, weights: LossWeights | None = None, size: int = VIT_SIZE) -> None:
         self.backbone = backbone
         weights = weights or LossWeights()
         scales = backbone.spec.loss_scales if backbone.spec else LossWeights(1.0, 1.0, 1.0)

@@ -27,6 +27,7 @@ from splice_ff.images import ImageError, atomic_write, load_image, resize_shorte
 from splice_ff.losses import Losses, SpliceLoss, Target
 from splice_ff.precision import fastest_dtype
 from splice_ff.presets import MIN_SIZE, PRESETS, Recipe
+from splice_ff.upsample import guided_upsample
 from splice_ff.weights import load_backbone, load_default_backbone
 
 EVALUATE_EVERY = 25
@@ -87,7 +88,7 @@ class PairOptimizer:
         device: torch.device | str = "cpu",
     ) -> None:
         self.recipe, self.seed, self.device = recipe, seed, torch.device(device)
-        self.full_size = structure.shape[-2:]
+        self.full_structure = structure
         self.structure = _working_size(structure.to(self.device), recipe.size)
         self.appearance = _working_size(appearance.to(self.device), recipe.size)
         dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -108,7 +109,7 @@ class PairOptimizer:
         self.random = torch.Generator().manual_seed(seed)
         self.step_count = 0
         self.evaluations_without_gain = 0
-        self._best: dict[str, Any] | None = None  # image, losses, step, weights
+        self._best: dict[str, Any] | None = None  # picture, losses, step, weights
 
         self.whole_structure, self.whole_appearance = self._encode(self.structure, self.appearance)
         bank = [self._encode(*self._draw_images()) for _ in range(recipe.views)]
@@ -168,12 +169,13 @@ class PairOptimizer:
         assert best is not None
         generator = copy.deepcopy(self.averaged).cpu()
         generator.load_state_dict(best["weights"])
-        return PairResult(best["image"], best["losses"], best["step"], generator, self.settings())
+        image = self._at_full_size(best["picture"].to(self.device))
+        return PairResult(image, best["losses"], best["step"], generator, self.settings())
 
     @torch.no_grad()
     def preview(self) -> Tensor:
         """The present picture, (1, 3, H, W) in [0, 1], of the structure image's size."""
-        return _to_size(self.averaged(self.structure), self.full_size)
+        return self._at_full_size(self.averaged(self.structure))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that `load_state_dict` needs to go on as if the run had not stopped."""
@@ -269,10 +271,13 @@ class PairOptimizer:
         best_total = self._best["losses"]["total"] if self._best else math.inf
         if losses["total"] < best_total:
             weights = {k: t.detach().cpu().clone() for k, t in self.averaged.state_dict().items()}
-            image = _to_size(picture, self.full_size).cpu()
-            self._best = {"image": image, "losses": losses, "step": self.step_count, "weights": weights}
+            self._best = {"picture": picture.cpu(), "losses": losses, "step": self.step_count, "weights": weights}
         has_gained = losses["total"] < (1 - MIN_GAIN) * best_total
         self.evaluations_without_gain = 0 if has_gained else self.evaluations_without_gain + 1
+
+
+    def _at_full_size(self, picture: Tensor) -> Tensor:
+        return _to_full_size(picture, self.structure, self.full_structure.to(self.device)).cpu()
 
 
 def optimize_pair(
@@ -336,8 +341,9 @@ def optimize_pair(
 @torch.no_grad()
 def apply_generator(generator: SkipUNet, image: Tensor, size: int | None) -> Tensor:
     """Run a trained generator on (1, 3, H, W) in [0, 1] at a shorter side of `size`; the result has H x W."""
-    device = next(generator.parameters()).device
-    return _to_size(generator(_working_size(image.to(device), size)), image.shape[-2:]).cpu()
+    image = image.to(next(generator.parameters()).device)
+    working = _working_size(image, size)
+    return _to_full_size(generator(working), working, image).cpu()
 
 
 def make_recipe(preset: str, **changes: Any) -> Recipe:
@@ -351,9 +357,7 @@ def make_recipe(preset: str, **changes: Any) -> Recipe:
     return replace(PRESETS[preset], **{k: v for k, v in changes.items() if v is not None})
 
 
-def choose_backbone(
-    recipe: Recipe, name: str | None, weights: str | Path | None
-) -> tuple[ViTFeatures, str | None]:
+def choose_backbone(recipe: Recipe, name: str | None, weights: str | Path | None) -> tuple[ViTFeatures, str | None]:
     """The backbone asked for, or the recipe's, or its stand-in; and a notice to show if it is the stand-in."""
     if name or weights:
         return load_backbone(name or recipe.backbone, weights), None
@@ -397,7 +401,11 @@ def _working_size(image: Tensor, size: int | None) -> Tensor:
     return image
 
 
-def _to_size(image: Tensor, size: tuple[int, int]) -> Tensor:
-    if image.shape[-2:] == size:
-        return image
-    return F.interpolate(image, size, mode="bicubic", antialias=True).clamp(0, 1)
+def _to_full_size(picture: Tensor, structure: Tensor, full_structure: Tensor) -> Tensor:
+    """A picture of the size of `structure` at the size of `full_structure`."""
+    size = list(full_structure.shape[-2:])
+    if list(picture.shape[-2:]) == size:
+        return picture
+    if picture.shape[-1] > size[-1]:
+        return F.interpolate(picture, size, mode="bicubic", antialias=True).clamp(0, 1)
+    return guided_upsample(picture, structure, full_structure)

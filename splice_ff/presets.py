@@ -60,7 +60,7 @@ PRESETS = {
         views=0, whole_every=75, average=0.0, patience=0, precision="fp32", generator="published",
     ),
     "fast": Recipe(
-        backbone="dino_vits8", steps=300, size=256, learning_rate=5e-3, beta1=0.5, cosine=True, copy_steps=40,
+        backbone="dino_vits8", steps=300, size=224, learning_rate=3e-3, beta1=0.5, cosine=True, copy_steps=40,
         views=16, whole_every=4, average=0.9, patience=4, precision="auto", generator="published",
     ),
 }  # fmt: skip

@@ -170,15 +170,24 @@ def _weights_file(path: str | Path) -> Path:
     return path / "model.safetensors" if path.is_dir() else path
 
 
-def _from_hub(spec: BackboneSpec) -> Path:
-    """The weights file in the hub's cache, downloaded if it is not there yet."""
+def cached_weights(spec: BackboneSpec) -> Path | None:
+    """The weights file in the hub's cache, if it is there; the network is not asked."""
+    cached = try_to_load_from_cache(_hub_repository(spec), "model.safetensors")
+    return Path(cached) if isinstance(cached, str) else None
+
+
+def _hub_repository(spec: BackboneSpec) -> str:
     config = timm.get_pretrained_cfg(spec.timm_name)
     if config is None or not config.hf_hub_id:
         raise WeightsError(f"backbone '{spec.name}' has no weights on the hub: give --weights FILE")
-    repo = config.hf_hub_id + (spec.timm_name if config.hf_hub_id.endswith("/") else "")
-    cached = try_to_load_from_cache(repo, "model.safetensors")
-    if isinstance(cached, str):
-        return Path(cached)
+    return config.hf_hub_id
+
+
+def _from_hub(spec: BackboneSpec) -> Path:
+    """The weights file in the hub's cache, downloaded if it is not there yet."""
+    if (cached := cached_weights(spec)) is not None:
+        return cached
+    repo = _hub_repository(spec)
     try:
         # One short question first: the download itself retries for minutes where nobody answers.
         with contextlib.suppress(urllib.error.HTTPError):  # any answer will do here

@@ -267,7 +267,8 @@ def test_ctrl_c_writes_the_best_so_far_and_the_run_can_go_on(optimize, pictures,
     output, state = tmp_path / "out.png", tmp_path / "run.pt"
     command = [
         sys.executable, "-c", "from splice_ff.cli import main; main()",
-        "optimize", pictures / "structure.png", pictures / "appearance.png", "-o", output, "--backbone", backbone_folder,
+        "optimize", pictures / "structure.png", pictures / "appearance.png", "-o", output,
+        "--backbone", backbone_folder,
         "--size", "64", "--steps", "100000", "--preset", "paper", "--state", state, "--preview-every", "5",
     ]  # fmt: skip
     process = subprocess.Popen([str(c) for c in command], stderr=subprocess.PIPE, text=True)

@@ -151,16 +151,12 @@ def test_16_bit_grey_keeps_its_range(tmp_path, suffix):
 def test_32_bit_grey(tmp_path):
     ramp = np.linspace(0, 1, 400, dtype=np.float32).reshape(20, 20)
     whole = (ramp * 65535).astype(np.int32)
-    assert torch.equal(
-        load_image(saved(Image.fromarray(ramp), tmp_path / "f.tif")).rgb[0, 1], torch.from_numpy(ramp)
-    )
+    assert torch.equal(load_image(saved(Image.fromarray(ramp), tmp_path / "f.tif")).rgb[0, 1], torch.from_numpy(ramp))
     loaded = load_image(saved(Image.fromarray(whole), tmp_path / "i.tif")).rgb[0, 1]
     torch.testing.assert_close(loaded, torch.from_numpy(whole / 65535).float())
 
 
-@pytest.mark.parametrize(
-    "values", [np.int32([65536]), np.int32([-1]), np.float32([1.5]), np.float32([np.nan])]
-)
+@pytest.mark.parametrize("values", [np.int32([65536]), np.int32([-1]), np.float32([1.5]), np.float32([np.nan])])
 def test_32_bit_grey_of_unknown_range_is_refused(tmp_path, values):
     path = saved(Image.fromarray(np.tile(values, (20, 20))), tmp_path / "a.tif")
     assert "a.tif" in complaint(load_image, path)
@@ -310,9 +306,7 @@ def test_cmyk_meets_its_profile(tmp_path):
     assert loaded.rgb.min() > 0.97
 
 
-@pytest.mark.parametrize(
-    "profile", [b"garbage", bytes(200), grey_profile()], ids=["garbage", "zeros", "grey"]
-)
+@pytest.mark.parametrize("profile", [b"garbage", bytes(200), grey_profile()], ids=["garbage", "zeros", "grey"])
 def test_a_bad_colour_profile_is_ignored_with_a_note(tmp_path, profile):
     loaded = load_image(saved(Image.fromarray(noise()), tmp_path / "a.png", icc_profile=profile))
     assert torch.equal(loaded.rgb, unit(noise()))
@@ -321,9 +315,7 @@ def test_a_bad_colour_profile_is_ignored_with_a_note(tmp_path, profile):
 
 def test_16_bit_grey_says_that_its_profile_is_ignored(tmp_path):
     grey = Image.fromarray(np.full((20, 20), 500, np.uint16))
-    assert "profile" in " ".join(
-        load_image(saved(grey, tmp_path / "a.png", icc_profile=grey_profile())).notes
-    )
+    assert "profile" in " ".join(load_image(saved(grey, tmp_path / "a.png", icc_profile=grey_profile())).notes)
     assert load_image(saved(grey, tmp_path / "b.png")).notes == ()
 
 
@@ -471,9 +463,7 @@ def test_arrays(dtype, white):
     for shape in [(20, 28), (20, 28, 3), (20, 28, 4)]:
         array = (np.random.default_rng(0).random(shape).round(1) * white).astype(dtype)
         loaded = load_image(array)
-        expected = (
-            torch.from_numpy(np.atleast_3d(array).astype(np.float64) / white).permute(2, 0, 1)[None].float()
-        )
+        expected = torch.from_numpy(np.atleast_3d(array).astype(np.float64) / white).permute(2, 0, 1)[None].float()
         torch.testing.assert_close(loaded.rgb, expected[:, :3].expand(1, 3, 20, 28))
         assert loaded.rgb.dtype == torch.float32
         assert loaded.source == "array"
@@ -535,9 +525,7 @@ def test_a_tensor_is_copied_and_detached():
     assert not loaded.rgb.requires_grad
 
 
-@pytest.mark.parametrize(
-    "shape", [(20, 20), (2, 3, 20, 20), (2, 20, 20), (5, 20, 20), (20, 20, 3), (1, 1, 3, 20, 20)]
-)
+@pytest.mark.parametrize("shape", [(20, 20), (2, 3, 20, 20), (2, 20, 20), (5, 20, 20), (20, 20, 3), (1, 1, 3, 20, 20)])
 def test_tensors_of_other_shapes(shape):
     assert str(shape) in complaint(load_image, torch.zeros(shape))
 

@@ -180,7 +180,7 @@ def test_impossible_settings_are_named(pair, backbone, change, message):
 
 def test_paper_at_the_images_own_size_refuses_tiny_ones(backbone):
     small = torch.rand(2, 1, 3, 40, 40)
-    with pytest.raises(InputError, match="40x40 .* give a size"):
+    with pytest.raises(InputError, match=r"40x40 .* give a size"):
         optimize_pair(*small, backbone=backbone, preset="paper")
 
 

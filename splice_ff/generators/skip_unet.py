@@ -105,18 +105,13 @@ class JoinedConv(nn.Module):
     def forward(self, skip: Tensor, deep: Tensor) -> Tensor:
         """Skipped (B, S, H, W) and upsampled features (B, D, H, W) to (B, out, H, W)."""
         n = self.skip_channels
-        norm, conv = self.norm, self.conv
-        parts = (
-            (skip, norm.weight[:n], norm.bias[:n], conv.weight[:, :n], None),
-            (deep, norm.weight[n:], norm.bias[n:], conv.weight[:, n:], conv.bias),
-        )
-        summed = None
-        for x, scale, shift, weight, bias in parts:
-            x = _instance_norm(x, scale, shift)
-            x = F.pad(x, (1, 1, 1, 1), mode="reflect") if self.padding_mode == "reflect" else x
-            y = F.conv2d(x, weight, bias, padding=0 if self.padding_mode == "reflect" else 1)
-            summed = y if summed is None else summed + y
-        return summed
+        return self._part(skip, slice(None, n), None) + self._part(deep, slice(n, None), self.conv.bias)
+
+    def _part(self, x: Tensor, channels: slice, bias: Tensor | None) -> Tensor:
+        x = _instance_norm(x, self.norm.weight[channels], self.norm.bias[channels])
+        if self.padding_mode == "reflect":
+            return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), self.conv.weight[:, channels], bias)
+        return F.conv2d(x, self.conv.weight[:, channels], bias, padding=1)
 
 
 def _instance_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

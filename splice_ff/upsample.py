@@ -1,0 +1,61 @@
+"""From the working size back to the structure image's own, with its fine detail.
+
+Fast guided filter (He and Sun, 2015, arXiv:1505.00996) with a colour guide: around each pixel the small output is
+written as an affine function of the small structure image's colours; the functions are enlarged, which they bear
+well as they are smooth, and applied to the large structure image.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+RADIUS = 2
+"""Of the window, in pixels of the working size."""
+REGULARISATION = 1e-3
+"""Variance of the guide below which a window counts as flat, colours in [0, 1]."""
+
+
+def guided_upsample(output: Tensor, small_guide: Tensor, guide: Tensor) -> Tensor:
+    """Enlarge a picture along the edges of another.
+
+    Args:
+        output: (B, 3, h, w) in [0, 1].
+        small_guide: the guide at the size of `output`.
+        guide: (B, 3, H, W) in [0, 1].
+
+    Returns:
+        (B, 3, H, W) in [0, 1]. What the affine functions cannot express is added by bicubic interpolation, so that
+        reduced again it is close to `output`.
+    """
+    h, w = guide.shape[-2:]
+    matrix, offset = _local_affine(output, small_guide)
+    rest = output - (torch.einsum("bijhw,bihw->bjhw", matrix, small_guide) + offset)
+    enlarged = F.interpolate(offset, (h, w), mode="bilinear") + F.interpolate(rest, (h, w), mode="bicubic")
+    for j in range(3):  # one channel at a time: the matrices of a large picture would fill the memory
+        enlarged[:, j] += (F.interpolate(matrix[:, :, j], (h, w), mode="bilinear") * guide).sum(1)
+    return enlarged.clamp_(0, 1)
+
+
+def _local_affine(output: Tensor, guide: Tensor) -> tuple[Tensor, Tensor]:
+    """Matrices (B, 3 of the guide, 3 of the output, h, w) and offsets (B, 3, h, w), least squares in each window."""
+    guide_mean, output_mean = _window_mean(guide), _window_mean(output)
+    variance = _covariance(guide, guide, guide_mean, guide_mean)
+    covariance = _covariance(guide, output, guide_mean, output_mean)
+    ridge = REGULARISATION * torch.eye(3, device=guide.device)
+    matrix = torch.linalg.solve(variance + ridge, covariance).permute(0, 3, 4, 1, 2)
+    offset = output_mean - torch.einsum("bijhw,bihw->bjhw", matrix, guide_mean)
+    return _window_mean(matrix.flatten(1, 2)).unflatten(1, (3, 3)), _window_mean(offset)
+
+
+def _covariance(a: Tensor, b: Tensor, a_mean: Tensor, b_mean: Tensor) -> Tensor:
+    """(B, h, w, 3, 3)."""
+    products = torch.einsum("bihw,bjhw->bijhw", a, b).flatten(1, 2)
+    means = torch.einsum("bihw,bjhw->bijhw", a_mean, b_mean).flatten(1, 2)
+    return (_window_mean(products) - means).unflatten(1, (3, 3)).permute(0, 3, 4, 1, 2)
+
+
+def _window_mean(x: Tensor) -> Tensor:
+    padded = F.pad(x, (RADIUS,) * 4, mode="replicate")
+    return F.avg_pool2d(padded, 2 * RADIUS + 1, stride=1)
