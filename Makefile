@@ -8,9 +8,9 @@ BIN := .venv/bin
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
-	@echo "painting examples/cat.jpg with the look of examples/raccoon.jpg (about a minute on 2 cores)"
-	@$(BIN)/splice-ff optimize examples/cat.jpg examples/raccoon.jpg -o out/demo.png
-	@$(BIN)/python -m eval.grid out/demo-side-by-side.png examples/cat.jpg examples/raccoon.jpg out/demo.png
+	@echo "painting examples/raccoon.jpg with the look of examples/cat.jpg (about a minute on 2 cores)"
+	@$(BIN)/splice-ff optimize examples/raccoon.jpg examples/cat.jpg -o out/demo.png
+	@$(BIN)/python -m eval.grid out/demo-side-by-side.png examples/raccoon.jpg examples/cat.jpg out/demo.png
 	@echo "picture: $(CURDIR)/out/demo.png"
 	@echo "beside structure and appearance: $(CURDIR)/out/demo-side-by-side.png"
 

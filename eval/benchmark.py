@@ -27,7 +27,8 @@ import typer
 from eval.naive import naive_step
 from splice_ff.backbone import ViTFeatures
 from splice_ff.losses import SpliceLoss
-from splice_ff.pair import PairOptimizer, default_device, make_recipe
+from splice_ff.pair import default_device, make_recipe
+from splice_ff.pair_optimizer import PairOptimizer
 from splice_ff.precision import matmul_rate
 from splice_ff.presets import PRESETS
 from splice_ff.weights import BACKBONES

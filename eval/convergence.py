@@ -19,7 +19,8 @@ import torch
 import typer
 
 from splice_ff.images import load_image, save_image
-from splice_ff.pair import EVALUATE_EVERY, PairOptimizer, make_recipe
+from splice_ff.pair import make_recipe
+from splice_ff.pair_optimizer import EVALUATE_EVERY, PairOptimizer
 from splice_ff.weights import load_backbone
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -51,7 +52,7 @@ def run(
         while not optimizer.done:
             optimizer.step()
             if optimizer.step_count % EVALUATE_EVERY == 0:
-                curve.append([optimizer.step_count, time.process_time() - start, optimizer.result().losses["total"]])
+                curve.append([optimizer.step_count, time.process_time() - start, optimizer.best_losses["total"]])
         result = optimizer.result()
         row = {
             "pair": folder.name, "label": label, "preset": preset, "steps": optimizer.step_count,

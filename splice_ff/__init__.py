@@ -3,7 +3,8 @@
 from splice_ff.backbone import Features, ViTFeatures
 from splice_ff.errors import InputError
 from splice_ff.losses import Losses, LossWeights, SpliceLoss
-from splice_ff.pair import DivergedError, PairOptimizer, PairResult, optimize_pair
+from splice_ff.pair import optimize_pair
+from splice_ff.pair_optimizer import DivergedError, PairOptimizer, PairResult
 from splice_ff.presets import PRESETS, Recipe
 
 __version__ = "0.1.0"

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from splice_ff.weights import BackboneSpec
 
 FACETS = ("queries", "keys", "values")
+UNUSED = ("head.", "fc_norm.", "attn_pool.")
+"""Parts of a ViT after its last block's tokens, by the beginning of their names: not loaded, not fingerprinted."""
 
 
 @dataclass(frozen=True)
@@ -124,9 +126,11 @@ class ViTFeatures(nn.Module):
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over the names, shapes and float32 values of the ViT's parameters, sorted by name."""
+        """SHA-256 over the names, shapes and float32 values of the ViT's parameters (heads apart), sorted by name."""
         digest = hashlib.sha256()
         for key, tensor in sorted(self.vit.state_dict().items()):
+            if key.startswith(UNUSED):
+                continue
             digest.update(f"{key}{tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()

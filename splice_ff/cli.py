@@ -19,17 +19,8 @@ from splice_ff.checkpoint import load_generator, save_generator
 from splice_ff.errors import InputError
 from splice_ff.images import LoadedImage, check_place, check_writable, load_image, save_image
 from splice_ff.losses import Losses
-from splice_ff.pair import (
-    DivergedError,
-    PairOptimizer,
-    PairResult,
-    apply_generator,
-    choose_backbone,
-    default_device,
-    load_state,
-    make_recipe,
-    save_state,
-)
+from splice_ff.pair import apply_generator, choose_backbone, default_device, make_recipe
+from splice_ff.pair_optimizer import DivergedError, PairOptimizer, PairResult, load_state, save_state
 
 SAVE_STATE_EVERY = 100
 
@@ -123,7 +114,10 @@ def optimize(
                     save_state(run, state)
         except (KeyboardInterrupt, DivergedError) as error:
             failure = error
-        result = run.result()
+        try:
+            result = run.result()
+        except DivergedError as error:
+            raise InputError(f"{failure or error}; no picture was made") from error
         facts = {"structure": structure.name, "appearance": appearance.name}
         _write(output, result, images[0], facts)
         if save_generator_to:

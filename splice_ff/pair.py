@@ -1,283 +1,24 @@
-"""Per-pair optimisation: a generator is trained on one structure-appearance pair (paper, section 3.3).
-
-`optimize_pair` is the whole of it in one call; `PairOptimizer` takes single steps, and saves and resumes.
-"""
+"""Per-pair optimisation in one call: paths in, picture out."""
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import hashlib
-import math
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from splice_ff.augment import appearance_views, structure_views
 from splice_ff.backbone import ViTFeatures
 from splice_ff.errors import InputError
 from splice_ff.generators.skip_unet import SkipUNet
-from splice_ff.images import ImageError, atomic_write, load_image, resize_shorter_side
-from splice_ff.losses import Losses, SpliceLoss, Target
-from splice_ff.precision import fastest_dtype
-from splice_ff.presets import MIN_SIZE, PRESETS, Recipe
-from splice_ff.upsample import guided_upsample
+from splice_ff.images import load_image
+from splice_ff.losses import Losses
+from splice_ff.pair_optimizer import PairOptimizer, PairResult, to_full_size, working_size
+from splice_ff.presets import PRESETS, Recipe
 from splice_ff.weights import load_backbone, load_default_backbone
-
-EVALUATE_EVERY = 25
-"""Steps between looks at the whole picture without augmentation, which choose the best so far."""
-MIN_GAIN = 0.01
-"""Share by which the best total must fall for an evaluation to count as progress."""
-
-
-class DivergedError(RuntimeError):
-    """The losses are no longer finite. The best picture so far is kept."""
-
-
-@dataclass(frozen=True)
-class PairResult:
-    """The best picture of a run."""
-
-    image: Tensor
-    """(1, 3, H, W) in [0, 1], of the structure image's size."""
-    losses: dict[str, float]
-    """Total, structure, appearance and identity of the whole picture, without augmentation."""
-    step: int
-    """The step at which it was made."""
-    generator: SkipUNet
-    settings: dict[str, str]
-    """What made it: recipe, backbone, seed."""
-
-
-@dataclass(frozen=True)
-class _View:
-    images: Tensor
-    target: Target
-
-
-class PairOptimizer:
-    """Optimises a generator on one pair, step by step.
-
-    Args:
-        structure, appearance: (1, 3, H, W) in [0, 1].
-        backbone: the frozen ViT.
-        recipe: see `splice_ff.presets`.
-        seed: of the generator's initial weights and of the augmentations.
-        compile: torch.compile the generator and the ViT.
-        device: where to compute.
-
-    Raises:
-        ImageError: images too small for the generator.
-    """
-
-    def __init__(
-        self,
-        structure: Tensor,
-        appearance: Tensor,
-        backbone: ViTFeatures,
-        recipe: Recipe,
-        *,
-        seed: int = 0,
-        compile: bool = False,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        self.recipe, self.seed, self.device = recipe, seed, torch.device(device)
-        self.full_structure = structure
-        self.structure = _working_size(structure.to(self.device), recipe.size)
-        self.appearance = _working_size(appearance.to(self.device), recipe.size)
-        dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
-        self.dtype = dtypes.get(recipe.precision) or fastest_dtype(self.device)
-        self.backbone_name, self.fingerprint = backbone.name, backbone.fingerprint
-        backbone = backbone.to(self.device)
-        self.loss = SpliceLoss(backbone.with_matmuls_in(self.dtype) if self._is_mixed else backbone)
-
-        with torch.random.fork_rng():  # a library must not reseed its caller
-            torch.manual_seed(seed)
-            self.generator = SkipUNet(recipe.generator).to(self.device)
-        self.averaged = copy.deepcopy(self.generator).requires_grad_(False) if recipe.average else self.generator
-        self.generate: Callable[[Tensor], Tensor] = self.generator
-        if compile:
-            self.generate = torch.compile(self.generator)
-            self.loss.backbone.compile()
-        self.adam = torch.optim.Adam(self.generator.parameters(), betas=(recipe.beta1, 0.99), fused=True)
-        self.random = torch.Generator().manual_seed(seed)
-        self.step_count = 0
-        self.evaluations_without_gain = 0
-        self._best: dict[str, Any] | None = None  # picture, losses, step, weights
-
-        self.whole_structure, self.whole_appearance = self._encode(self.structure, self.appearance)
-        bank = [self._encode(*self._draw_images()) for _ in range(recipe.views)]
-        self.structure_bank, self.appearance_bank = [s for s, _ in bank], [a for _, a in bank]
-
-    @property
-    def _is_mixed(self) -> bool:
-        return self.dtype != torch.float32
-
-    @property
-    def done(self) -> bool:
-        """All steps are taken, or the losses have stalled."""
-        return self.step_count >= self.recipe.steps or 0 < self.recipe.patience <= self.evaluations_without_gain
-
-    def step(self) -> Losses:
-        """Take one step.
-
-        Returns:
-            The losses of the views that it used, before the step.
-
-        Raises:
-            DivergedError: a loss is NaN or infinite; the weights are those of before the step.
-        """
-        recipe = self.recipe
-        if self.step_count == 0:
-            self._learn_to_copy()
-        falling = 0.5 * (1 + math.cos(math.pi * self.step_count / recipe.steps))
-        self.adam.param_groups[0]["lr"] = recipe.learning_rate * (falling if recipe.cosine else 1.0)
-        structure, appearance = self._draw()
-        is_whole_turn = self.step_count % recipe.whole_every == 0
-        if is_whole_turn and recipe.views:
-            structure = self.whole_structure
-        with self._precision():
-            losses = self.loss(
-                self.generate(structure.images), structure.target, appearance.target, self.generate(appearance.images)
-            )
-            total = losses.total
-            if is_whole_turn and not recipe.views:
-                whole = self.whole_structure
-                total = total + self.loss(self.generate(whole.images), whole.target, appearance.target).total
-        if not torch.isfinite(total):
-            raise DivergedError(f"the losses are no longer finite at step {self.step_count + 1}")
-        total.backward()
-        self.adam.step()
-        self.adam.zero_grad()
-        self.step_count += 1
-        self._average()
-        if self.step_count % EVALUATE_EVERY == 0 or self.step_count == recipe.steps:
-            self._evaluate()
-        return losses
-
-    def result(self) -> PairResult:
-        """The best picture so far, by the total loss of the whole picture."""
-        if self._best is None:
-            self._evaluate()
-        best = self._best
-        assert best is not None
-        generator = copy.deepcopy(self.averaged).cpu()
-        generator.load_state_dict(best["weights"])
-        image = self._at_full_size(best["picture"].to(self.device))
-        return PairResult(image, best["losses"], best["step"], generator, self.settings())
-
-    @torch.no_grad()
-    def preview(self) -> Tensor:
-        """The present picture, (1, 3, H, W) in [0, 1], of the structure image's size."""
-        return self._at_full_size(self.averaged(self.structure))
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that `load_state_dict` needs to go on as if the run had not stopped."""
-        return {
-            "run": self._run_identity(),
-            "generator": self.generator.state_dict(),
-            "averaged": self.averaged.state_dict(),
-            "adam": self.adam.state_dict(),
-            "random": self.random.get_state(),
-            "step_count": self.step_count,
-            "evaluations_without_gain": self.evaluations_without_gain,
-            "best": self._best,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`.
-
-        Raises:
-            InputError: the state belongs to another run: other images, recipe, seed or backbone.
-        """
-        ours, theirs = self._run_identity(), state.get("run", {})
-        if ours != theirs:
-            changed = ", ".join(k for k in ours if ours[k] != theirs.get(k))
-            raise InputError(f"the saved state belongs to another run (different: {changed})")
-        self.generator.load_state_dict(state["generator"])
-        self.averaged.load_state_dict(state["averaged"])
-        self.adam.load_state_dict(state["adam"])
-        self.random.set_state(state["random"].cpu())
-        self.step_count = state["step_count"]
-        self.evaluations_without_gain = state["evaluations_without_gain"]
-        self._best = state["best"]
-
-    def _run_identity(self) -> dict[str, str]:
-        pixels = hashlib.sha256()
-        for image in (self.structure, self.appearance):
-            pixels.update(image.cpu().numpy().tobytes())
-        return self.settings() | {"images": pixels.hexdigest()}
-
-    def settings(self) -> dict[str, str]:
-        """What makes the picture, for its file."""
-        recipe = {k: str(v) for k, v in asdict(self.recipe).items() if k not in ("backbone", "precision")}
-        return recipe | {
-            "backbone": self.backbone_name,
-            "backbone_sha256": self.fingerprint,
-            "precision": str(self.dtype).removeprefix("torch."),
-            "seed": str(self.seed),
-        }
-
-    def _precision(self) -> contextlib.AbstractContextManager[None]:
-        return torch.autocast(self.device.type, self.dtype, enabled=self._is_mixed)
-
-    def _encode(self, structure: Tensor, appearance: Tensor) -> tuple[_View, _View]:
-        with self._precision():
-            targets = self.loss.targets(structure, appearance)
-        return _View(structure, targets[0]), _View(appearance, targets[1])
-
-    def _draw_images(self) -> tuple[Tensor, Tensor]:
-        return structure_views(self.structure, self.random), appearance_views(self.appearance, self.random)
-
-    def _draw(self) -> tuple[_View, _View]:
-        """A structure and an appearance view, new or from the banks."""
-        if not self.recipe.views:
-            return self._encode(*self._draw_images())
-        i, j = torch.randint(self.recipe.views, (2,), generator=self.random).tolist()
-        return self.structure_bank[i], self.appearance_bank[j]
-
-    def _learn_to_copy(self) -> None:
-        """Teach the generator to return its input: cheap without a ViT, and most of the way to two of the losses."""
-        adam = torch.optim.Adam(self.generator.parameters(), 3e-3, fused=True)
-        for i in range(self.recipe.copy_steps):
-            image = self.structure if i % 2 == 0 else self.appearance
-            with self._precision():
-                loss = F.mse_loss(self.generate(image), image)
-            loss.backward()
-            adam.step()
-            adam.zero_grad()
-
-    @torch.no_grad()
-    def _average(self) -> None:
-        if not self.recipe.average:
-            return
-        # Over fewer steps at first: the initial weights should not linger.
-        decay = min(self.recipe.average, self.step_count / (self.step_count + 10))
-        for mean, now in zip(self.averaged.parameters(), self.generator.parameters(), strict=True):
-            mean.lerp_(now, 1 - decay)
-
-    @torch.no_grad()
-    def _evaluate(self) -> None:
-        """Look at the whole picture; keep it if it is the best."""
-        picture, identity = self.averaged(self.structure), self.averaged(self.appearance)
-        with self._precision():
-            losses = self.loss(picture, self.whole_structure.target, self.whole_appearance.target, identity).floats()
-        best_total = self._best["losses"]["total"] if self._best else math.inf
-        if losses["total"] < best_total:
-            weights = {k: t.detach().cpu().clone() for k, t in self.averaged.state_dict().items()}
-            self._best = {"picture": picture.cpu(), "losses": losses, "step": self.step_count, "weights": weights}
-        has_gained = losses["total"] < (1 - MIN_GAIN) * best_total
-        self.evaluations_without_gain = 0 if has_gained else self.evaluations_without_gain + 1
-
-
-    def _at_full_size(self, picture: Tensor) -> Tensor:
-        return _to_full_size(picture, self.structure, self.full_structure.to(self.device)).cpu()
 
 
 def optimize_pair(
@@ -342,8 +83,8 @@ def optimize_pair(
 def apply_generator(generator: SkipUNet, image: Tensor, size: int | None) -> Tensor:
     """Run a trained generator on (1, 3, H, W) in [0, 1] at a shorter side of `size`; the result has H x W."""
     image = image.to(next(generator.parameters()).device)
-    working = _working_size(image, size)
-    return _to_full_size(generator(working), working, image).cpu()
+    working = working_size(image, size)
+    return to_full_size(generator(working), working, image).cpu()
 
 
 def make_recipe(preset: str, **changes: Any) -> Recipe:
@@ -367,45 +108,3 @@ def choose_backbone(recipe: Recipe, name: str | None, weights: str | Path | None
 def default_device() -> torch.device:
     """A CUDA GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def save_state(optimizer: PairOptimizer, path: Path) -> None:
-    """Write the run's state, whole or not at all."""
-    atomic_write(path, lambda file: torch.save(optimizer.state_dict(), file))
-
-
-def load_state(optimizer: PairOptimizer, path: Path) -> None:
-    """Go on from a state that `save_state` wrote.
-
-    Raises:
-        InputError: the file is damaged, or belongs to another run.
-    """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises whatever its unpickler trips over
-        raise InputError(f"{path}: not a saved state of a run") from error
-    try:
-        optimizer.load_state_dict(state)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-
-
-def _working_size(image: Tensor, size: int | None) -> Tensor:
-    if size is not None:
-        image = resize_shorter_side(image, size)
-    if min(image.shape[-2:]) < MIN_SIZE:
-        raise ImageError(
-            f"an image of {image.shape[-2]}x{image.shape[-1]} pixels is too small to be optimised at its own size "
-            f"(at least {MIN_SIZE}): give a size"
-        )
-    return image
-
-
-def _to_full_size(picture: Tensor, structure: Tensor, full_structure: Tensor) -> Tensor:
-    """A picture of the size of `structure` at the size of `full_structure`."""
-    size = list(full_structure.shape[-2:])
-    if list(picture.shape[-2:]) == size:
-        return picture
-    if picture.shape[-1] > size[-1]:
-        return F.interpolate(picture, size, mode="bicubic", antialias=True).clamp(0, 1)
-    return guided_upsample(picture, structure, full_structure)

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import pickle
-import urllib.error
-import urllib.request
+import queue
+import threading
+from argparse import Namespace
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from huggingface_hub import hf_hub_download, hf_hub_url, try_to_load_from_cache
-from safetensors import SafetensorError
+from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
-from splice_ff.backbone import ViTFeatures
+from splice_ff.backbone import UNUSED, ViTFeatures
 from splice_ff.errors import InputError
 from splice_ff.losses import LossWeights
 
@@ -99,8 +97,9 @@ def load_backbone(name: str, weights: str | Path | None = None) -> ViTFeatures:
         mean, std = vit.pretrained_cfg["mean"], vit.pretrained_cfg["std"]
     try:
         backbone = ViTFeatures(vit, mean, std, spec)
-    except TypeError as error:
-        raise WeightsError(f"backbone '{name}': {error}") from error
+    except (TypeError, RuntimeError) as error:  # another kind of model; a mean that is not of three channels
+        where = folder / "config.json" if (folder / "config.json").is_file() else f"backbone '{name}'"
+        raise WeightsError(f"{where}: {error}") from error
     _load_into(vit, read_state(file), file)
     return backbone
 
@@ -135,20 +134,26 @@ def read_state(file: Path) -> dict[str, Tensor]:
         if file.suffix == ".safetensors":
             state: Any = load_file(file)
         else:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise WeightsError(f"{file}: not a readable weights file ({reason})") from error
+            with torch.serialization.safe_globals([Namespace]):  # DINO's full checkpoints keep their options in one
+                state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle fails in any way: IndexError, struct.error, AssertionError, ...
+        raise WeightsError(f"{file}: not a readable weights file ({_first_line(error)})") from error
     for key in ("teacher", "state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
             break
-    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()) or not state:
+    if not (isinstance(state, dict) and state and all(isinstance(k, str) for k in state)):
         raise WeightsError(f"{file}: holds no dictionary of tensors")
+    if odd := [key for key, tensor in state.items() if not isinstance(tensor, Tensor)]:
+        raise WeightsError(f"{file}: '{odd[0]}' is not a tensor")
     for prefix in ("module.", "backbone."):
         if any(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): t for key, t in state.items()}
     return state
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _from_config(file: Path) -> tuple[nn.Module, BackboneSpec, list[float], list[float]]:
@@ -161,8 +166,8 @@ def _from_config(file: Path) -> tuple[nn.Module, BackboneSpec, list[float], list
         vit = VisionTransformer(**arguments)
         scales = LossWeights(**{"structure": 1.0, "appearance": 1.0, "identity": 1.0, **config.get("loss_scales", {})})
         return vit, BackboneSpec(file.parent.name, str(file.parent), scales), config["mean"], config["std"]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise WeightsError(f"{file}: not a backbone's config ({type(error).__name__}: {error})") from error
+    except Exception as error:  # whatever timm makes of a wrong value: it asserts, divides by it, ...
+        raise WeightsError(f"{file}: not a backbone's config ({type(error).__name__}: {_first_line(error)})") from error
 
 
 def _weights_file(path: str | Path) -> Path:
@@ -190,23 +195,52 @@ def _from_hub(spec: BackboneSpec) -> Path:
     repo = _hub_repository(spec)
     try:
         # One short question first: the download itself retries for minutes where nobody answers.
-        with contextlib.suppress(urllib.error.HTTPError):  # any answer will do here
-            request = urllib.request.Request(hf_hub_url(repo, "model.safetensors"), method="HEAD")
-            urllib.request.urlopen(request, timeout=HUB_TIMEOUT).close()
+        _ask_hub(hf_hub_url(repo, "model.safetensors"))
         return Path(hf_hub_download(repo, "model.safetensors"))
-    except OSError as error:  # what urllib and huggingface_hub raise, whichever HTTP client it is built on
+    except Exception as error:  # the HTTP client under huggingface_hub, and with it the exceptions, vary
         raise HubError(
             f"weights of {spec.name} (hub repository {repo}) are not cached and could not be downloaded "
             f"({type(error).__name__}). Two ways on: --weights FILE, or the bundled --backbone {BUNDLED}"
         ) from error
 
 
+def _ask_hub(url: str) -> None:
+    """Return if the hub has this file; raise what huggingface_hub raises, or TimeoutError after HUB_TIMEOUT.
+
+    In a thread, because a socket's timeout starts anew with every address of a host and every byte received, and
+    does not cover the look-up of the host's name.
+    """
+    answers: queue.Queue[Exception | None] = queue.Queue()
+
+    def ask() -> None:
+        try:
+            get_hf_file_metadata(url, timeout=HUB_TIMEOUT)
+            answers.put(None)
+        except Exception as error:
+            answers.put(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        error = answers.get(timeout=HUB_TIMEOUT)
+    except queue.Empty:
+        raise TimeoutError(f"no answer within {HUB_TIMEOUT} seconds") from None
+    if error is not None:
+        raise error
+
+
 def _load_into(vit: nn.Module, state: dict[str, Tensor], file: Path) -> None:
     """Copy tensors into the ViT in float32, or say which do not fit. Heads and final pooling are not used."""
-    expected = {k: t for k, t in vit.state_dict().items() if not k.startswith(("head.", "fc_norm.", "attn_pool."))}
-    if not expected.keys() <= state.keys():
+    expected = {k: t for k, t in vit.state_dict().items() if not k.startswith(UNUSED)}
+    if missing := [key for key in expected if key not in state]:
         # the layouts that DINOv2's and CLIP's authors publish
-        state = checkpoint_filter_fn(state, vit)
+        try:
+            state = checkpoint_filter_fn(dict(state), vit)
+        except KeyError as error:
+            raise WeightsError(f"{file}: has no tensor {error}, which this backbone needs") from error
+        except Exception as error:  # it takes shapes for granted
+            raise WeightsError(
+                f"{file}: has no tensor '{missing[0]}', nor is it of another known layout ({_first_line(error)})"
+            ) from error
     for key, tensor in expected.items():
         if key not in state:
             raise WeightsError(f"{file}: has no tensor '{key}', which this backbone needs")

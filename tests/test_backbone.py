@@ -494,6 +494,14 @@ def test_fingerprint_sees_one_value(tiny_vit):
     assert ViTFeatures(vit).fingerprint != original
 
 
+def test_fingerprint_is_of_what_is_used(tiny_vit):
+    """Not of heads, which are left as they happen to be made."""
+    whole, bare = tiny_vit(num_classes=5, global_pool="map"), tiny_vit(global_pool="token")
+    bare.load_state_dict(whole.state_dict(), strict=False)
+    assert any("attn_pool" in key for key in whole.state_dict())
+    assert ViTFeatures(whole).fingerprint == ViTFeatures(bare).fingerprint
+
+
 def test_fingerprint_sees_names(tiny_vit):
     vit = tiny_vit()
     original = ViTFeatures(vit).fingerprint

@@ -8,7 +8,8 @@ from timm.models.vision_transformer import VisionTransformer
 
 from splice_ff import DivergedError, InputError, PairOptimizer, ViTFeatures, optimize_pair
 from splice_ff.checkpoint import CheckpointError, load_generator, save_generator
-from splice_ff.pair import EVALUATE_EVERY, apply_generator, load_state, make_recipe, save_state
+from splice_ff.pair import apply_generator, make_recipe
+from splice_ff.pair_optimizer import EVALUATE_EVERY, load_state, save_state
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +112,14 @@ def test_nan_stops_with_the_last_good_picture(pair, backbone):
     with pytest.raises(DivergedError, match=f"step {EVALUATE_EVERY + 1}"):
         optimizer.step()
     assert optimizer.result().image.isfinite().all()
+
+
+def test_weights_that_were_never_finite_make_no_picture(pair, backbone):
+    optimizer = start(pair, backbone, average=0.0, copy_steps=0)
+    with torch.no_grad():
+        optimizer.generator.to_rgb.bias.fill_(float("nan"))
+    with pytest.raises(DivergedError, match="no picture"):
+        optimizer.result()
 
 
 def test_stops_early_when_the_losses_stall(pair, backbone):
