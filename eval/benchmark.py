@@ -109,9 +109,11 @@ def _steps(name: str, size: int, device: torch.device) -> dict[str, Callable[[],
     }
     for column in OURS:
         preset, precision = column.split()
-        # No whole-picture turns and no copying, which would make single steps cheaper or dearer.
+        # Every step alike: no whole-picture turns, no copying, and the identity loss at each.
         views = min(PRESETS[preset].views, 2)
-        recipe = make_recipe(preset, precision=precision, copy_steps=0, whole_every=10**9, views=views)
+        recipe = make_recipe(
+            preset, precision=precision, copy_steps=0, whole_every=10**9, identity_every=1, views=views
+        )
         recipe = replace(recipe, size=None)
         run = PairOptimizer(structure, appearance, backbone, recipe, device=device)
         run.step_count = 1

@@ -124,9 +124,13 @@ class SpliceLoss:
         same = output.new_zeros(())
         if identity is not None:
             same = identity_loss(made[1].keys, (identity_target or appearance).keys)
+        return self.weigh(structural, visual, same)
+
+    def weigh(self, structure: Tensor, appearance: Tensor, identity: Tensor) -> Losses:
+        """The three terms with their weighted sum."""
         w = self.weights
-        total = w.structure * structural + w.appearance * visual + w.identity * same
-        return Losses(structural, visual, same, total)
+        total = w.structure * structure + w.appearance * appearance + w.identity * identity
+        return Losses(structure, appearance, identity, total)
 
     def _features(self, batches: Sequence[Tensor]) -> list[Target]:
         """Deepest keys and [CLS] of several batches; those that the ViT sees at one size share a pass."""

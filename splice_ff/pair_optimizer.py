@@ -104,11 +104,11 @@ class PairOptimizer:
         self.random = torch.Generator().manual_seed(seed)
         self.step_count = 0
         self.evaluations_without_gain = 0
+        self.last_identity = torch.zeros((), device=self.device)
         self._best: dict[str, Any] | None = None  # picture, losses, step, weights
 
         self.whole_structure, self.whole_appearance = self._encode(self.structure, self.appearance)
-        bank = [self._encode(*self._draw_images()) for _ in range(recipe.views)]
-        self.structure_bank, self.appearance_bank = [s for s, _ in bank], [a for _, a in bank]
+        self.appearance_bank = [self._encode(self._draw_appearance())[0] for _ in range(recipe.views)]
 
     @property
     def _is_mixed(self) -> bool:
@@ -128,7 +128,7 @@ class PairOptimizer:
         """Take one step.
 
         Returns:
-            The losses of the views that it used, before the step.
+            The losses of the views that it used, before the step; identity as of the last time it was taken.
 
         Raises:
             DivergedError: a loss is NaN or infinite; the weights are those of before the step.
@@ -139,15 +139,12 @@ class PairOptimizer:
         falling = 0.5 * (1 + math.cos(math.pi * self.step_count / recipe.steps))
         self.adam.param_groups[0]["lr"] = recipe.learning_rate * (falling if recipe.cosine else 1.0)
         structure, appearance = self._draw()
-        is_whole_turn = self.step_count % recipe.whole_every == 0
-        if is_whole_turn and recipe.views:
-            structure = self.whole_structure
         with self._precision():
-            losses = self.loss(
-                self.generate(structure.images), structure.target, appearance.target, self.generate(appearance.images)
-            )
-            total = losses.total
-            if is_whole_turn and not recipe.views:
+            has_identity = self.step_count % recipe.identity_every == 0
+            identity = self.generate(appearance.images) if has_identity else None
+            losses = self.loss(self.generate(structure.images), structure.target, appearance.target, identity)
+            total = losses.total + (recipe.identity_every - 1) * self.loss.weights.identity * losses.identity
+            if not recipe.views and self.step_count % recipe.whole_every == 0:
                 whole = self.whole_structure
                 total = total + self.loss(self.generate(whole.images), whole.target, appearance.target).total
         if not torch.isfinite(total):
@@ -159,7 +156,9 @@ class PairOptimizer:
         self._average()
         if self.step_count % EVALUATE_EVERY == 0 or self.step_count == recipe.steps:
             self._evaluate()
-        return losses
+        if has_identity:
+            self.last_identity = losses.identity.detach()
+        return self.loss.weigh(losses.structure.detach(), losses.appearance.detach(), self.last_identity)
 
     def result(self) -> PairResult:
         """The best picture so far, by the total loss of the whole picture.
@@ -190,6 +189,7 @@ class PairOptimizer:
             "adam": self.adam.state_dict(),
             "random": self.random.get_state(),
             "step_count": self.step_count,
+            "last_identity": self.last_identity,
             "evaluations_without_gain": self.evaluations_without_gain,
             "best": self._best,
         }
@@ -209,6 +209,7 @@ class PairOptimizer:
         self.adam.load_state_dict(state["adam"])
         self.random.set_state(state["random"].cpu())
         self.step_count = state["step_count"]
+        self.last_identity = state["last_identity"].to(self.device)
         self.evaluations_without_gain = state["evaluations_without_gain"]
         self._best = state["best"]
 
@@ -231,20 +232,19 @@ class PairOptimizer:
     def _precision(self) -> contextlib.AbstractContextManager[None]:
         return torch.autocast(self.device.type, self.dtype, enabled=self._is_mixed)
 
-    def _encode(self, structure: Tensor, appearance: Tensor) -> tuple[_View, _View]:
+    def _encode(self, *batches: Tensor) -> list[_View]:
         with self._precision():
-            targets = self.loss.targets(structure, appearance)
-        return _View(structure, targets[0]), _View(appearance, targets[1])
+            return [_View(images, target) for images, target in zip(batches, self.loss.targets(*batches), strict=True)]
 
-    def _draw_images(self) -> tuple[Tensor, Tensor]:
-        return structure_views(self.structure, self.random), appearance_views(self.appearance, self.random)
+    def _draw_appearance(self) -> Tensor:
+        return appearance_views(self.appearance, self.random)
 
-    def _draw(self) -> tuple[_View, _View]:
-        """A structure and an appearance view, new or from the banks."""
+    def _draw(self) -> list[_View]:
+        """What this step sees of the structure and of the appearance image."""
         if not self.recipe.views:
-            return self._encode(*self._draw_images())
-        i, j = torch.randint(self.recipe.views, (2,), generator=self.random).tolist()
-        return self.structure_bank[i], self.appearance_bank[j]
+            return self._encode(structure_views(self.structure, self.random), self._draw_appearance())
+        i = int(torch.randint(self.recipe.views, (), generator=self.random))
+        return [self.whole_structure, self.appearance_bank[i]]
 
     def _learn_to_copy(self) -> None:
         """Teach the generator to return its input: cheap without a ViT, and most of the way to two of the losses."""

@@ -420,11 +420,20 @@ def test_variants_of_the_plain_vit(tiny_backbone, changes):
     assert backbone(images(1, 3, 40, 72), cls=True).cls.shape == (1, backbone.depth, 48)
 
 
-def test_gated_attention_takes_the_long_way(tiny_vit, randomized, work):
-    if "gated" not in inspect.signature(Attention).parameters:
+class DoubleAttention(Attention):
+    """An attention that the shortcut knows nothing of."""
+
+    def forward(self, x, *rest, **options):
+        return 2 * super().forward(x, *rest, **options)
+
+
+@pytest.mark.parametrize("kind", ["gated", "unknown"])
+def test_other_attention_takes_the_long_way(tiny_vit, randomized, work, kind):
+    if kind == "gated" and "gated" not in inspect.signature(Attention).parameters:
         pytest.skip("this timm has no gated attention")
+    make = {"gated": lambda **a: Attention(**a, gated=True), "unknown": DoubleAttention}[kind]
     vit = tiny_vit()
-    vit.blocks[-1].attn = randomized(Attention(48, num_heads=6, qkv_bias=True, gated=True)).eval()
+    vit.blocks[-1].attn = randomized(make(dim=48, num_heads=6, qkv_bias=True)).eval()
     backbone, batch = ViTFeatures(vit), images(1, 3, 48, 48)
     short, whole = backbone(batch, cls=True), backbone(batch, cls=True, tokens=[-1])
     assert relative_error(short.cls, whole.cls) < 1e-6

@@ -133,10 +133,10 @@ def test_fast_encodes_its_targets_once_and_paper_at_every_step(pair, backbone, m
     forward = ViTFeatures.forward
     monkeypatch.setattr(ViTFeatures, "forward", lambda self, x, **kw: passes.append(len(x)) or forward(self, x, **kw))
     fast = start(pair, backbone, "fast")
-    fast.step_count = 1  # not a turn of the whole picture
-    passes.clear()
-    fast.step()
-    assert sum(passes) == 2  # output and identity
+    for step, images in ((1, 1), (2, 2)):  # the output, and at every other step the identity
+        fast.step_count, passes[:] = step, []
+        fast.step()
+        assert sum(passes) == images
     paper = start(pair, backbone, "paper")
     paper.step_count = 1
     passes.clear()
