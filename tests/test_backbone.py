@@ -511,11 +511,18 @@ def test_fingerprint_is_of_what_is_used(tiny_vit):
     assert ViTFeatures(whole).fingerprint == ViTFeatures(bare).fingerprint
 
 
-def test_fingerprint_sees_names(tiny_vit):
+def test_fingerprint_sees_shapes(tiny_backbone):
+    """The same numbers in the same order, but of patches that lie, or stand."""
+    lying, standing = tiny_backbone(patch_size=(8, 12)), tiny_backbone(patch_size=(12, 8))
+    one, other = lying.vit.state_dict(), standing.vit.state_dict()
+    assert one.keys() == other.keys() and all(torch.equal(one[k].flatten(), other[k].flatten()) for k in one)
+    assert lying.fingerprint != standing.fingerprint
+
+
+def test_fingerprint_sees_names(tiny_vit, monkeypatch):
     vit = tiny_vit()
-    original = ViTFeatures(vit).fingerprint
-    one, two = vit.blocks[0].norm1, vit.blocks[0].norm2
-    vit.blocks[0].norm1, vit.blocks[0].norm2 = two, one
+    original, state = ViTFeatures(vit).fingerprint, vit.state_dict()
+    monkeypatch.setattr(vit, "state_dict", lambda: {key.replace("norm1", "norm0"): t for key, t in state.items()})
     assert ViTFeatures(vit).fingerprint != original
 
 

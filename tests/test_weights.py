@@ -389,8 +389,8 @@ def test_a_pth_without_a_dictionary_of_tensors(blank, tmp_path, content):
 
 
 def test_no_such_file(blank, tmp_path):
-    refusal(blank, tmp_path / "absent.pth")
-    refusal("test_vit", tmp_path / "absent.pth")
+    assert "no such" in refusal(blank, tmp_path / "absent.pth")
+    assert "no such" in refusal("test_vit", tmp_path / "absent.pth")
 
 
 def test_a_folder_without_weights(blank, tmp_path):
@@ -670,11 +670,16 @@ def test_download_then_cache(hub, client, hub_files):
     assert answer["fingerprint"] == hub_files[1][name] and answer["notice"] is None
 
 
-def test_a_cut_download_goes_on(hub, client, hub_files):
+def test_a_cut_download_is_not_taken_for_whole(hub, client, hub_files):
+    """Recent versions of huggingface_hub try again by themselves, older ones give up."""
+    name = "test_vit2.r160_in1k"
     hub.mode, hub.cuts = "cut", 0
-    answer = client.ask("load_backbone", "test_vit2.r160_in1k")
+    answer = client.ask("load_backbone", name)
     assert hub.cuts == 1
-    assert answer["fingerprint"] == hub_files[1]["test_vit2.r160_in1k"], answer
+    if "error" in answer:
+        assert_hub_error(answer, name)
+        answer = client.ask("load_backbone", name)
+    assert answer["fingerprint"] == hub_files[1][name], answer
 
 
 @pytest.mark.parametrize("mode", ["hang", "drip", "garbage", "broken", "missing"])
