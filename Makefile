@@ -9,7 +9,7 @@ BIN := .venv/bin
 
 demo: .venv/installed
 	@echo "painting examples/raccoon.jpg with the look of examples/cat.jpg (about a minute on 2 cores)"
-	@$(BIN)/splice-ff optimize examples/raccoon.jpg examples/cat.jpg -o out/demo.png
+	@$(BIN)/splice-ff optimize examples/raccoon.jpg examples/cat.jpg --steps 200 -o out/demo.png
 	@$(BIN)/python -m eval.grid out/demo-side-by-side.png examples/raccoon.jpg examples/cat.jpg out/demo.png
 	@echo "picture: $(CURDIR)/out/demo.png"
 	@echo "beside structure and appearance: $(CURDIR)/out/demo-side-by-side.png"
