@@ -82,7 +82,10 @@ def memory_of_this_process(backbone: str, height: int, width: int, precision: st
     structure, appearance = torch.rand(2, 1, 3, height, width)
     run = PairOptimizer(structure, appearance, _random_backbone(backbone), recipe)
     run.loss = SpliceLoss(run.loss.backbone, size=min(height, width))
-    run.whole_structure, run.whole_appearance = run._encode(run.structure, run.appearance)
+    with torch.autocast(run.device.type, run.dtype, enabled=run.dtype != torch.float32):
+        structure_target, appearance_target = run.loss.targets(run.structure, run.appearance)
+    run.whole_structure = replace(run.whole_structure, target=structure_target)
+    run.whole_appearance = replace(run.whole_appearance, target=appearance_target)
     tokens = (height // run.loss.backbone.patch_size[0]) * (width // run.loss.backbone.patch_size[1]) + 1
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()

@@ -5,6 +5,7 @@ from splice_ff.errors import InputError
 from splice_ff.losses import Losses, LossWeights, SpliceLoss
 from splice_ff.pair import optimize_pair
 from splice_ff.pair_optimizer import DivergedError, PairOptimizer, PairResult
+from splice_ff.pipeline import SpliceFF
 from splice_ff.presets import PRESETS, Recipe
 
 __version__ = "0.1.0"
@@ -18,6 +19,7 @@ __all__ = [
     "PairOptimizer",
     "PairResult",
     "Recipe",
+    "SpliceFF",
     "SpliceLoss",
     "ViTFeatures",
     "optimize_pair",

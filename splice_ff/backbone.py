@@ -120,6 +120,16 @@ class ViTFeatures(nn.Module):
         return down, across
 
     @property
+    def prefix_tokens(self) -> int:
+        """Tokens before the patches: [CLS] and registers."""
+        return self.vit.num_prefix_tokens
+
+    @property
+    def width(self) -> int:
+        """D, the tokens' length."""
+        return self.vit.embed_dim
+
+    @property
     def name(self) -> str:
         """The short name it was loaded under, or the model's class."""
         return self.spec.name if self.spec else type(self.vit).__name__

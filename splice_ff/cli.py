@@ -6,7 +6,7 @@ import warnings
 
 import typer
 
-from splice_ff.commands import pair, report
+from splice_ff.commands import batch, data, evaluation, features, pair, report, teach, train, transfer
 
 app = typer.Typer(
     add_completion=False,
@@ -15,7 +15,23 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Paint one picture with the look of another: its layout stays, its appearance changes.",
 )
-for command in (pair.optimize, pair.apply, report.doctor):
+for command in (
+    transfer.transfer,
+    transfer.embed,
+    batch.batch,
+    pair.optimize,
+    pair.apply,
+    data.pairs,
+    train.train,
+    teach.teach,
+    evaluation.evaluate,
+    features.pca,
+    features.invert,
+    features.attention,
+    features.match,
+    features.explain,
+    report.doctor,
+):
     app.command()(command)
 
 

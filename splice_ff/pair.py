@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from splice_ff.backbone import ViTFeatures
 from splice_ff.errors import InputError
-from splice_ff.generators.skip_unet import SkipUNet
 from splice_ff.images import load_image
 from splice_ff.losses import Losses
 from splice_ff.pair_optimizer import PairOptimizer, PairResult, to_full_size, working_size
@@ -80,7 +79,7 @@ def optimize_pair(
 
 
 @torch.no_grad()
-def apply_generator(generator: SkipUNet, image: Tensor, size: int | None) -> Tensor:
+def apply_generator(generator: nn.Module, image: Tensor, size: int | None) -> Tensor:
     """Run a trained generator on (1, 3, H, W) in [0, 1] at a shorter side of `size`; the result has H x W."""
     image = image.to(next(generator.parameters()).device)
     working = working_size(image, size)

@@ -9,11 +9,11 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from splice_ff.augment import appearance_views, structure_views
 from splice_ff.backbone import ViTFeatures
@@ -45,7 +45,8 @@ class PairResult:
     """Total, structure, appearance and identity of the whole picture, without augmentation."""
     step: int
     """The step at which it was made."""
-    generator: SkipUNet
+    generator: nn.Module
+    """What made it, on the CPU: a `SkipUNet`, or a copy of the generator that the run was given."""
     settings: dict[str, str]
     """What made it: recipe, backbone, seed."""
 
@@ -66,6 +67,8 @@ class PairOptimizer:
         seed: of the generator's initial weights and of the augmentations.
         compile: torch.compile the generator and the ViT.
         device: where to compute.
+        generator: images (B, 3, H, W) in [0, 1] to images of their shape and range, to be optimised in place of a new
+            SkipUNet. Its first picture counts: the result is never worse, by the total loss.
 
     Raises:
         ImageError: images too small for the generator.
@@ -81,6 +84,7 @@ class PairOptimizer:
         seed: int = 0,
         compile: bool = False,
         device: torch.device | str = "cpu",
+        generator: nn.Module | None = None,
     ) -> None:
         self.recipe, self.seed, self.device = recipe, seed, torch.device(device)
         self.full_structure = structure
@@ -92,9 +96,8 @@ class PairOptimizer:
         backbone = backbone.to(self.device)
         self.loss = SpliceLoss(backbone.with_matmuls_in(self.dtype) if self._is_mixed else backbone)
 
-        with torch.random.fork_rng():  # a library must not reseed its caller
-            torch.manual_seed(seed)
-            self.generator = SkipUNet(recipe.generator).to(self.device)
+        self.is_new = generator is None
+        self.generator = (self._new_generator() if generator is None else generator).to(self.device)
         self.averaged = copy.deepcopy(self.generator).requires_grad_(False) if recipe.average else self.generator
         self.generate: Callable[[Tensor], Tensor] = self.generator
         if compile:
@@ -135,7 +138,10 @@ class PairOptimizer:
         """
         recipe = self.recipe
         if self.step_count == 0:
-            self._learn_to_copy()
+            if self.is_new:
+                self._learn_to_copy()
+            else:
+                self._evaluate()
         falling = 0.5 * (1 + math.cos(math.pi * self.step_count / recipe.steps))
         self.adam.param_groups[0]["lr"] = recipe.learning_rate * (falling if recipe.cosine else 1.0)
         structure, appearance = self._draw()
@@ -246,6 +252,11 @@ class PairOptimizer:
         i = int(torch.randint(self.recipe.views, (), generator=self.random))
         return [self.whole_structure, self.appearance_bank[i]]
 
+    def _new_generator(self) -> nn.Module:
+        with torch.random.fork_rng():  # a library must not reseed its caller
+            torch.manual_seed(self.seed)
+            return SkipUNet(self.recipe.generator)
+
     def _learn_to_copy(self) -> None:
         """Teach the generator to return its input: cheap without a ViT, and most of the way to two of the losses."""
         adam = torch.optim.Adam(self.generator.parameters(), 3e-3, fused=True)
@@ -283,12 +294,22 @@ class PairOptimizer:
         return to_full_size(picture, self.structure, self.full_structure.to(self.device)).cpu()
 
 
-def save_state(optimizer: PairOptimizer, path: Path) -> None:
+class Resumable(Protocol):
+    """A run that can go on from its state."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that `load_state_dict` needs."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from it, or raise InputError if it is another run's."""
+
+
+def save_state(run: Resumable, path: Path) -> None:
     """Write the run's state, whole or not at all."""
-    atomic_write(path, lambda file: torch.save(optimizer.state_dict(), file))
+    atomic_write(path, lambda file: torch.save(run.state_dict(), file))
 
 
-def load_state(optimizer: PairOptimizer, path: Path) -> None:
+def load_state(run: Resumable, path: Path) -> None:
     """Go on from a state that `save_state` wrote.
 
     Raises:
@@ -299,7 +320,7 @@ def load_state(optimizer: PairOptimizer, path: Path) -> None:
     except Exception as error:  # torch.load raises whatever its unpickler trips over
         raise InputError(f"{path}: not a saved state of a run") from error
     try:
-        optimizer.load_state_dict(state)
+        run.load_state_dict(state)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 

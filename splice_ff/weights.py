@@ -195,7 +195,7 @@ def _from_hub(spec: BackboneSpec) -> Path:
     repo = _hub_repository(spec)
     try:
         # One short question first: the download itself retries for minutes where nobody answers.
-        _ask_hub(hf_hub_url(repo, "model.safetensors"))
+        ask_hub(hf_hub_url(repo, "model.safetensors"))
         return Path(hf_hub_download(repo, "model.safetensors"))
     except Exception as error:  # the HTTP client under huggingface_hub, and with it the exceptions, vary
         raise HubError(
@@ -204,7 +204,7 @@ def _from_hub(spec: BackboneSpec) -> Path:
         ) from error
 
 
-def _ask_hub(url: str) -> None:
+def ask_hub(url: str) -> None:
     """Return if the hub has this file; raise what huggingface_hub raises, or TimeoutError after HUB_TIMEOUT.
 
     In a thread, because a socket's timeout starts anew with every address of a host and every byte received, and

@@ -1,9 +1,14 @@
-"""What several test modules share: tiny ViTs, and the numbers that the original code computed."""
+"""What several test modules share: tiny ViTs and folders with their weights, and the original code's numbers."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+import torch.nn.functional as F
+from checkpoint_files import CONFIG, checkpoint_folder
+from feature_checks import FAMILIES
 from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 
@@ -28,7 +33,7 @@ def make_vit(seed=0, **changes):
     return randomize(VisionTransformer(**arguments | changes), seed).eval()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def randomized():
     """Fill a model's parameters with seeded noise: `randomized(model, seed=0)`."""
     return randomize
@@ -64,3 +69,67 @@ def golden_backbone(golden):
 def golden_image(golden):
     """An image of that file as (1, 3, H, W) in [0, 1]: `golden_image("square.image")`."""
     return lambda name: golden[name].permute(2, 0, 1)[None].float() / 255
+
+
+@pytest.fixture(scope="session")
+def families():
+    """Architectures of `FAMILIES` by name, made once, with random weights. Shared: do not change them."""
+    made = {}
+
+    def family(name):
+        if name not in made:
+            timm_name, changes = FAMILIES[name]
+            vit = timm.create_model(timm_name, num_classes=0, depth=3, **changes)
+            made[name] = ViTFeatures(randomize(vit))
+        return made[name]
+
+    return family
+
+
+@pytest.fixture
+def work(monkeypatch):
+    """Counts calls of the modules it watches, and lists the query lengths of all attention."""
+
+    class Work(Counter):
+        queries: list = []  # noqa: RUF012
+
+        def watch(self, vit):
+            for i, block in enumerate(vit.blocks):
+                parts = {"block": block, "attn.proj": block.attn.proj, "mlp": block.mlp}
+                for name, module in parts.items():
+                    module.register_forward_hook(lambda *_, key=f"{name} {i}": self.update([key]))
+
+    work = Work()
+    work.queries = []
+    attend = F.scaled_dot_product_attention
+
+    def counted(query, *rest, **options):
+        work.queries.append(query.shape[-2])
+        return attend(query, *rest, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", counted)
+    return work
+
+
+@pytest.fixture
+def vit_state(tiny_vit):
+    """Tensors of a random ViT with the architecture of `checkpoint_files.CONFIG`."""
+    return tiny_vit(depth=2).state_dict()
+
+
+@pytest.fixture
+def vit_fingerprint(tiny_vit):
+    """Of those weights."""
+    return ViTFeatures(tiny_vit(depth=2)).fingerprint
+
+
+@pytest.fixture
+def vit_folder(tmp_path, vit_state):
+    """A checkpoint folder with them."""
+    return checkpoint_folder(tmp_path / "tiny", CONFIG, vit_state)
+
+
+@pytest.fixture
+def blank_folder(tmp_path, tiny_vit):
+    """A checkpoint folder with other weights, for `--weights FILE` to replace."""
+    return checkpoint_folder(tmp_path / "blank", CONFIG, tiny_vit(seed=9, depth=2).state_dict())

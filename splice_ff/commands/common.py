@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,10 +10,13 @@ from typing import Annotated
 
 import torch
 import typer
+from tqdm import tqdm
 
 from splice_ff.errors import InputError
 from splice_ff.images import LoadedImage, load_image
+from splice_ff.losses import Losses
 from splice_ff.pair import default_device
+from splice_ff.pair_optimizer import PairOptimizer
 
 Structure = Annotated[Path, typer.Argument(help="Picture whose layout is kept.", show_default=False)]
 Appearance = Annotated[Path, typer.Argument(help="Picture whose look is taken.", show_default=False)]
@@ -73,3 +77,19 @@ def find_device(name: str | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device '{name}' cannot be used here: {str(error).splitlines()[0]}") from error
     return device
+
+
+def progress(run: PairOptimizer, quiet: bool) -> Iterator[Losses]:
+    """Take the remaining steps under a progress bar that shows the losses."""
+    with bar(run.recipe.steps, "step", quiet, run.step_count) as shown:
+        while not run.done:
+            losses = run.step()
+            shown.set_postfix({k: f"{v:.3f}" for k, v in losses.floats().items()}, refresh=False)
+            shown.update()
+            yield losses
+
+
+def bar(total: int, unit: str, quiet: bool, initial: int = 0) -> tqdm:  # type: ignore[type-arg]
+    """A progress bar on stderr."""
+    slow = 0.1 if sys.stderr.isatty() else 10  # a log file needs no animation
+    return tqdm(total=total, initial=initial, disable=quiet, unit=unit, mininterval=slow)

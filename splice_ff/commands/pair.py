@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from tqdm import tqdm
 
 import splice_ff
 from splice_ff.checkpoint import load_generator, save_generator
@@ -25,11 +22,12 @@ from splice_ff.commands.common import (
     errors,
     find_device,
     load,
+    progress,
     say,
 )
+from splice_ff.correspondence import match_strength
 from splice_ff.errors import InputError
 from splice_ff.images import LoadedImage, check_place, check_writable, save_image
-from splice_ff.losses import Losses
 from splice_ff.pair import apply_generator, choose_backbone, make_recipe
 from splice_ff.pair_optimizer import DivergedError, PairOptimizer, PairResult, load_state, save_state
 
@@ -89,13 +87,15 @@ def optimize(
         run = PairOptimizer(
             images[0].rgb, images[1].rgb, vit, recipe, seed=seed, compile=compile, device=find_device(device)
         )
+        if not quiet and (strength := match_strength(vit, images[0].rgb, images[1].rgb)).is_weak:
+            say(f"note: {strength.text}")
         if state and state.exists():
             load_state(run, state)
             if not quiet:
                 say(f"going on from step {run.step_count} of {state}")
         failure: BaseException | None = None
         try:
-            for _ in _progress(run, quiet):
+            for _ in progress(run, quiet):
                 if preview_every and run.step_count % preview_every == 0:
                     name = output.with_name(f"{output.stem}-step{run.step_count:05d}{output.suffix}")
                     save_image(name, run.preview(), alpha=images[0].alpha)
@@ -143,17 +143,6 @@ def apply(
         facts = settings | {"splice_ff": splice_ff.__version__, "applied_to": image.name}
         save_image(output, made, alpha=picture.alpha, settings=facts)
         say(str(output))
-
-
-def _progress(run: PairOptimizer, quiet: bool) -> Iterator[Losses]:
-    """Take the remaining steps under a progress bar that shows the losses."""
-    slow = 0.1 if sys.stderr.isatty() else 10  # a log file needs no animation
-    with tqdm(total=run.recipe.steps, initial=run.step_count, disable=quiet, unit="step", mininterval=slow) as bar:
-        while not run.done:
-            losses = run.step()
-            bar.set_postfix({k: f"{v:.3f}" for k, v in losses.floats().items()}, refresh=False)
-            bar.update()
-            yield losses
 
 
 def _write(output: Path, result: PairResult, structure: LoadedImage, facts: dict[str, str]) -> None:

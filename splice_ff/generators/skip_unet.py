@@ -38,14 +38,15 @@ class SkipUNet(nn.Module):
 
     Args:
         variant: a key of `VARIANTS`.
+        in_channels: of the input, where that is no image (feature inversion paints from noise).
     """
 
-    def __init__(self, variant: str = "published") -> None:
+    def __init__(self, variant: str = "published", in_channels: int = 3) -> None:
         super().__init__()
         v = VARIANTS[variant]
         self.join = _pad_to_larger if v.join == "pad" else _crop_to_smaller
         self.skips, self.down, self.joins, self.up = (nn.ModuleList() for _ in range(4))
-        inputs = (3, *CHANNELS[:-1])
+        inputs = (in_channels, *CHANNELS[:-1])
         below = (*CHANNELS[1:], CHANNELS[-1])
         for ins, outs, deeper in zip(inputs, CHANNELS, below, strict=True):
             self.skips.append(_layer(ins, SKIP_CHANNELS, 1, v))

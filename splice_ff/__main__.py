@@ -1,0 +1,5 @@
+"""`python -m splice_ff` is `splice-ff`."""
+
+from splice_ff.cli import main
+
+main()

@@ -1,0 +1,93 @@
+"""Many pairs through the one-shot model: equal sizes together, each picture written as soon as it is there."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from splice_ff.errors import InputError
+from splice_ff.images import LoadedImage, load_image, save_image
+from splice_ff.pair_list import PairFiles
+from splice_ff.pipeline import SpliceFF
+
+MAX_WAITING = 64_000_000
+"""Pixels of structure images that may wait for others of their size."""
+LOOKS_KEPT = 1024
+"""Looks remembered: lists often paint many structure images with few appearance images."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a pair."""
+
+    name: str
+    error: str | None
+    """One line, if it failed."""
+
+
+def paint_pairs(
+    model: SpliceFF,
+    pairs: Sequence[PairFiles],
+    folder: Path,
+    *,
+    size: int | None = None,
+    strength: float = 1.0,
+    batch_size: int = 8,
+    settings: dict[str, str] | None = None,
+) -> Iterator[Outcome]:
+    """Paint each pair into `folder/NAME.png`, in the order in which batches fill up; a bad file fails its pair alone.
+
+    Args:
+        model: the one-shot model.
+        pairs: which structure and appearance files.
+        folder: made if it is not there.
+        size, strength: see `SpliceFF.paint`.
+        batch_size: structure images of one size that are painted together, at most.
+        settings: for the pictures' text entries.
+    """
+    looks: OrderedDict[Path, Tensor] = OrderedDict()
+    waiting: dict[tuple[int, int], list[tuple[PairFiles, LoadedImage, Tensor]]] = {}
+
+    def look_of(path: Path) -> Tensor:
+        if path not in looks:
+            looks[path] = model.embed(load_image(path).rgb)
+        looks.move_to_end(path)
+        if len(looks) > LOOKS_KEPT:
+            looks.popitem(last=False)
+        return looks[path]
+
+    def paint(shape: tuple[int, int]) -> Iterator[Outcome]:
+        group = waiting.pop(shape)
+        try:
+            images, tokens = torch.cat([image.rgb for _, image, _ in group]), torch.cat([look for *_, look in group])
+            pictures = model.paint(images, tokens, size, strength)
+        except InputError as error:  # about their size, which they share
+            yield from (Outcome(pair.name, f"{pair.structure}: {error}") for pair, *_ in group)
+            return
+        for (pair, image, _), picture in zip(group, pictures, strict=True):
+            facts = {**(settings or {}), "structure": pair.structure.name, "appearance": pair.appearance.name}
+            try:
+                save_image(folder / f"{pair.name}.png", picture, alpha=image.alpha, settings=facts)
+                yield Outcome(pair.name, None)
+            except InputError as error:
+                yield Outcome(pair.name, str(error))
+
+    for pair in pairs:
+        try:
+            image = load_image(pair.structure)
+            look = look_of(pair.appearance)
+        except InputError as error:
+            yield Outcome(pair.name, str(error))
+            continue
+        waiting.setdefault(image.size, []).append((pair, image, look))
+        if len(waiting[image.size]) >= batch_size:
+            yield from paint(image.size)
+        while sum(h * w * len(group) for (h, w), group in waiting.items()) > MAX_WAITING:
+            yield from paint(max(waiting, key=lambda shape: shape[0] * shape[1] * len(waiting[shape])))
+    for shape in list(waiting):
+        yield from paint(shape)

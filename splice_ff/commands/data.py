@@ -1,0 +1,67 @@
+"""`splice-ff pairs`: nearest neighbours of a dataset, to train on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from splice_ff.commands.common import Backbone, Debug, Device, Quiet, Weights, errors, find_device, say
+from splice_ff.errors import InputError
+from splice_ff.images import check_place
+from splice_ff.pair import choose_backbone
+from splice_ff.presets import PRESETS
+
+
+def pairs(
+    data: Annotated[str, typer.Argument(help="Folder of pictures, .parquet or .tar files, or a dataset on the hub.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write (.parquet).")] = Path("pairs.parquet"),
+    neighbours: Annotated[int, typer.Option(min=1, help="Neighbours of each picture.")] = 8,
+    split: Annotated[str, typer.Option(help="Part of the dataset; train on the same one: 'train[:95%]'.")] = "train",
+    label: Annotated[list[str] | None, typer.Option(help="Only pictures with this label; may be repeated.")] = None,
+    across_labels: Annotated[bool, typer.Option("--across-labels", help="Only neighbours with another label.")] = False,
+    backbone: Backbone = None,
+    weights: Weights = None,
+    size: Annotated[int, typer.Option(min=16, help="Pixels of the square that the ViT sees.")] = 224,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures per forward pass.")] = 32,
+    device: Device = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Find the nearest neighbours of every picture, for training on pairs that match.
+
+    Interrupted, the same command goes on where it was.
+
+    Example: `splice-ff pairs photos/ -o pairs.parquet`
+    """
+    with errors(debug):
+        if output.suffix != ".parquet":
+            raise InputError(f"{output}: pairs are written as .parquet; choose such a name")
+        check_place(output)
+        place = find_device(device)
+        # Here, because `datasets` takes a second to import and most commands do without.
+        from splice_ff.image_dataset import open_dataset
+        from splice_ff.mining import mine_pairs
+
+        dataset = open_dataset(data, split)
+        vit, notice = choose_backbone(PRESETS["fast"], backbone, weights)
+        if notice:
+            say(f"note: {notice}")  # also when quiet: it changes the pairs
+        report = mine_pairs(
+            dataset,
+            vit,
+            output,
+            about={"data": data, "split": split},
+            neighbours=neighbours,
+            labels=label,
+            across_labels=across_labels,
+            size=size,
+            batch_size=batch_size,
+            device=place,
+            quiet=quiet,
+        )
+        if report.unreadable:
+            say(f"note: {report.unreadable} pictures could not be read and were left out")
+        if not quiet:
+            say(f"{output}: {report.pairs} pairs, for {report.pictures} of {len(dataset)} pictures")

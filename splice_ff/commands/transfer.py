@@ -1,0 +1,216 @@
+"""`splice-ff transfer` and `embed`: the one-shot mode."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from torch import Tensor
+
+import splice_ff
+from splice_ff.commands.common import (
+    Debug,
+    Device,
+    Output,
+    Quiet,
+    Size,
+    Structure,
+    errors,
+    find_device,
+    load,
+    progress,
+    say,
+)
+from splice_ff.correspondence import match_strength
+from splice_ff.errors import InputError
+from splice_ff.images import LoadedImage, check_place, check_writable, save_image
+from splice_ff.looks import load_look, save_look
+from splice_ff.pair_optimizer import DivergedError, PairResult
+from splice_ff.pipeline import SpliceFF
+from splice_ff.refine import refiner
+
+DEFAULT_MODEL = "pets-tiny"
+
+Model = Annotated[str, typer.Option(help="Bundled model, folder, or hub id owner/name.")]
+Backbone = Annotated[
+    str | None, typer.Option(help="Folder of the model's backbone, where it cannot be found by its name.")
+]
+BackboneWeights = Annotated[
+    Path | None, typer.Option(help="File with the weights of the model's backbone, where the hub cannot be reached.")
+]
+Strength = Annotated[
+    float, typer.Option(help="From 0, the structure picture's own look, to 1, the appearance picture's.")
+]
+Weight = Annotated[
+    list[float] | None,
+    typer.Option(help="Share of an appearance picture in the mix; repeat, one for each. All alike by default."),
+]
+
+
+def transfer(
+    structure: Structure,
+    appearance: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Picture whose look is taken; several are mixed. None with --look.", show_default=False),
+    ] = None,
+    output: Output = Path("out.png"),
+    model: Model = DEFAULT_MODEL,
+    look: Annotated[Path | None, typer.Option(help="Look written by `splice-ff embed`, for APPEARANCE.")] = None,
+    weight: Weight = None,
+    strength: Strength = 1.0,
+    size: Size = None,
+    refine: Annotated[
+        int, typer.Option(min=0, help="Per-pair steps that start from the one-shot picture; 100 take a while.")
+    ] = 0,
+    backbone: Backbone = None,
+    backbone_weights: BackboneWeights = None,
+    device: Device = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Paint a picture with the look of another in one forward pass: about a second.
+
+    Several appearance pictures are mixed: `splice-ff transfer cat.jpg tiger.jpg fox.jpg --weight 2 --weight 1`
+
+    Example: `splice-ff transfer cat.jpg tiger.jpg -o tiger-cat.png`
+    """
+    with errors(debug):
+        paths = appearance or []
+        _check_arguments(paths, look, weight, strength, refine)
+        check_writable(output)
+        picture = load(structure, quiet)
+        others = [load(path, quiet) for path in paths]
+        splice = load_model(model, backbone, backbone_weights, device)
+        facts = _facts(model, splice, size, paths, weight) | {"structure": structure.name, "strength": f"{strength:g}"}
+        if look:
+            tokens, look_facts = load_look(look, splice)
+            facts |= {k: v for k, v in look_facts.items() if k in ("appearance", "weights")} | {"look": look.name}
+        else:
+            if not quiet:
+                _warn_of_weak_matches(splice, picture, paths, others)
+            tokens = _embed(splice, others, weight)
+        if refine:
+            _refine(splice, picture, others[0], output, refine, size, facts, quiet)
+            return
+        made = splice.paint(picture.rgb, tokens, size, strength)
+        save_image(output, made, alpha=picture.alpha, settings=facts)
+        if not quiet:
+            say(str(output))
+
+
+def embed(
+    appearance: Annotated[
+        list[Path], typer.Argument(help="Picture whose look is kept; several are mixed.", show_default=False)
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write (.safetensors).")] = Path(
+        "look.safetensors"
+    ),
+    model: Model = DEFAULT_MODEL,
+    weight: Weight = None,
+    backbone: Backbone = None,
+    backbone_weights: BackboneWeights = None,
+    device: Device = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Keep the look of a picture, for `splice-ff transfer --look`. It fits only the model that made it.
+
+    Example: `splice-ff embed tiger.jpg -o tiger.safetensors`
+    """
+    with errors(debug):
+        _check_weights(appearance, weight)
+        check_place(output)
+        images = [load(path, quiet) for path in appearance]
+        splice = load_model(model, backbone, backbone_weights, device)
+        save_look(output, splice, _embed(splice, images, weight), _facts(model, splice, None, appearance, weight))
+        if not quiet:
+            say(str(output))
+
+
+def load_model(name: str, backbone: str | None, backbone_weights: Path | None, device: str | None) -> SpliceFF:
+    """The model that a command was given, on its device."""
+    found = find_device(device)
+    return SpliceFF.from_pretrained(name, backbone=backbone, weights=backbone_weights).to(found)
+
+
+def _check_arguments(
+    paths: list[Path], look: Path | None, weight: list[float] | None, strength: float, refine: int
+) -> None:
+    if bool(paths) == bool(look):
+        raise InputError("give appearance pictures, or --look; " + ("not both" if look else "there is neither"))
+    _check_weights(paths, weight)
+    if not 0 <= strength <= 1:
+        raise InputError(f"strength must be between 0 and 1, not {strength:g}")
+    if refine and (len(paths) != 1 or strength != 1):
+        raise InputError("--refine works towards one appearance picture at full strength: no mix, --look or --strength")
+
+
+def _check_weights(paths: list[Path], weight: list[float] | None) -> None:
+    if weight and len(weight) != len(paths):
+        raise InputError(f"{len(weight)} --weight for {len(paths)} appearance pictures: give one for each, or none")
+
+
+def _embed(model: SpliceFF, images: list[LoadedImage], weight: list[float] | None) -> Tensor:
+    return model.mix([model.embed(image.rgb) for image in images], weight or None)
+
+
+def _facts(
+    name: str, model: SpliceFF, size: int | None, paths: list[Path], weight: list[float] | None
+) -> dict[str, str]:
+    facts = {
+        "splice_ff": splice_ff.__version__,
+        "model": name,
+        "model_sha256": model.fingerprint,
+        "backbone": model.backbone.name,
+        "size": str(size or model.config.size),
+    }
+    if paths:
+        facts["appearance"] = ", ".join(path.name for path in paths)
+    if weight:
+        facts["weights"] = ", ".join(f"{w:g}" for w in weight)
+    return facts
+
+
+def _warn_of_weak_matches(
+    model: SpliceFF, structure: LoadedImage, paths: list[Path], appearances: list[LoadedImage]
+) -> None:
+    for path, image in zip(paths, appearances, strict=True):
+        strength = match_strength(model.backbone, structure.rgb, image.rgb)
+        if strength.is_weak:
+            say(f"note: {path}: {strength.text}")
+
+
+def _refine(
+    model: SpliceFF,
+    structure: LoadedImage,
+    appearance: LoadedImage,
+    output: Path,
+    steps: int,
+    size: int | None,
+    facts: dict[str, str],
+    quiet: bool,
+) -> None:
+    """Take per-pair steps and write the best picture, also when they are interrupted or diverge."""
+    run = refiner(model, structure.rgb, appearance.rgb, steps=steps, size=size)
+    failure: BaseException | None = None
+    try:
+        for _ in progress(run, quiet):
+            pass
+    except (KeyboardInterrupt, DivergedError) as error:
+        failure = error
+    try:
+        result: PairResult = run.result()
+    except DivergedError as error:
+        raise InputError(f"{error}; nothing was written") from error
+    losses = {f"loss_{k}": f"{v:.6g}" for k, v in result.losses.items()}
+    facts = facts | {"refine": str(steps), "step": str(result.step)} | losses
+    save_image(output, result.image, alpha=structure.alpha, settings=facts)
+    if isinstance(failure, KeyboardInterrupt):
+        say(f"interrupted at step {run.step_count}; the best picture so far is in {output}")
+        raise typer.Exit(130)
+    if failure:
+        raise InputError(f"{failure}; the best picture before that is in {output}") from failure
+    if not quiet:
+        total, *rest = (f"{k} {v:.4f}" for k, v in result.losses.items())
+        say(f"{output}: step {result.step} of {run.step_count}, {total} ({', '.join(rest)})")

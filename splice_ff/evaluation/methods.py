@@ -1,0 +1,217 @@
+"""The methods that are compared: trivial ones, one-shot, per-pair, and folders of pictures that others made."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from splice_ff.backbone import ViTFeatures
+from splice_ff.errors import InputError
+from splice_ff.evaluation.lab import match_colours
+from splice_ff.images import SUFFIXES, load_image
+from splice_ff.pair import apply_generator, optimize_pair
+from splice_ff.presets import PRESETS
+
+KNOWN = "copy, colour, one-shot, one-shot+refine:STEPS, optimize-fast[:STEPS], optimize-paper[:STEPS]"
+
+
+class NoPictureError(InputError):
+    """A folder of results has no picture of this pair."""
+
+
+@dataclass(frozen=True)
+class Painted:
+    """What a method makes of a pair."""
+
+    image: Tensor
+    """(1, 3, H, W) in [0, 1]."""
+    identity: Callable[[], Tensor] | None = None
+    """Makes its picture of the appearance image with its own look, (1, 3, H', W'), where the method can."""
+
+
+class Method(ABC):
+    """A way to paint a pair. `name` is shown; `settings` tell it from another of the same name."""
+
+    name: str
+    is_ours = True
+    """Whether it computes pictures, which are then kept, rather than reads them."""
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What its pictures depend on besides the pair."""
+        return {}
+
+    @abstractmethod
+    def __call__(self, pair: str, structure: Tensor, appearance: Tensor) -> Painted:
+        """Paint structure and appearance images (1, 3, H, W) in [0, 1]; `pair` is the pair's name."""
+
+
+class Copy(Method):
+    """The structure image as it is: what doing nothing scores."""
+
+    name = "copy"
+
+    def __call__(self, pair: str, structure: Tensor, appearance: Tensor) -> Painted:
+        """The structure image."""
+        return Painted(structure, lambda: appearance)
+
+
+class Colour(Method):
+    """Reinhard's transfer of colour statistics: what colours alone score."""
+
+    name = "colour"
+
+    def __call__(self, pair: str, structure: Tensor, appearance: Tensor) -> Painted:
+        """The structure image with the appearance image's colour statistics."""
+        return Painted(match_colours(structure, appearance), lambda: match_colours(appearance, appearance))
+
+
+class OneShot(Method):
+    """The amortized generator in one pass, or with per-pair steps from there on.
+
+    Args:
+        checkpoint: what `SpliceFF.from_pretrained` takes.
+        steps: of refinement; 0 for none.
+        device: where to compute.
+    """
+
+    def __init__(self, checkpoint: str, steps: int = 0, device: torch.device | str = "cpu") -> None:
+        from splice_ff.pipeline import SpliceFF
+        from splice_ff.refine import refine
+
+        self.name = f"one-shot+refine:{steps}" if steps else "one-shot"
+        self.checkpoint, self.steps = checkpoint, steps
+        self._refine = refine
+        self.model = SpliceFF.from_pretrained(checkpoint).to(device).eval()
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The checkpoint and its weights: a folder that is trained on keeps its name."""
+        return {"checkpoint": self.checkpoint, "sha256": self.model.fingerprint}
+
+    def __call__(self, pair: str, structure: Tensor, appearance: Tensor) -> Painted:
+        """The model's picture; without steps also of the appearance image by itself."""
+        if self.steps:
+            return Painted(self._refine(self.model, structure, appearance, steps=self.steps).image)
+        return Painted(self._paint(structure, appearance), lambda: self._paint(appearance, appearance))
+
+    @torch.no_grad()
+    def _paint(self, structure: Tensor, appearance: Tensor) -> Tensor:
+        return self.model(structure, appearance)
+
+
+class Optimize(Method):
+    """A generator trained on the pair, by a preset.
+
+    Args:
+        preset: "fast" or "paper".
+        steps: instead of the preset's.
+        backbone: the frozen ViT.
+        device: where to compute.
+    """
+
+    def __init__(
+        self, preset: str, steps: int | None, backbone: ViTFeatures, device: torch.device | str = "cpu"
+    ) -> None:
+        self.name = f"optimize-{preset}" + (f":{steps}" if steps else "")
+        self.preset, self.steps, self.backbone, self.device = preset, steps, backbone, device
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The backbone."""
+        return {"backbone": self.backbone.name, "backbone_sha256": self.backbone.fingerprint}
+
+    def __call__(self, pair: str, structure: Tensor, appearance: Tensor) -> Painted:
+        """The best picture of the run; its generator paints the appearance image too."""
+        result = optimize_pair(
+            structure, appearance, preset=self.preset, steps=self.steps, backbone=self.backbone, device=self.device
+        )
+        size = PRESETS[self.preset].size
+        return Painted(result.image, lambda: apply_generator(result.generator, appearance, size))
+
+
+class Folder(Method):
+    """Pictures that lie in a folder: `FOLDER/PAIR.*`, or `FOLDER/PAIR/NAME.*` as in a folder of pairs.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+
+    is_ours = False
+
+    def __init__(self, name: str, folder: Path) -> None:
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder of results")
+        self.name, self.folder = name, folder
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The folder."""
+        return {"folder": str(self.folder.resolve())}
+
+    def find(self, pair: str) -> Path | None:
+        """The picture of a pair, if there is one."""
+        for stem in (self.folder / pair, self.folder / pair / self.name):
+            for suffix in SUFFIXES:
+                path = stem.with_name(stem.name + suffix)  # not with_suffix: names may hold dots
+                if path.is_file():
+                    return path
+        return None
+
+    def __call__(self, pair: str, structure: Tensor, appearance: Tensor) -> Painted:
+        """The picture of that pair.
+
+        Raises:
+            NoPictureError: there is none.
+        """
+        path = self.find(pair)
+        if path is None:
+            raise NoPictureError(f"{self.name} has no picture of {pair}")
+        return Painted(load_image(path).rgb.to(structure.device))
+
+
+def parse_method(
+    text: str, backbone: ViTFeatures, checkpoint: str | None = None, device: torch.device | str = "cpu"
+) -> Method:
+    """A method by its name, as `KNOWN` lists them.
+
+    Args:
+        text: the name.
+        backbone: with which the per-pair methods optimise.
+        checkpoint: of the one-shot methods.
+        device: where they compute.
+
+    Raises:
+        InputError: an unknown name, no number of steps where one is needed, or one-shot without a checkpoint.
+    """
+    match = re.fullmatch(r"(copy|colour|one-shot|one-shot\+refine|optimize-fast|optimize-paper)(?::([1-9]\d*))?", text)
+    if not match:
+        raise InputError(f"unknown method '{text}'. Known: {KNOWN}")
+    kind, steps = match[1], int(match[2]) if match[2] else None
+    if kind.startswith("optimize"):
+        return Optimize(kind.removeprefix("optimize-"), steps, backbone, device)
+    if (kind == "one-shot+refine") != (steps is not None):
+        raise InputError(f"method '{text}': {'give' if steps is None else 'it takes no'} steps. Known: {KNOWN}")
+    if kind in ("copy", "colour"):
+        return Copy() if kind == "copy" else Colour()
+    if checkpoint is None:
+        raise InputError(f"method '{text}' needs --checkpoint")
+    return OneShot(checkpoint, steps or 0, device)
+
+
+def parse_results(text: str) -> Folder:
+    """A folder of results from "NAME=FOLDER".
+
+    Raises:
+        InputError: no "=", or no such folder.
+    """
+    name, equals, folder = text.partition("=")
+    if not (name and equals and folder):
+        raise InputError(f"results '{text}' are not NAME=FOLDER")
+    return Folder(name, Path(folder))

@@ -1,0 +1,148 @@
+"""What the features hold, as colours: their first three principal components (paper, section 3.2, figure 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from splice_ff.backbone import Features, ViTFeatures
+from splice_ff.losses import VIT_SIZE
+from splice_ff.patches import FACETS, patch_descriptors, resize_to_patches
+
+PCA_FACETS = (*FACETS, "self_similarity")
+CLIPPED = 0.01
+"""Share of the patches at either end of a component whose colours are clipped: outliers must not dull the rest."""
+
+
+@dataclass(frozen=True)
+class Basis:
+    """Mean (D,) and the first principal components (3, D) of some descriptors."""
+
+    mean: Tensor
+    components: Tensor
+
+    def project(self, descriptors: Tensor) -> Tensor:
+        """(N, D) to (N, 3)."""
+        return (descriptors - self.mean) @ self.components.mT
+
+
+def principal_components(descriptors: Tensor, count: int = 3) -> Basis:
+    """The first principal components of (N, D), in order of variance.
+
+    Exact, from the covariance in float64, so that runs agree; the entry of largest magnitude is positive in each.
+    """
+    mean = descriptors.mean(0)
+    centred = (descriptors - mean).double()
+    components = torch.linalg.eigh(centred.mT @ centred).eigenvectors[:, -count:].mT.flip(0)
+    largest = components.gather(1, components.abs().argmax(1, keepdim=True))
+    return Basis(mean, (components * largest.sign()).to(descriptors.dtype))
+
+
+@torch.no_grad()
+def pca_pictures(
+    backbone: ViTFeatures,
+    images: Sequence[Tensor],
+    facets: Sequence[str] = PCA_FACETS,
+    layers: Sequence[int] = (-1,),
+    *,
+    joint: bool = False,
+    mask: bool = False,
+    size: int = VIT_SIZE,
+) -> list[dict[tuple[str, int], Tensor]]:
+    """The first three principal components of features as RGB. Each image passes through the ViT once.
+
+    Args:
+        backbone: the frozen ViT.
+        images: (1, 3, H, W) each, in [0, 1], of any sizes.
+        facets: of `PCA_FACETS`. `self_similarity` is that of the keys: a patch is described by its similarity to every
+            token of the image (with `joint`: of all images).
+        layers: from 0, or negative from the end.
+        joint: one basis and one colour scale for all images, so that a colour means the same in each.
+        mask: blacken the background and spread the colours over the rest; see `foreground`.
+        size: shorter side, in pixels, of what the ViT sees.
+
+    Returns:
+        For each image, (facet, layer from 0) to a picture (3, h, w) in [0, 1], a pixel for each patch. `enlarge_map`
+        brings one to the image's size; all of them at that size could fill the memory.
+
+    Raises:
+        IndexError: a layer that the ViT does not have.
+    """
+    device = backbone.mean.device
+    resized = [resize_to_patches(image.to(device), backbone, size) for image in images]
+    found = [_features(backbone, image, facets, layers, mask) for image in resized]
+    numbers = sorted({i % backbone.depth for i in layers})
+    groups = [range(len(images))] if joint else [[i] for i in range(len(images))]
+    pictures: list[dict[tuple[str, int], Tensor]] = [{} for _ in images]
+    for group in groups:
+        members = [found[i] for i in group]
+        kept = [foreground(features, numbers[-1]) for features in members] if mask else None
+        for facet in facets:
+            for layer in numbers:
+                for i, colours in zip(group, _colours(members, facet, layer, kept), strict=True):
+                    pictures[i][facet, layer] = colours.cpu()
+    return pictures
+
+
+def foreground(features: Features, layer: int) -> Tensor:
+    """Which patches of one image show the object, (h, w) booleans: a side of the tokens' first principal component.
+
+    Components have no natural sign. The background is the side that holds more of the patches along the border. Of
+    several images each has its own component: the first that they share tells one image from the other.
+    """
+    descriptors = patch_descriptors(features, "tokens", layer)[0]
+    side = (principal_components(descriptors, count=1).project(descriptors) > 0).view(features.grid)
+    border = torch.cat([side[0], side[-1], side[:, 0], side[:, -1]])
+    return ~side if border.float().mean() > 0.5 else side
+
+
+def self_similarity_descriptors(keys: Sequence[Tensor]) -> list[Tensor]:
+    """Descriptors with the principal components of the rows of the keys' self-similarity, at D instead of T numbers.
+
+    With the tokens' unit keys as the rows of K (T, D), the self-similarity is K K'. Its rows have the same inner
+    products as those of K (K' K)^(1/2), and so the same projections on their principal components: the T x T matrix,
+    and its T x T covariance, are never made.
+
+    Args:
+        keys: (T, D) of each image, heads concatenated, prefix tokens included.
+    """
+    units = [F.normalize(k.double(), dim=-1) for k in keys]
+    values, vectors = torch.linalg.eigh(sum((k.mT @ k for k in units), torch.zeros((), device=units[0].device)))
+    root = vectors * values.clamp(min=0).sqrt() @ vectors.mT
+    return [(k @ root).float() for k in units]
+
+
+def _features(
+    backbone: ViTFeatures, image: Tensor, facets: Sequence[str], layers: Sequence[int], mask: bool
+) -> Features:
+    wanted = {facet: list(layers) for facet in facets if facet in FACETS}
+    if "self_similarity" in facets:
+        wanted["keys"] = list(layers)
+    if mask:  # the deepest layer's tokens tell the object
+        wanted["tokens"] = list(layers)
+    return backbone(image, **wanted)
+
+
+def _colours(found: Sequence[Features], facet: str, layer: int, kept: Sequence[Tensor] | None) -> list[Tensor]:
+    """Pictures (3, h, w) in [0, 1] on the patch grids of images that share a basis."""
+    if facet == "self_similarity":
+        keys = [rearrange(f.keys[layer], "1 heads t d -> t (heads d)") for f in found]
+        patches = [f.grid[0] * f.grid[1] for f in found]
+        descriptors = [d[-n:] for d, n in zip(self_similarity_descriptors(keys), patches, strict=True)]
+    else:
+        descriptors = [patch_descriptors(f, facet, layer)[0] for f in found]
+    seen = [torch.ones(f.grid, dtype=torch.bool) for f in found] if kept is None else kept
+    shown = torch.cat([d[s.flatten()] for d, s in zip(descriptors, seen, strict=True)])
+    basis = principal_components(shown)
+    scores = basis.project(shown)
+    low, high = scores.quantile(CLIPPED, 0), scores.quantile(1 - CLIPPED, 0)
+    pictures = []
+    for d, s, f in zip(descriptors, seen, found, strict=True):
+        colours = ((basis.project(d) - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
+        pictures.append(rearrange(colours * s.view(-1, 1), "(h w) c -> c h w", h=f.grid[0]))
+    return pictures

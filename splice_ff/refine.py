@@ -1,0 +1,111 @@
+"""A few per-pair steps that start from the one-shot answer."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from splice_ff.losses import Losses
+from splice_ff.pair_optimizer import PairOptimizer, PairResult
+from splice_ff.pipeline import SpliceFF, check_size
+from splice_ff.presets import PRESETS, Recipe
+
+REFINE = replace(PRESETS["fast"], steps=100, learning_rate=1e-3, copy_steps=0, views=4, average=0.0, patience=0)
+"""The same losses as `fast`, from a generator that knows much already: smaller steps, few views, no averaging."""
+
+
+def refine(
+    model: SpliceFF,
+    structure: Tensor,
+    appearance: Tensor,
+    *,
+    steps: int,
+    size: int | None = None,
+    seed: int = 0,
+    on_step: Callable[[PairOptimizer, Losses], None] | None = None,
+) -> PairResult:
+    """Fine-tune a copy of the generator's UNet and the appearance tokens on one pair.
+
+    The losses are those of per-pair optimisation, with the model's own backbone. The picture is the best one met, by
+    their sum over the whole picture; the one-shot answer is the first candidate, so it is never worse.
+
+    Args:
+        model: it is left as it is.
+        structure, appearance: (1, 3, H, W) in [0, 1].
+        steps: how many; 50 to 200 are useful.
+        size: shorter side, in pixels, at which to work; the model's default if None.
+        seed: of the appearance image's views.
+        on_step: called after every step, with the optimiser and the step's losses.
+
+    Returns:
+        The best picture, at the structure image's size, with its losses.
+
+    Raises:
+        InputError: steps, a size or images that cannot be.
+        DivergedError: the losses became NaN or infinite before any picture was whole.
+    """
+    optimizer = refiner(model, structure, appearance, steps=steps, size=size, seed=seed)
+    while not optimizer.done:
+        losses = optimizer.step()
+        if on_step:
+            on_step(optimizer, losses)
+    return optimizer.result()
+
+
+def refiner(
+    model: SpliceFF, structure: Tensor, appearance: Tensor, *, steps: int, size: int | None = None, seed: int = 0
+) -> PairOptimizer:
+    """The optimiser behind `refine`, for those who take the steps themselves."""
+    size = model.config.size if size is None else size
+    check_size(size, structure)
+    check_size(size, appearance)
+    recipe: Recipe = replace(REFINE, steps=steps, size=size, backbone=model.backbone.name)
+    generator = PairGenerator(model, model.embed(appearance))
+    return PairOptimizer(
+        structure, appearance, model.backbone, recipe, seed=seed, device=model.device, generator=generator
+    )
+
+
+class PairGenerator(nn.Module):
+    """An amortized generator with one look: images (B, 3, H, W) in [0, 1] to images of their shape and range.
+
+    Args:
+        model: its UNet is copied; all of the copy can be trained, and the look.
+        look: appearance tokens (1, M, C).
+    """
+
+    def __init__(self, model: SpliceFF, look: Tensor) -> None:
+        super().__init__()
+        self.unet = copy.deepcopy(model.generator.unet).requires_grad_(True)
+        self.look = nn.Parameter(look.clone())
+        self.semantics = _Semantics(model)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Repaint images with the look."""
+        look = self.look.expand(len(images), -1, -1)
+        return self.unet(images, look, self.semantics(images))
+
+
+class _Semantics:
+    """Semantics of images, remembered: the optimiser comes back to the same few tensors.
+
+    Not a module, and one with its copies: neither the ViT nor the memory belongs to the generator's state.
+    """
+
+    def __init__(self, model: SpliceFF) -> None:
+        self.model = model
+        self.known: dict[int, tuple[Tensor, Tensor]] = {}  # with the images, so that no other can get their id
+
+    def __call__(self, images: Tensor) -> Tensor:
+        if id(images) not in self.known:
+            with torch.no_grad():
+                self.known[id(images)] = images, self.model.observe(images).semantics
+        return self.known[id(images)][1]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Semantics:
+        return self

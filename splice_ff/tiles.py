@@ -1,0 +1,152 @@
+"""Large pictures through the amortized UNet in bounded memory: tiles that meet without seams.
+
+What a pixel of the output depends on is bounded: convolutions reach a known distance, attention goes to the appearance
+tokens alone. With a margin of that distance around it, a tile is what one pass over the whole picture would have made
+there, so that tiles need no blending. Two things are not local, and are settled for the whole picture beforehand:
+GroupNorm's statistics, from one pass at a reduced size, and the map of semantics.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as TF
+
+from splice_ff.generators.cross_attention_unet import CrossAttentionUNet
+
+MAX_UNTILED = 1280 * 1280
+"""Pixels up to which a picture goes in one pass."""
+CORE = 1024
+"""Side, in pixels, of what a tile contributes; its margins come on top."""
+
+
+@torch.no_grad()
+def paint_in_tiles(
+    unet: CrossAttentionUNet,
+    structure: Tensor,
+    tokens: Tensor,
+    semantics: Tensor,
+    core: int = CORE,
+    statistics_pixels: int = MAX_UNTILED,
+) -> Tensor:
+    """What `unet(structure, tokens, semantics)` does, one tile at a time.
+
+    Args:
+        unet: the generator's image path; it is left as it is.
+        structure: (B, 3, H, W) in [0, 1].
+        tokens: appearance tokens (B, M, C).
+        semantics: deepest keys of the whole structure images' patches, (B, D, h, w).
+        core: side of a tile without its margins, rounded up to the UNet's stride.
+        statistics_pixels: most pixels of the pass that takes GroupNorm's statistics; with H * W or more they are
+            exact, and so is the result, up to rounding.
+
+    Returns:
+        (B, 3, H, W) in [0, 1].
+    """
+    core = -(-core // unet.stride) * unet.stride
+    painted = torch.empty_like(structure)
+    for i in range(len(structure)):  # one by one: statistics belong to an image
+        image, look, keys = structure[i : i + 1], tokens[i : i + 1], semantics[i : i + 1]
+        frozen = freeze_statistics(unet, _at_most(image, statistics_pixels), look, keys)
+        window = _Window(frozen.semantics, [-(-side // unet.stride) for side in image.shape[-2:]])
+        frozen.semantics = window  # type: ignore[assignment]
+        margin = reach(unet)
+        for top, bottom, above, below in _spans(image.shape[-2], core, margin):
+            for left, right, before, after in _spans(image.shape[-1], core, margin):
+                # where a tile does not end with a whole stride it ends with the picture, which the UNet pads
+                window.show(*(-(-edge // unet.stride) for edge in (above, below, before, after)))
+                tile = frozen(image[..., above:below, before:after], look, keys)
+                painted[i, :, top:bottom, left:right] = tile[
+                    0, :, top - above : bottom - above, left - before : right - before
+                ]
+    return painted
+
+
+def freeze_statistics(
+    unet: CrossAttentionUNet, structure: Tensor, tokens: Tensor, semantics: Tensor
+) -> CrossAttentionUNet:
+    """A copy whose GroupNorms use the statistics of one image (1, 3, H, W) whatever they are given.
+
+    A GroupNorm with given statistics is what a BatchNorm computes in eval mode.
+    """
+    frozen = copy.deepcopy(unet).eval().requires_grad_(False)
+    norms = {name: m for name, m in frozen.named_modules() if isinstance(m, nn.GroupNorm)}
+    fixed: dict[str, nn.BatchNorm2d] = {}
+
+    def record(name: str) -> Any:
+        def hook(norm: nn.GroupNorm, inputs: tuple[Tensor]) -> None:
+            groups = inputs[0].float().unflatten(1, (norm.num_groups, -1)).flatten(2)
+            variance, mean = torch.var_mean(groups, -1, correction=0)
+            twin = nn.BatchNorm2d(norm.num_channels, norm.eps).to(mean.device)
+            size = norm.num_channels // norm.num_groups
+            twin.running_mean = mean[0].repeat_interleave(size)
+            twin.running_var = variance[0].repeat_interleave(size)
+            twin.weight, twin.bias = norm.weight, norm.bias
+            fixed[name] = twin.eval()
+
+        return hook
+
+    handles = [norm.register_forward_pre_hook(record(name)) for name, norm in norms.items()]
+    frozen(structure, tokens, semantics)
+    for handle in handles:
+        handle.remove()
+    for name, norm in fixed.items():
+        frozen.set_submodule(name, norm)
+    return frozen
+
+
+def reach(unet: CrossAttentionUNet) -> int:
+    """How far, in pixels, an output pixel looks; rounded up to the UNet's stride.
+
+    At scale i a pixel is 2^i wide: each 3x3 convolution there reaches one further, and so does the bilinear step up
+    to the next finer scale.
+    """
+    pixels = 2  # the stem and the last convolution
+    for i, (down, up) in enumerate(zip(unet.down, reversed(unet.up), strict=True)):
+        finer, here = 2**i, 2 ** (i + 1)
+        pixels += finer  # the convolution that halves the sides
+        pixels += here * _convolutions(down)
+        pixels += here  # bilinear enlargement
+        pixels += finer * _convolutions(up)
+    return -(-pixels // unet.stride) * unet.stride
+
+
+def _convolutions(scale: nn.Module) -> int:
+    return sum(isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3) for m in scale.modules())
+
+
+def _spans(length: int, core: int, margin: int) -> Iterator[tuple[int, int, int, int]]:
+    """(start, end) of what each tile contributes, and of what it needs to see."""
+    for start in range(0, length, core):
+        end = min(start + core, length)
+        yield start, end, max(0, start - margin), min(length, end + margin)
+
+
+def _at_most(image: Tensor, pixels: int) -> Tensor:
+    h, w = image.shape[-2:]
+    factor = (pixels / (h * w)) ** 0.5
+    if factor >= 1:
+        return image
+    resized: Tensor = TF.resize(image, [max(1, int(h * factor)), max(1, int(w * factor))], antialias=True)
+    return resized
+
+
+class _Window(nn.Module):
+    """Part of the whole picture's map of semantics, at the coarsest scale."""
+
+    def __init__(self, project: nn.Module, size: list[int]) -> None:
+        super().__init__()
+        self.project, self.size = project, size
+
+    def show(self, top: int, bottom: int, left: int, right: int) -> None:
+        """Choose the part, in pixels of the coarsest scale."""
+        self.part = slice(top, bottom), slice(left, right)
+
+    def forward(self, semantics: Tensor) -> Tensor:
+        whole = F.interpolate(self.project(semantics), self.size, mode="bilinear", align_corners=False)
+        return whole[(..., *self.part)]

@@ -1,0 +1,409 @@
+"""Training the amortized generator on many pairs, through accelerate: one device or many.
+
+The losses are Splice's, on the outputs for every pair in both directions: the ViT pass over the two images serves as
+condition and as target of both.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration, set_seed
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+from tqdm import tqdm
+
+from splice_ff.errors import InputError
+from splice_ff.generators.amortized import AmortizedGenerator, Condition, GeneratorConfig
+from splice_ff.images import atomic_write
+from splice_ff.losses import Losses, LossWeights, SpliceLoss, Target, resize_for_vit
+from splice_ff.pair_optimizer import DivergedError
+from splice_ff.pipeline import SpliceFF
+from splice_ff.training_checkpoints import newest_checkpoint, save_checkpoint
+from splice_ff.training_config import LossConfig, OptimizerConfig, TrainingConfig, weight_at
+from splice_ff.training_data import Batch, TrainingData
+from splice_ff.training_log import TrainingLog, picture_grid
+from splice_ff.weights import load_backbone
+
+
+class Trainer:
+    """One training run; `run()` takes it to its end.
+
+    Args:
+        config: what to train.
+        accelerator: devices, processes and precision; made from the config if omitted.
+        quiet: no progress bar.
+
+    Raises:
+        InputError: data, backbone or weights that cannot be used, or a checkpoint of another generator.
+    """
+
+    def __init__(self, config: TrainingConfig, accelerator: Accelerator | None = None, quiet: bool = False) -> None:
+        self.config, self.quiet = config, quiet
+        self.accelerator = accelerator or make_accelerator(config)
+        self.device = self.accelerator.device
+        set_seed(config.seed)
+        backbone = load_backbone(config.backbone.name, config.backbone.weights).to(self.device)
+        self.backbone_name, self.fingerprint = backbone.name, backbone.fingerprint
+        is_mixed = self.accelerator.mixed_precision == "bf16"
+        self.backbone = backbone.with_matmuls_in(torch.bfloat16) if is_mixed else backbone
+        self.original_backbone = backbone
+
+        self.generator = self._make_generator().to(self.device)
+        self.generator.unet.checkpointing = config.run.gradient_checkpointing
+        decay = config.optimizer.ema
+        self.average: Any = AveragedModel(self.generator, multi_avg_fn=_ramped_average(decay))
+        if config.run.compile:
+            self.generator.compile()
+            self.backbone.compile()
+        adam = torch.optim.AdamW(
+            self.generator.parameters(), betas=(0.9, 0.99), weight_decay=config.optimizer.weight_decay, fused=True
+        )
+        self.model, self.adam = self.accelerator.prepare(self.generator, adam)
+        self.accelerator.register_for_checkpointing(self.average, self)
+        self.step_count = 0
+        self.bad_steps = 0
+        self.bad_in_a_row = 0
+        self.best_total = math.inf
+        self.stop_signal: int | None = None
+
+        self.log = TrainingLog(config, self.accelerator)
+        self.data = TrainingData(config, self.accelerator, quiet)
+        self.log.count(0, self.data.unreadable)
+
+    def _make_generator(self) -> AmortizedGenerator:
+        settings = self.config.generator
+        config = GeneratorConfig(self.backbone.depth, self.backbone.width, settings.size, settings.context)
+        if settings.start_from is None:
+            return AmortizedGenerator(config)
+        start = SpliceFF.from_pretrained(settings.start_from, backbone=self.original_backbone)
+        if start.generator.config != config:
+            raise InputError(f"{settings.start_from}: a generator of another kind ({start.generator.config})")
+        return start.generator.requires_grad_(True)
+
+    # -- the run ------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Train to the last step, from the newest whole checkpoint in the output folder if there is one.
+
+        Raises:
+            DivergedError: too many steps in a row had NaN or infinite gradients; the last good state is kept.
+        """
+        config = self.config
+        self._resume()
+        self._write_config()
+        batches = self.data.batches(self.step_count)
+        last_checkpoint = time.monotonic()
+        with self._signals(), self._bar() as bar:
+            while self.step_count < config.optimizer.steps:
+                losses = self.step(batches)
+                bar.set_postfix({k: f"{v:.3f}" for k, v in losses.items() if k != "learning_rate"}, refresh=False)
+                bar.update()
+                if self._is_due(config.run.log_every):
+                    self.log.write(self.step_count, bad_steps=self.bad_steps)
+                if self._is_due(config.run.validate_every):
+                    self._validate_and_keep_best()
+                if self._is_due(config.run.sample_every):
+                    self._sample()
+                minutes = (time.monotonic() - last_checkpoint) / 60
+                stop, late = self._agree(self.stop_signal is not None, minutes > config.run.checkpoint_minutes)
+                if stop or late or self._is_due(config.run.checkpoint_every):
+                    save_checkpoint(self.accelerator, config.output, self.step_count, config.run.keep)
+                    last_checkpoint = time.monotonic()
+                if stop:
+                    self.log.say(f"stopped at step {self.step_count}; the same command goes on from there")
+                    break
+                if self.bad_in_a_row >= config.optimizer.max_bad_steps:
+                    save_checkpoint(self.accelerator, config.output, self.step_count, config.run.keep)
+                    raise DivergedError(f"{self.bad_in_a_row} steps in a row without finite gradients; weights kept")
+        self.save_model(config.output / "model")
+        self.log.close()
+
+    def step(self, batches: Iterator[Batch]) -> dict[str, float]:
+        """One update of the weights, from `accumulation` batches.
+
+        Returns:
+            The losses (means over the update and all processes), the norm of the gradient and the learning rate.
+        """
+        optimizer = self.config.optimizer
+        learning_rate = learning_rate_at(self.step_count, optimizer)
+        for group in self.adam.param_groups:
+            group["lr"] = learning_rate
+        sums = torch.zeros(5, device=self.device)
+        norm = torch.zeros(())
+        for _ in range(optimizer.accumulation):
+            with self.log.waiting():
+                batch = next(batches)
+            with self.accelerator.accumulate(self.model):
+                losses, distilled = self.losses(batch)
+                self.accelerator.backward(losses.total + distilled)
+                values = (losses.total + distilled, losses.structure, losses.appearance, losses.identity, distilled)
+                sums += torch.stack([v.detach().float() for v in values]) / optimizer.accumulation
+                if self.accelerator.sync_gradients:
+                    norm = self.accelerator.clip_grad_norm_(self.model.parameters(), optimizer.clip)
+                    # Gradients are averages over all processes, so that all of them decide alike.
+                    if math.isfinite(norm.item()):
+                        self.adam.step()
+                        self.average.update_parameters(self.accelerator.unwrap_model(self.model))
+                        self.bad_in_a_row = 0
+                    else:
+                        self.bad_steps, self.bad_in_a_row = self.bad_steps + 1, self.bad_in_a_row + 1
+                    self.adam.zero_grad()
+            self.log.count(len(batch.first), batch.skipped)
+        self.step_count += 1
+        names = ("total", "structure", "appearance", "identity", "distilled")
+        means = dict(zip(names, self.accelerator.reduce(sums, "mean").tolist(), strict=True))
+        found = means | {"gradient_norm": norm.item(), "learning_rate": learning_rate}
+        if not self.config.distill:
+            del found["distilled"]
+        self.log.add(found)
+        return found
+
+    # -- losses -------------------------------------------------------------------------------------------------
+
+    def losses(self, batch: Batch) -> tuple[Losses, Tensor]:
+        """Splice's losses of a batch of pairs, each in both directions; and the distillation terms, weighted."""
+        settings = self.config.loss
+        loss = SpliceLoss(self.backbone, weights_at(settings, self.step_count), settings.vit_size)
+        count = len(batch.first)
+        images = torch.cat([batch.first, batch.second])
+        again = slice(0, count, settings.identity_every)
+        with self.accelerator.autocast():
+            seen = self._observe(images)
+            painted = self.model(*_both_ways(images, seen, again))
+            output, same = painted[: 2 * count], painted[2 * count :]
+            box = self._crop_box(images.shape[-1])
+            (target,) = loss.targets(_crop(images, box))
+            losses = loss(
+                _crop(output, box),
+                structure=target,
+                appearance=Target(target.keys, target.cls.roll(count, 0)),
+                identity=_crop(same, box),
+                identity_target=Target(target.keys[again], target.cls[again]),
+            )
+            return losses, self._distilled(batch) if self.config.distill else output.new_zeros(())
+
+    @torch.no_grad()
+    def _observe(self, images: Tensor) -> Condition:
+        return self.generator.observe(self.backbone, resize_for_vit(images, self.config.loss.vit_size))
+
+    def _crop_box(self, side: int) -> tuple[int, int, int]:
+        """Top, left and side of this step's square: the same in all processes, and in a run that was resumed."""
+        random = torch.Generator().manual_seed(hash((self.config.seed, self.step_count)) % 2**63)
+        share = self.config.loss.crop + (1 - self.config.loss.crop) * torch.rand((), generator=random).item()
+        size = round(side * share)
+        top, left = torch.randint(side - size + 1, (2,), generator=random).tolist()
+        return top, left, size
+
+    def _distilled(self, batch: Batch) -> Tensor:
+        """Towards the per-pair teacher's pictures: by pixels, and by deepest keys."""
+        settings, lesson = self.config.distill, batch.lesson
+        assert settings is not None and lesson is not None
+        structure, appearance = self._observe(lesson.structure), self._observe(lesson.appearance)
+        output = self.model(lesson.structure, structure.semantics, appearance.cls, appearance.patches)
+        term = settings.image * F.l1_loss(output, lesson.output)
+        if settings.features:
+            made, wanted = (
+                self.backbone(resize_for_vit(x, self.config.loss.vit_size), keys=[-1]).keys[self.backbone.depth - 1]
+                for x in (output, lesson.output)
+            )
+            term = term + settings.features * F.mse_loss(made.float(), wanted.float())
+        return term
+
+    # -- judging and keeping ------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def paint(self, first: Tensor, second: Tensor) -> Tensor:
+        """The averaged generator's output: layouts (B, 3, S, S) of `first` with the looks of `second`."""
+        seen, look = self._observe(first), self._observe(second)
+        with self.accelerator.autocast():
+            return self.average.module(first, seen.semantics, look.cls, look.patches).float()
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Losses of the averaged generator on the held-out pairs, whole and without augmentation.
+
+        Returns:
+            Total, structure, appearance and identity; `copy`: the total of the structure image itself; and
+            `gap_left`: total / copy.
+        """
+        loss = SpliceLoss(
+            self.backbone, weights_at(self.config.loss, self.config.optimizer.steps), self.config.loss.vit_size
+        )
+        sums = torch.zeros(6, device=self.device)
+        for first, second in self.data.validation():
+            with self.accelerator.autocast():
+                structure, appearance = loss.targets(first, second)
+                found = loss(self.paint(first, second), structure, appearance, self.paint(second, second))
+                copy = loss(first, structure, appearance)
+            terms = (found.total, found.structure, found.appearance, found.identity, copy.total)
+            sums += torch.stack([*(t.float() for t in terms), sums.new_ones(())]) * len(first)
+        *terms, count = self.accelerator.reduce(sums, "sum").tolist()
+        names = ("total", "structure", "appearance", "identity", "copy")
+        means = {name: term / count for name, term in zip(names, terms, strict=True)}
+        return means | {"gap_left": means["total"] / means["copy"]}
+
+    def _validate_and_keep_best(self) -> None:
+        if not self.data.has_validation:
+            return
+        found = self.validate()
+        self.log.write_validation(self.step_count, found)
+        if found["total"] < self.best_total:
+            self.best_total = found["total"]
+            self.save_model(self.config.output / "best", found)
+
+    def _sample(self) -> None:
+        """A picture: structure, appearance and output of the first held-out pairs, a row each."""
+        if self.data.has_validation and self.accelerator.is_main_process:
+            first, second = next(self.data.validation())
+            rows = picture_grid(first[:6], second[:6], self.paint(first[:6], second[:6]))
+            self.log.picture(self.step_count, rows)
+
+    def save_model(self, folder: Path, validation: dict[str, float] | None = None) -> None:
+        """Write the averaged generator as `SpliceFF.from_pretrained` reads it."""
+        if not self.accelerator.is_main_process:
+            return
+        facts = {
+            "data": f"{self.config.data.source} {self.config.data.split}",
+            "labels": self.config.data.labels,
+            "steps": self.step_count,
+            "pairs_seen": 2 * self.step_count * self.data.pairs_a_step,
+            "size": self.config.data.size,
+            "loss": self.config.loss.model_dump(),
+            "validation": validation,
+        }
+        model = SpliceFF(
+            self.average.module,
+            self.original_backbone,
+            vit_size=self.config.loss.vit_size,
+            size=self.config.data.size,
+            card=facts,
+        )
+        model.save_pretrained(folder)
+
+    # -- stopping and resuming ----------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counters, for accelerate's checkpoint."""
+        return {k: getattr(self, k) for k in ("step_count", "bad_steps", "bad_in_a_row", "best_total")}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """What `state_dict` gave."""
+        for key, value in state.items():
+            setattr(self, key, value)
+
+    def _resume(self) -> None:
+        checkpoint = newest_checkpoint(self.config.output)
+        if checkpoint is None:
+            return
+        before = yaml.safe_load((self.config.output / "config.yaml").read_text())
+        now = self.config.model_dump(mode="json")
+        for section in ("generator", "backbone", "seed"):
+            if before[section] != now[section]:
+                raise InputError(f"{self.config.output}: holds a run with another {section} ({before[section]})")
+        self.accelerator.load_state(str(checkpoint))
+        self.log.say(f"going on from step {self.step_count} ({checkpoint})")
+
+    @property
+    def was_interrupted(self) -> bool:
+        """Whether ctrl-C ended the run; SIGTERM, as schedulers send it, is an ordinary end."""
+        return self.stop_signal == signal.SIGINT
+
+    def _write_config(self) -> None:
+        if self.accelerator.is_main_process:
+            text = yaml.safe_dump(json.loads(self.config.model_dump_json()), sort_keys=False)
+            atomic_write(self.config.output / "config.yaml", lambda file: file.write_text(text))
+
+    def _is_due(self, every: int) -> bool:
+        return self.step_count % every == 0 or self.step_count == self.config.optimizer.steps
+
+    def _agree(self, *flags: bool) -> list[bool]:
+        """Whether any process raised each flag: one that stops alone would leave the others waiting."""
+        if self.accelerator.num_processes == 1:
+            return list(flags)
+        raised = torch.tensor(flags, dtype=torch.float32, device=self.device)
+        return [count > 0 for count in self.accelerator.reduce(raised, "sum").tolist()]
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """While inside, SIGTERM and ctrl-C ask for a stop after the step that is being taken."""
+
+        def ask(number: int, _: Any) -> None:
+            self.stop_signal = number
+
+        before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _bar(self) -> tqdm:  # type: ignore[type-arg]
+        hidden = self.quiet or not self.accelerator.is_main_process
+        return tqdm(
+            total=self.config.optimizer.steps, initial=self.step_count, disable=hidden, unit="step", mininterval=1
+        )
+
+
+def make_accelerator(config: TrainingConfig) -> Accelerator:
+    """accelerate's view of the devices, with this run's precision and trackers."""
+    return Accelerator(
+        mixed_precision="no" if config.run.precision == "fp32" else config.run.precision,
+        gradient_accumulation_steps=config.optimizer.accumulation,
+        log_with=config.run.trackers or None,
+        project_dir=str(config.output),
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),
+    )
+
+
+def learning_rate_at(step: int, settings: OptimizerConfig) -> float:
+    """Linear warm-up to the configured rate, then half a cosine to 0 at the last step."""
+    warmup = settings.warmup_steps
+    if step < warmup:
+        return settings.learning_rate * (step + 1) / (warmup + 1)
+    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, settings.steps - warmup)))
+
+
+def weights_at(settings: LossConfig, step: int) -> LossWeights:
+    """The weights of the three losses at a step."""
+    return LossWeights(*(weight_at(getattr(settings, k), step) for k in ("structure", "appearance", "identity")))
+
+
+def _both_ways(images: Tensor, seen: Condition, again: slice) -> list[Tensor | None]:
+    """What the generator takes to paint every image with its partner's look, then those of `again` with their own."""
+    half = len(images) // 2
+
+    def looks(tokens: Tensor | None) -> Tensor | None:
+        return None if tokens is None else torch.cat([tokens.roll(half, 0), tokens[again]])
+
+    def layouts(tensor: Tensor) -> Tensor:
+        return torch.cat([tensor, tensor[again]])
+
+    return [layouts(images), layouts(seen.semantics), looks(seen.cls), looks(seen.patches)]
+
+
+def _crop(images: Tensor, box: tuple[int, int, int]) -> Tensor:
+    top, left, size = box
+    return images[..., top : top + size, left : left + size]
+
+
+def _ramped_average(decay: float) -> Any:
+    """Moving average over fewer steps at first: the initial weights should not linger."""
+
+    @torch.no_grad()
+    def average(averaged: Any, current: Any, count: Tensor) -> None:
+        steps = int(count)
+        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + steps) / (10 + steps)))
+
+    return average

@@ -1,0 +1,223 @@
+"""What a training run is made from: a YAML file, checked, with values replaced on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from splice_ff.errors import InputError
+from splice_ff.generators.amortized import Context
+from splice_ff.generators.cross_attention_unet import SIZES
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Points = Annotated[list[tuple[int, float]], Field(min_length=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PairKinds(_Section):
+    """Shares of the kinds of pairs; they need not sum to 1."""
+
+    within: float = Field(0.6, ge=0)
+    """Two images of one label."""
+    across: float = Field(0.3, ge=0)
+    """Two images of different labels."""
+    identity: float = Field(0.1, ge=0)
+    """An image with itself."""
+    mined: float = Field(0.0, ge=0)
+    """An image with one of its neighbours in a file made by `splice-ff pairs`."""
+
+
+class DataConfig(_Section):
+    """Which images, and how they are paired."""
+
+    source: str
+    """A folder, parquet files, WebDataset tars or a hub name; see `splice_ff.data.open_dataset`."""
+    split: str = "train"
+    held_out: str | None = None
+    """Split for validation; none: no validation."""
+    labels: list[str] | None = None
+    """Only images of these labels."""
+    streaming: bool = False
+    preload: bool = False
+    """Decode all images once into memory, instead of in workers as they are needed."""
+    size: int = Field(128, ge=32)
+    """Side of the square crops in pixels."""
+    pairs: PairKinds = PairKinds()
+    mined_pairs: Path | None = None
+    workers: int = Field(1, ge=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> DataConfig:
+        if self.pairs.mined and self.mined_pairs is None:
+            raise ValueError("pairs.mined needs mined_pairs, a file made by `splice-ff pairs`")
+        if not sum(self.pairs.model_dump().values()):
+            raise ValueError("pairs: all shares are 0")
+        return self
+
+
+class BackboneConfig(_Section):
+    """The frozen ViT."""
+
+    name: str = "vit_mini"
+    weights: Path | None = None
+
+
+class GeneratorSettings(_Section):
+    """Which amortized generator."""
+
+    size: Literal["tiny", "small", "base"] = "small"
+    context: Context = "cls"
+    start_from: Path | None = None
+    """Folder of a trained generator whose weights are the first ones."""
+
+
+assert set(GeneratorSettings.model_fields["size"].annotation.__args__) == set(SIZES)  # type: ignore[union-attr]
+
+
+class LossConfig(_Section):
+    """Weights of the losses (the published ones by default), before the backbone's own scales.
+
+    A weight is a number, or a list of [step, value] points with straight lines between them.
+    """
+
+    structure: float | Points = 1.0
+    appearance: float | Points = 10.0
+    identity: float | Points = 1.0
+    identity_every: Count = 4
+    """The identity loss is taken on every so many-th pair of a batch: it costs as much as the other two."""
+    vit_size: int = Field(224, ge=32)
+    """Shorter side, in pixels, of what the ViT sees."""
+    crop: float = Field(0.9, gt=0, le=1)
+    """Smallest side of the random crop, as a share, that output and structure go through before the ViT."""
+
+
+class DistillConfig(_Section):
+    """Terms towards a per-pair teacher's pictures (`splice-ff teach`)."""
+
+    source: Path
+    """Folder that `splice-ff teach` wrote."""
+    share: Share = 0.25
+    """Of a batch's size, how many of the teacher's pairs are added to each step."""
+    image: float = Field(1.0, ge=0)
+    """Weight of the mean absolute difference of the pictures."""
+    features: float = Field(0.0, ge=0)
+    """Weight of the mean squared difference of deepest keys."""
+
+
+class OptimizerConfig(_Section):
+    """AdamW with a linear warm-up, then a cosine to 0."""
+
+    steps: Count
+    batch_size: Count = 16
+    """Pairs a process and forward pass; each is trained in both directions."""
+    accumulation: Count = 1
+    learning_rate: float = Field(3e-4, gt=0)
+    warmup_steps: int = Field(200, ge=0)
+    weight_decay: float = Field(0.01, ge=0)
+    clip: float = Field(1.0, gt=0)
+    """Largest norm of the gradient."""
+    ema: float = Field(0.999, ge=0, lt=1)
+    """Decay of the moving average of the weights, which is what is kept and judged."""
+    max_bad_steps: Count = 10
+    """So many steps in a row with NaN or infinite gradients end the run."""
+
+
+class RunConfig(_Section):
+    """Precision, logs and checkpoints."""
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    log_every: Count = 20
+    sample_every: Count = 500
+    validate_every: Count = 500
+    validation_pairs: Count = 64
+    checkpoint_every: Count = 1000
+    checkpoint_minutes: float = Field(15.0, gt=0)
+    keep: Count = 2
+    """Newest checkpoints that are kept, besides the best model."""
+    trackers: list[str] = ["tensorboard"]
+
+
+class TrainingConfig(_Section):
+    """A whole training run."""
+
+    output: Path
+    seed: int = 0
+    data: DataConfig
+    backbone: BackboneConfig = BackboneConfig()
+    generator: GeneratorSettings = GeneratorSettings()
+    loss: LossConfig = LossConfig()
+    distill: DistillConfig | None = None
+    optimizer: OptimizerConfig
+    run: RunConfig = RunConfig()
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainingConfig:
+    """Read a YAML file and check it.
+
+    Args:
+        path: the file.
+        overrides: `section.key=value` each, the value as YAML; they replace or add to the file's.
+
+    Raises:
+        InputError: no such file, not YAML, or wrong values: one line that names each of them.
+    """
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: holds no settings")
+    for override in overrides:
+        _set(values, override)
+    try:
+        return TrainingConfig.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"{path}: {_describe(error)}") from error
+
+
+def weight_at(weight: float | Sequence[tuple[int, float]], step: int) -> float:
+    """A loss weight at a step: a number, or [step, value] points with straight lines between them."""
+    if isinstance(weight, int | float):
+        return float(weight)
+    points = sorted(weight)
+    before = [p for p in points if p[0] <= step] or points[:1]
+    after = [p for p in points if p[0] > step] or points[-1:]
+    (a, x), (b, y) = before[-1], after[0]
+    return x if b <= a else x + (y - x) * max(0, step - a) / (b - a)
+
+
+def _set(values: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    if not equals or not name:
+        raise InputError(f"'{override}' is not of the form section.key=value")
+    *sections, key = name.split(".")
+    for section in sections:
+        inner = values.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise InputError(f"'{override}': '{section}' is not a section")
+        values = inner
+    try:
+        values[key] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"'{override}': the value is not YAML") from error
+
+
+def _describe(error: ValidationError) -> str:
+    def line(fault: Mapping[str, Any]) -> str:
+        where = ".".join(str(part) for part in fault["loc"] if part not in ("float", "list[tuple[int, float]]"))
+        has_value = not isinstance(fault["input"], dict)
+        return f"{where}: {fault['msg']}" + (f" (is {fault['input']!r:.60})" if has_value else "")
+
+    return "; ".join(dict.fromkeys(line(fault) for fault in error.errors()))

@@ -1,0 +1,180 @@
+"""Batches of pairs for the training loop, the same whatever the number of processes and workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from splice_ff.data import ImageRows, PairDataset, PairMix, StreamingPairs, open_dataset, preload
+from splice_ff.training_config import TrainingConfig
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Pairs with their teacher's pictures, each (B, 3, S, S) in [0, 1]."""
+
+    structure: Tensor
+    appearance: Tensor
+    output: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pairs of squares, each (B, 3, S, S) in [0, 1], on the device."""
+
+    first: Tensor
+    second: Tensor
+    skipped: int
+    """Pictures that could not be read, while making these."""
+    lesson: Lesson | None = None
+
+
+class Ordinals(Sampler[list[int]]):
+    """Batches of consecutive numbers for one process, without end.
+
+    All processes together count 0, 1, 2, … in order: no number is missed or given twice, and an epoch's last batch
+    flows over into the next epoch.
+
+    Args:
+        batch_size: a process and batch.
+        start: batches that each process has had already.
+        rank, world_size: which process, of how many.
+    """
+
+    def __init__(self, batch_size: int, start: int, rank: int, world_size: int) -> None:
+        self.batch_size, self.start, self.rank, self.world_size = batch_size, start, rank, world_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in count(self.start):
+            begin = (batch * self.world_size + self.rank) * self.batch_size
+            yield list(range(begin, begin + self.batch_size))
+
+
+class Endless(Dataset[dict[str, Any]]):
+    """Epoch after epoch of a dataset with `item(epoch, index)`, numbered through."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, ordinal: int) -> dict[str, Any]:
+        return self.dataset.item(*divmod(ordinal, len(self.dataset)))
+
+
+class TrainingData:
+    """Training batches and held-out pairs of a run.
+
+    Raises:
+        InputError: the data cannot be opened, or does not serve the settings.
+    """
+
+    def __init__(self, config: TrainingConfig, accelerator: Accelerator, quiet: bool = False) -> None:
+        self.config, self.accelerator = config, accelerator
+        settings, self.batch_size = config.data, config.optimizer.batch_size
+        self.pairs_a_step = self.batch_size * config.optimizer.accumulation * accelerator.num_processes
+        self.mix = PairMix(**settings.pairs.model_dump())
+        side = settings.size + settings.size // 8
+        dataset: Any = open_dataset(settings.source, settings.split, settings.streaming)
+        self.pairs: Dataset[dict[str, Any]]
+        self.unreadable = 0
+        """Pictures that could not be decoded while preloading."""
+        hidden = quiet or not accelerator.is_local_main_process
+        if settings.streaming:
+            self.pairs = StreamingPairs(
+                dataset, settings.size, self.mix, labels=settings.labels, seed=config.seed,
+                rank=accelerator.process_index, world_size=accelerator.num_processes,
+            )  # fmt: skip
+        else:
+            mined = None
+            if settings.mined_pairs:
+                from splice_ff.mining import read_mined_pairs
+
+                mined = read_mined_pairs(settings.mined_pairs)
+            images = (
+                preload(dataset, side, labels=settings.labels, quiet=hidden)
+                if settings.preload
+                else ImageRows(dataset, side)
+            )
+            self.unreadable = len(images.unreadable)
+            self.pairs = Endless(
+                PairDataset(images, settings.size, self.mix, labels=settings.labels, mined=mined, seed=config.seed)
+            )
+        self.held_out: PairDataset | None = None
+        if settings.held_out:
+            rows = ImageRows(open_dataset(settings.source, settings.held_out), side)
+            self.held_out = PairDataset(
+                rows, settings.size, _held_out_mix(self.mix), labels=settings.labels, seed=config.seed, augment=False
+            )
+        self.lessons: Dataset[dict[str, Any]] | None = None
+        if config.distill:
+            from splice_ff.teach import TeacherPairs
+
+            self.lessons = Endless(TeacherPairs(config.distill.source, settings.size, seed=config.seed))
+            self.lessons_a_batch = max(1, round(config.distill.share * self.batch_size))
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether there are held-out pairs."""
+        return self.held_out is not None
+
+    def batches(self, steps_taken: int) -> Iterator[Batch]:
+        """Batches without end, from where a run of so many steps had come.
+
+        A stream cannot be entered in the middle: after a resume it starts again, shuffled as another epoch.
+        """
+        batches_taken = steps_taken * self.config.optimizer.accumulation
+        pairs = (
+            self._stream(steps_taken)
+            if self.config.data.streaming
+            else self._indexed(self.pairs, self.batch_size, batches_taken)
+        )
+        lessons = self._indexed(self.lessons, self.lessons_a_batch, batches_taken) if self.lessons else None
+        for raw in pairs:
+            lesson = None
+            if lessons is not None:
+                told = next(lessons)
+                lesson = Lesson(*(self._to_device(told[k]) for k in ("structure", "appearance", "output")))
+            skipped = int(raw["skipped"].sum())
+            yield Batch(self._to_device(raw["first"]), self._to_device(raw["second"]), skipped, lesson)
+
+    def validation(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """This process's share of the held-out pairs, in batches; always the same ones."""
+        assert self.held_out is not None
+        wanted = min(self.config.run.validation_pairs, len(self.held_out))
+        indices = range(self.accelerator.process_index, wanted, self.accelerator.num_processes)
+        for start in range(0, len(indices), self.batch_size):
+            items = [self.held_out[i] for i in indices[start : start + self.batch_size]]
+            first, second = (self._to_device(torch.stack([item[k] for item in items])) for k in ("first", "second"))
+            yield first, second
+
+    def _indexed(self, dataset: Any, batch_size: int, batches_taken: int) -> Iterator[dict[str, Tensor]]:
+        ranks = self.accelerator.process_index, self.accelerator.num_processes
+        return iter(self._loader(dataset, batch_sampler=Ordinals(batch_size, batches_taken, *ranks)))
+
+    def _stream(self, steps_taken: int) -> Iterator[dict[str, Tensor]]:
+        assert isinstance(self.pairs, StreamingPairs)
+        loader = self._loader(self.pairs, batch_size=self.batch_size, drop_last=True)
+        for epoch in count(steps_taken):  # another order than before a resume
+            self.pairs.set_epoch(epoch)
+            yield from loader
+
+    def _loader(self, dataset: Any, **how: Any) -> DataLoader[dict[str, Tensor]]:
+        workers = self.config.data.workers
+        is_cuda = self.accelerator.device.type == "cuda"
+        return DataLoader(dataset, num_workers=workers, pin_memory=is_cuda, persistent_workers=workers > 0, **how)
+
+    def _to_device(self, pixels: Tensor) -> Tensor:
+        """uint8 to [0, 1] on the device."""
+        return pixels.to(self.accelerator.device, non_blocking=True).float() / 255
+
+
+def _held_out_mix(mix: PairMix) -> PairMix:
+    """The kinds to judge by: pairs of two images, unless the run trains on identity pairs alone."""
+    within = mix.within + mix.mined
+    return PairMix(within, mix.across) if within or mix.across else PairMix(identity=1.0)

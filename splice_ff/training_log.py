@@ -1,0 +1,114 @@
+"""What a training run says of itself: a JSONL file, accelerate's trackers, pictures."""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torchvision.utils import make_grid
+from tqdm import tqdm
+
+from splice_ff.images import save_image
+from splice_ff.training_config import TrainingConfig
+
+
+class TrainingLog:
+    """Means of the losses since the last line, throughput, memory, and the share of time spent waiting for data."""
+
+    def __init__(self, config: TrainingConfig, accelerator: Accelerator) -> None:
+        self.output, self.accelerator = config.output, accelerator
+        if accelerator.is_main_process:
+            self.output.mkdir(parents=True, exist_ok=True)
+        if config.run.trackers:
+            accelerator.init_trackers("log")
+        self.skipped_images = 0
+        self._restart()
+
+    def _restart(self) -> None:
+        self.steps = self.pairs = 0
+        self.sums: dict[str, float] = {}
+        self.waited = 0.0
+        self.since = time.perf_counter()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time spent here is spent waiting for data."""
+        start = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - start
+
+    def count(self, pairs: int, skipped: int) -> None:
+        """Note a batch of this process: its pairs, and images that could not be read."""
+        self.pairs += pairs
+        self.skipped_images += skipped
+
+    def add(self, losses: dict[str, float]) -> None:
+        """Note a step."""
+        self.steps += 1
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def write(self, step: int, **counters: int) -> None:
+        """A line for the steps since the last one."""
+        seconds = time.perf_counter() - self.since
+        line = {name: value / self.steps for name, value in self.sums.items()} | {
+            "pairs_per_second": self.pairs * self.accelerator.num_processes / seconds,
+            "share_waiting_for_data": self.waited / seconds,
+            "memory_gib": _memory_gib(self.accelerator.device),
+            "skipped_images": self.skipped_images,
+            **counters,
+        }
+        self._put(step, "train", line)
+        self._restart()
+
+    def write_validation(self, step: int, losses: dict[str, float]) -> None:
+        """A line for the held-out pairs."""
+        self._put(step, "validation", losses)
+        self.say(f"step {step}: held-out total {losses['total']:.4f}, {losses['gap_left']:.2f} of copying's")
+
+    def picture(self, step: int, picture: Tensor) -> None:
+        """A picture (1, 3, H, W), in a file and to the trackers that take pictures."""
+        (self.output / "samples").mkdir(exist_ok=True)
+        save_image(self.output / "samples" / f"step-{step:08d}.png", picture)
+        for tracker in self.accelerator.trackers:
+            if hasattr(tracker, "log_images"):
+                tracker.log_images({"samples": picture.cpu().numpy()}, step=step, **_picture_format(tracker.name))
+
+    def say(self, message: str) -> None:
+        """A line for the reader, from the main process."""
+        if self.accelerator.is_main_process:
+            tqdm.write(message)
+
+    def close(self) -> None:
+        """Let the trackers finish."""
+        self.accelerator.end_training()
+
+    def _put(self, step: int, kind: str, values: dict[str, Any]) -> None:
+        self.accelerator.log({f"{kind}/{name}": value for name, value in values.items()}, step=step)
+        if self.accelerator.is_main_process:
+            with (self.output / "log.jsonl").open("a") as file:
+                file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+
+
+def picture_grid(*columns: Tensor) -> Tensor:
+    """Batches (B, 3, S, S) side by side, a row for each of their images: (1, 3, H, W)."""
+    images = torch.stack(columns, 1).flatten(0, 1)
+    return make_grid(images.float().cpu(), nrow=len(columns), padding=2, pad_value=1.0)[None]
+
+
+def _picture_format(tracker: str) -> dict[str, str]:
+    return {"dataformats": "NCHW"} if tracker == "tensorboard" else {}
+
+
+def _memory_gib(device: torch.device) -> float:
+    """Peak of the CUDA allocator, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

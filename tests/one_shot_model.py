@@ -1,0 +1,26 @@
+"""A one-shot model with random weights that paints strongly, and pictures for it."""
+
+import torch
+import torch.nn.functional as F
+
+from splice_ff.generators.amortized import AmortizedGenerator, GeneratorConfig
+from splice_ff.pipeline import SpliceFF
+
+
+def make_model(backbone, seed=0, context="cls", **options):
+    """`SpliceFF` of size `tiny`, for work at 64 px, in eval mode."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        generator = AmortizedGenerator(GeneratorConfig(backbone.depth, backbone.width, "tiny", context))
+        with torch.no_grad():
+            generator.unet.to_rgb[-1].weight.normal_(std=0.15)  # zero at first: it would copy
+            for name, parameter in generator.named_parameters():
+                if "modulate" in name or "to_keys_values" in name:
+                    parameter.mul_(4)  # looks differ visibly
+    return SpliceFF(generator, backbone, **{"vit_size": 48, "size": 64} | options).eval()
+
+
+def picture(seed, h=64, w=64, batch=1):
+    """Smooth random colours, (batch, 3, h, w) in [0, 1]."""
+    small = torch.rand(batch, 3, 4, 5, generator=torch.Generator().manual_seed(seed))
+    return F.interpolate(small, (h, w), mode="bicubic").clamp(0, 1)

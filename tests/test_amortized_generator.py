@@ -1,0 +1,208 @@
+"""The amortized generator: appearance encoder and cross-attention UNet."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from splice_ff import InputError
+from splice_ff.generators.amortized import AmortizedGenerator, GeneratorConfig
+from splice_ff.generators.appearance_encoder import AppearanceEncoder
+from splice_ff.generators.attention import CrossAttention
+from splice_ff.generators.cross_attention_unet import SIZES, CrossAttentionUNet, UNetSize
+
+LAYERS, WIDTH = 3, 24
+SMALL = UNetSize((8, 16, 16), 1, 1, 2, 16, 16)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_size():
+    SIZES["test"] = SMALL
+    yield
+    del SIZES["test"]
+
+
+@pytest.fixture
+def generator(randomized):
+    return lambda context="cls", seed=0: randomized(
+        AmortizedGenerator(GeneratorConfig(LAYERS, WIDTH, "test", context)), seed
+    ).eval()
+
+
+def inputs(batch=2, h=24, w=16, seed=0):
+    random = torch.Generator().manual_seed(seed)
+    structure = torch.rand(batch, 3, h, w, generator=random)
+    semantics = torch.randn(batch, WIDTH, 3, 2, generator=random)
+    cls = torch.randn(batch, LAYERS, WIDTH, generator=random)
+    return structure, semantics, cls
+
+
+def test_an_untrained_generator_copies():
+    structure, semantics, cls = inputs()
+    output = AmortizedGenerator(GeneratorConfig(LAYERS, WIDTH, "test"))(structure, semantics, cls)
+    torch.testing.assert_close(output, structure, atol=1e-5, rtol=0)
+
+
+def test_output_depends_on_everything_it_is_told(generator):
+    net, (structure, semantics, cls) = generator(), inputs()
+    output = net(structure, semantics, cls)
+    assert output.shape == structure.shape and output.min() >= 0 and output.max() <= 1
+    for changed in (
+        (structure.flip(0), semantics, cls),
+        (structure, semantics.flip(0), cls),
+        (structure, semantics, cls.flip(0)),
+    ):
+        assert (net(*changed) - output).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("layer", range(LAYERS))
+def test_every_layers_cls_token_counts(generator, layer):
+    net, (structure, semantics, cls) = generator(), inputs(1)
+    other = cls.clone()
+    other[:, layer] = cls[:, layer].roll(1, -1)
+    assert (net(structure, semantics, other) - net(structure, semantics, cls)).abs().max() > 1e-4
+
+
+def test_patches_join_the_context_only_where_asked_for(generator):
+    structure, semantics, cls = inputs()
+    patches = torch.randn(2, 6, WIDTH)
+    with_patches = generator("cls+patches")
+    changed = with_patches(structure, semantics, cls, patches.flip(0))
+    assert (with_patches(structure, semantics, cls, patches) - changed).abs().max() > 1e-3
+    # a context is a set
+    torch.testing.assert_close(with_patches(structure, semantics, cls, patches.flip(1)),
+                               with_patches(structure, semantics, cls, patches), atol=1e-5, rtol=1e-4)  # fmt: skip
+    with pytest.raises(ValueError, match="cls\\+patches"):
+        with_patches(structure, semantics, cls)
+    with pytest.raises(ValueError, match="cls\\+patches"):
+        generator()(structure, semantics, cls, patches)
+
+
+@pytest.mark.parametrize(("h", "w"), [(16, 16), (17, 16), (24, 31), (1, 1), (2, 50)])
+def test_any_size(generator, h, w):
+    structure, semantics, cls = inputs(1, h, w)
+    output = generator()(structure, semantics, cls)
+    assert output.shape == (1, 3, h, w) and torch.isfinite(output).all()
+
+
+def test_padding_is_outside_the_picture(generator):
+    structure, semantics, cls = inputs(1, 24, 15)
+    padded = F.pad(structure, (0, 1, 0, 0), mode="reflect")
+    net = generator()
+    torch.testing.assert_close(net(padded, semantics, cls)[..., :15], net(structure, semantics, cls))
+
+
+def test_a_batch_equals_its_samples(generator):
+    net, batch = generator(), inputs(3)
+    together = net(*batch)
+    alone = torch.cat([net(*(t[i : i + 1] for t in batch)) for i in range(3)])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
+
+
+def test_eval_is_deterministic(generator):
+    net, batch = generator(), inputs()
+    assert torch.equal(net(*batch), net(*batch))
+
+
+def test_finite_in_bfloat16_and_near_float32(generator):
+    net, batch = generator(), inputs()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = net(*batch)
+    assert torch.isfinite(output).all()
+    assert (output - net(*batch)).abs().mean() < 0.03
+
+
+def test_checkpointing_gives_the_same_gradients(generator):
+    gradients = []
+    for checkpointing in (False, True):
+        net = generator()
+        net.unet.checkpointing = checkpointing
+        net(*inputs()).square().mean().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None]))
+    assert gradients[0].abs().max() > 0
+    torch.testing.assert_close(*gradients)
+
+
+def test_all_parameters_get_gradients(generator):
+    net = generator("cls+patches")
+    net(*inputs(), torch.randn(2, 6, WIDTH)).square().mean().backward()
+    assert [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_attention_differs_across_positions_and_heads_after_training():
+    """A single key would make it constant; so would appearance tokens that are all alike."""
+    torch.manual_seed(0)
+    net = AmortizedGenerator(GeneratorConfig(LAYERS, WIDTH, "test"))
+    structure, semantics, cls = inputs(4, 16, 16)
+    goal = torch.where(structure.mean(1, keepdim=True) > 0.5, cls[:, 0, :3, None, None], cls[:, 1, :3, None, None])
+    goal = goal.sigmoid()
+    adam = torch.optim.Adam(net.parameters(), 3e-3)
+    first = F.mse_loss(net(structure, semantics, cls), goal).item()
+    for _ in range(60):
+        loss = F.mse_loss(net(structure, semantics, cls), goal)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    assert loss < 0.5 * first
+    tokens = net.encode(cls)
+    assert tokens.shape == (4, SMALL.tokens, SMALL.token_channels)
+    assert tokens.std(1).mean() > 0.05  # appearance tokens differ from each other
+    seen = []
+    attention = net.unet.down[-1].attention[0]
+    attention.register_forward_pre_hook(lambda module, args: seen.append(module.weights(*args)))
+    net(structure, semantics, cls)
+    weights = seen[0]  # (B, heads, positions, tokens)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
+    assert weights.std(2).mean() > 1e-3  # across positions
+    assert weights.std(1).mean() > 1e-3  # across heads
+
+
+def test_attention_weights_are_those_that_forward_uses(randomized):
+    attention = randomized(CrossAttention(8, 6, 2))
+    x, context = torch.randn(2, 5, 8), torch.randn(2, 3, 6)
+    values = attention._split(attention.to_keys_values(attention.context_norm(context)).chunk(2, -1))[1]
+    y = (attention.weights(x, context) @ values).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(x + attention.project(y), attention(x, context))
+
+
+def test_heads_must_divide_the_channels():
+    with pytest.raises(ValueError, match="3 heads"):
+        CrossAttention(8, 8, 3)
+
+
+@pytest.mark.parametrize("changes", [{"size": "huge"}, {"context": "patches"}])
+def test_unknown_kinds(changes):
+    with pytest.raises(InputError, match="unknown"):
+        GeneratorConfig(LAYERS, WIDTH, **changes)
+
+
+def test_sizes_keep_their_promises():
+    """Base: at most 60 M parameters and 60 GMACs at 256 px. All: at least 16 appearance tokens."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"):
+        net = AmortizedGenerator(GeneratorConfig(12, 384, "base"))
+        with FlopCounterMode(display=False) as counter:
+            net(torch.empty(1, 3, 256, 256), torch.empty(1, 384, 28, 28), torch.empty(1, 12, 384))
+    assert sum(p.numel() for p in net.parameters()) < 60e6
+    assert counter.get_total_flops() / 2 < 60e9
+    assert min(size.tokens for size in SIZES.values()) >= 16
+
+
+def test_backbones_of_any_depth_and_width_serve(tiny_backbone):
+    for changes in ({}, {"depth": 2, "embed_dim": 36, "num_heads": 3}, {"reg_tokens": 4}):
+        backbone = tiny_backbone(**changes)
+        net = AmortizedGenerator(GeneratorConfig(backbone.depth, backbone.width, "test", "cls+patches"))
+        seen = net.observe(backbone, torch.rand(2, 3, 24, 32))
+        assert seen.semantics.shape == (2, backbone.width, 3, 4)
+        assert seen.cls.shape == (2, backbone.depth, backbone.width)
+        assert seen.patches.shape == (2, 12, backbone.width)
+        keys = backbone(torch.rand(1, 3, 24, 32), keys=[-1]).keys[backbone.depth - 1]
+        assert keys.shape[2] == 12 + backbone.prefix_tokens
+        assert net(torch.rand(2, 3, 20, 20), seen.semantics, seen.cls, seen.patches).shape == (2, 3, 20, 20)
+
+
+def test_encoder_and_unet_stand_alone():
+    tokens = AppearanceEncoder(LAYERS, WIDTH, 16, 8, 2)(torch.randn(2, LAYERS, WIDTH))
+    assert tokens.shape == (2, 16, 8)
+    unet = CrossAttentionUNet(UNetSize((8, 16), 1, 1, 2, 16, 8), WIDTH)
+    assert unet(torch.rand(2, 3, 9, 9), tokens, torch.randn(2, WIDTH, 2, 2)).shape == (2, 3, 9, 9)

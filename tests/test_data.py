@@ -1,0 +1,252 @@
+"""Drawing pairs from indexed and streamed datasets."""
+
+from collections import Counter
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from accelerate.data_loader import BatchSamplerShard
+from picture_sets import LABELS, colour, index_of, make_dataset
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
+
+from splice_ff.data import ImageRows, PairDataset, PairMix, StreamingPairs, open_dataset, preload
+from splice_ff.errors import InputError
+from splice_ff.image_dataset import ImageCache
+from splice_ff.mining import MinedPairs
+
+ALL = PairMix(within=0.4, across=0.3, identity=0.3)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    # datasets waits 5 s at the end of every shuffled stream for threads that are long gone here; older ones do not.
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.05, raising=False)
+    datasets.disable_progress_bars()
+
+
+def cache_of(count, labels=LABELS, unreadable=()):
+    pixels = torch.tensor([colour(i) for i in range(count)], dtype=torch.uint8)
+    names = [labels[i % len(labels)] for i in range(count)] if labels else None
+    return ImageCache(pixels[:, :, None, None].repeat(1, 1, 20, 20), names, dict.fromkeys(unreadable, "damaged"))
+
+
+def drawn(pairs):
+    """(first, second) of all pairs of the epoch, as indices of pictures."""
+    return [(index_of(pair["first"]), index_of(pair["second"])) for pair in (pairs[i] for i in range(len(pairs)))]
+
+
+def neighbours(*lists):
+    starts = np.cumsum([0, *map(len, lists)])
+    appearance = np.array([i for one in lists for i in one], dtype=np.int64)
+    return MinedPairs(starts, appearance, np.zeros(len(appearance), np.float32), {})
+
+
+def test_every_picture_comes_first_once_an_epoch_in_another_order_each_time():
+    pairs = PairDataset(cache_of(50), 16, ALL)
+    orders = []
+    for epoch in (0, 1):
+        pairs.set_epoch(epoch)
+        orders.append([first for first, _ in drawn(pairs)])
+    assert all(sorted(order) == list(range(50)) for order in orders)
+    assert orders[0] != orders[1] and orders[0] != list(range(50))
+
+
+def test_pairs_depend_on_seed_epoch_and_place_only():
+    def epoch_of(seed, epoch):
+        pairs = PairDataset(cache_of(30), 16, ALL, seed=seed)
+        pairs.set_epoch(epoch)
+        return pairs
+
+    reference = drawn(epoch_of(0, 3))
+    again = epoch_of(0, 3)
+    again[29]  # the order of access does not matter
+    assert drawn(again) == reference
+    assert drawn(epoch_of(1, 3)) != reference
+    assert drawn(epoch_of(0, 4)) != reference
+
+
+@pytest.mark.parametrize(
+    ("mix", "kind"), [(PairMix(), "within"), (PairMix(0, 1), "across"), (PairMix(0, 0, 1), "identity")]
+)
+def test_kinds_of_pairs(mix, kind):
+    partners = set()
+    for epoch in range(80):
+        pairs = PairDataset(cache_of(12), 16, mix)
+        pairs.set_epoch(epoch)
+        for first, second in drawn(pairs):
+            assert (first == second) == (kind == "identity")
+            assert (first % 3 == second % 3) == (kind != "across")
+            partners.add((first, second))
+    assert len(partners) == 12 * {"within": 3, "across": 8, "identity": 1}[kind]  # all of them turn up
+
+
+def test_kinds_come_as_often_as_asked():
+    firsts = Counter()
+    pairs = PairDataset(cache_of(200), 16, PairMix(within=3, across=2, identity=5))
+    for first, second in drawn(pairs):
+        firsts["identity" if first == second else "within" if first % 3 == second % 3 else "across"] += 1
+    assert abs(firsts["within"] - 60) < 20 and abs(firsts["across"] - 40) < 20 and abs(firsts["identity"] - 100) < 22
+
+
+def test_partners_are_spread_evenly():
+    counts = Counter()
+    for epoch in range(60):
+        pairs = PairDataset(cache_of(10, labels=None), 16)
+        pairs.set_epoch(epoch)
+        counts.update(second for _, second in drawn(pairs))
+    assert min(counts.values()) > 40 and max(counts.values()) < 85  # 60 expected
+
+
+def test_mined_partners_come_from_the_list_then_from_the_label():
+    mined = neighbours([4, 2], [3], [], [1, 5, 0], [0], [2])
+    pairs = PairDataset(cache_of(6), 16, PairMix(0, 0, 0, 1), mined=mined, labels=["ant", "cow"])
+    found = {}
+    for epoch in range(30):
+        pairs.set_epoch(epoch)
+        for first, second in drawn(pairs):
+            found.setdefault(first, set()).add(second)
+    # 4 is a bee and left out; 2 has no neighbours and 5 is the only other cow; 3 has 1 (a bee), 5 and 0
+    assert found == {0: {2}, 2: {5}, 3: {5, 0}, 5: {2}}
+
+
+def test_identity_pairs_are_cropped_alike_and_others_are_not():
+    images = ImageCache(torch.randint(0, 256, (6, 3, 40, 40), dtype=torch.uint8))
+    same, other = PairDataset(images, 16, PairMix(0, 0, 1)), PairDataset(images, 16)
+    assert all(torch.equal(same[i]["first"], same[i]["second"]) for i in range(6))
+    assert not any(torch.equal(other[i]["first"], other[i]["second"]) for i in range(6))
+    centres = PairDataset(images, 16, augment=False)
+    middle = {tuple(x.flatten().tolist()) for x in images.pixels[..., 12:28, 12:28]}
+    assert {tuple(centres[i]["first"].flatten().tolist()) for i in range(6)} == middle
+
+
+def test_damaged_pictures_are_replaced_by_the_next_counted_and_named(caplog):
+    rows = ImageRows(make_dataset(12, damaged=(3, 4, 9)), 20)
+    pairs = PairDataset(rows, 16, PairMix(0, 0, 1))
+    items = [pairs[i] for i in range(12)]
+    firsts = Counter(index_of(item["first"]) for item in items)
+    assert firsts == Counter([0, 1, 2, 5, 6, 7, 8, 10, 11, 5, 5, 10])
+    assert sum(item["skipped"] for item in items) == 2 + 1 + 1
+    assert sorted(record.args[0] for record in caplog.records) == [3, 4, 9]
+    partners = [PairDataset(rows, 16)[i] for i in range(12)]
+    assert all(index_of(item["second"]) not in (3, 4, 9) for item in partners)
+
+
+def test_pictures_known_to_be_damaged_are_left_out():
+    pairs = PairDataset(cache_of(12, unreadable=(3, 4)), 16, ALL)
+    assert sorted(first for first, _ in drawn(pairs)) == [i for i in range(12) if i not in (3, 4)]
+    assert not {3, 4} & {second for _, second in drawn(pairs)}
+
+
+def test_a_picture_alone_under_its_label_is_paired_with_itself():
+    pairs = PairDataset(cache_of(4), 16)
+    assert (1, 1) in drawn(pairs) and (2, 2) in drawn(pairs) and (0, 3) in drawn(pairs)
+
+
+def test_all_damaged():
+    pairs = PairDataset(ImageRows(make_dataset(3, damaged=range(3)), 20), 16)
+    with pytest.raises(InputError, match="no picture of the dataset can be read"):
+        pairs[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"size": 21}, "squares of 21 pixels cannot be cut from pictures of 20"),
+        ({"labels": ["ant", "elk"]}, "no label elk in the dataset; it has ant, bee, cow"),
+        ({"labels": ["ant"], "mix": PairMix(0, 1)}, "at least two labels"),
+        ({"mix": PairMix(mined=1)}, "need the file"),
+        ({"mined": neighbours([1], [0])}, "of 2 pictures, not 6"),
+    ],
+)
+def test_what_cannot_be_drawn(arguments, message):
+    with pytest.raises(InputError, match=message):
+        PairDataset(cache_of(6), **{"size": 16} | arguments)
+
+
+@pytest.mark.parametrize("numbers", [(0,), (-1, 2), (1, float("nan"))])
+def test_bad_mixes(numbers):
+    with pytest.raises(InputError, match="kinds of pairs"):
+        PairMix(*numbers)
+
+
+def test_two_processes_with_workers_see_every_picture_once_and_the_same_pairs():
+    pairs = PairDataset(ImageRows(make_dataset(23), 20), 16, ALL)
+    sampler = BatchSampler(SequentialSampler(pairs), batch_size=3, drop_last=False)
+    seen = []
+    for rank in range(2):
+        shard = BatchSamplerShard(sampler, 2, rank, even_batches=False)
+        for batch in DataLoader(pairs, batch_sampler=shard, num_workers=2 * rank):
+            seen += list(zip(map(index_of, batch["first"]), map(index_of, batch["second"]), strict=True))
+    assert sorted(seen) == sorted(drawn(pairs))
+    assert sorted(first for first, _ in seen) == list(range(23))
+
+
+def test_set_epoch_reaches_persistent_workers():
+    pairs = PairDataset(cache_of(16), 16, ALL)
+    loader = DataLoader(pairs, batch_size=4, num_workers=1, persistent_workers=True)
+    for epoch in (0, 1):
+        pairs.set_epoch(epoch)
+        seen = [index_of(x) for batch in loader for x in batch["first"]]
+        assert seen == [first for first, _ in drawn(pairs)]
+
+
+def stream_of(folder, count, files, **arguments):
+    folder.mkdir(exist_ok=True)
+    data = make_dataset(count, **arguments)
+    for i in range(files):
+        data.shard(files, i).to_parquet(folder / f"{i}.parquet")
+    return open_dataset(str(folder), streaming=True)
+
+
+@pytest.mark.parametrize("files", [4, 3, 1])  # divided by files, or picture by picture
+@pytest.mark.parametrize("workers", [0, 2])
+def test_stream_two_processes_see_every_picture_once(tmp_path, files, workers):
+    seen = []
+    for rank in range(2):
+        stream = stream_of(tmp_path / "s", 23, files)
+        pairs = StreamingPairs(stream, 16, ALL, buffer=4, rank=rank, world_size=2)
+        part = [index_of(x) for batch in DataLoader(pairs, 2, num_workers=workers) for x in batch["first"]]
+        assert len(part) >= 5
+        seen += part
+    assert sorted(seen) == list(range(23))
+
+
+@pytest.mark.parametrize(("mix", "same"), [(PairMix(), True), (PairMix(0, 1), False)])
+def test_stream_kinds_order_and_epochs(tmp_path, mix, same):
+    stream = stream_of(tmp_path / "s", 40, 2)
+    pairs = StreamingPairs(stream, 16, mix, buffer=20)
+    orders = []
+    for epoch in (0, 0, 1):
+        pairs.set_epoch(epoch)
+        items = [(index_of(item["first"]), index_of(item["second"])) for item in pairs]
+        assert all(first != second and (first % 3 == second % 3) == same for first, second in items)
+        orders.append(items)
+    assert orders[0] == orders[1] != orders[2]
+    assert [first for first, _ in orders[0]] != list(range(40))
+
+
+def test_stream_identity_and_choice_of_labels(tmp_path):
+    pairs = StreamingPairs(stream_of(tmp_path / "s", 12, 1), 16, PairMix(0, 0, 1), labels=["bee"], buffer=3)
+    items = [(index_of(item["first"]), index_of(item["second"])) for item in pairs]
+    assert sorted(items) == [(1, 1), (4, 4), (7, 7), (10, 10)]
+
+
+def test_stream_counts_what_it_skips(tmp_path):
+    stream = stream_of(tmp_path / "s", 20, 1, damaged=(0, 7, 18))
+    items = list(StreamingPairs(stream, 16, ALL, buffer=4))
+    assert len(items) == 17 and sum(item["skipped"] for item in items) == 3
+
+
+def test_stream_refuses_what_it_cannot_do(tmp_path):
+    with pytest.raises(InputError, match="mined pairs need a dataset that is not streamed"):
+        StreamingPairs(stream_of(tmp_path / "s", 4, 1), 16, PairMix(mined=1))
+    with pytest.raises(InputError, match="no column 'label'"):
+        StreamingPairs(stream_of(tmp_path / "t", 4, 1, labels=None), 16, PairMix(across=1))
+
+
+def test_preloaded_and_lazy_pictures_make_the_same_pairs():
+    data = make_dataset(9)
+    lazy = PairDataset(ImageRows(data, 20), 16, ALL)
+    assert drawn(PairDataset(preload(data, 20, quiet=True), 16, ALL)) == drawn(lazy)

@@ -1,0 +1,336 @@
+"""Methods, rows, going on after a stop, and the command."""
+
+import csv
+import json
+from types import SimpleNamespace
+
+import accelerate
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from splice_ff.cli import app
+from splice_ff.errors import InputError
+from splice_ff.evaluation import methods, run
+from splice_ff.evaluation.lab import rgb_to_lab
+from splice_ff.evaluation.measure import METRICS, Measurer, Reference
+from splice_ff.evaluation.methods import Colour, Copy, Folder, NoPictureError, parse_method, parse_results
+from splice_ff.generators.skip_unet import SkipUNet
+from splice_ff.images import load_image, save_image
+from splice_ff.pair_list import read_pairs
+from splice_ff.pair_optimizer import DivergedError
+
+
+def picture(seed, height=72, width=88):
+    coarse = torch.rand(1, 3, 5, 5, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 1)
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """A folder of three pairs, one of them of another domain."""
+    for i, name in enumerate(("one", "two", "three")):
+        save_image(tmp_path / f"pairs/{name}/structure.png", picture(2 * i))
+        save_image(tmp_path / f"pairs/{name}/appearance.png", picture(2 * i + 1, 80, 72))
+    domains = [{"name": "one", "domain": "cat"}, {"name": "two", "domain": "dog"}, {"name": "three", "domain": "cat"}]
+    (tmp_path / "pairs/pairs.json").write_text(json.dumps(domains))
+    return tmp_path / "pairs"
+
+
+@pytest.fixture
+def tasks(pairs):
+    return run.read_domains(pairs, read_pairs(pairs))
+
+
+class Cheap(Measurer):
+    """Measures one thing: these tests are about rows."""
+
+    def reference(self, structure, appearance):
+        return Reference(structure, appearance, {})
+
+    def __call__(self, output, reference, identity=None):
+        return {"objective": (output - reference.appearance.mean()).abs().mean().item()}
+
+
+@pytest.fixture
+def measurer(tiny_backbone):
+    return Cheap(tiny_backbone())
+
+
+class Counting(Copy):
+    """Copies, and remembers of which pairs; the pairs in `broken` diverge."""
+
+    def __init__(self):
+        self.seen, self.broken = [], set()
+
+    def __call__(self, pair, structure, appearance):
+        self.seen.append(pair)
+        if pair in self.broken:
+            raise DivergedError("the losses are no longer finite")
+        return super().__call__(pair, structure, appearance)
+
+
+def rows_of(folder):
+    return {(row["pair"], row["method"]): row for row in run.read_rows(folder)}
+
+
+def test_rows_and_pictures(tasks, tiny_backbone, tmp_path):
+    run.run(tasks[1:], [Copy(), Colour()], Measurer(tiny_backbone()), tmp_path / "out", quiet=True)
+    rows = rows_of(tmp_path / "out")
+    assert len(rows) == 4
+    row = rows["two", "copy"]
+    assert row["domain"] == "dog" and row["error"] is None and row["seconds"] >= 0
+    assert row.keys() >= {metric.name for metric in METRICS}
+    assert row["self_sim"] == row["structure"] == row["identity"] == row["high_frequency"] == 0
+    assert row["edges"] == pytest.approx(1)
+    assert rows["two", "colour"]["colour"] < row["colour"]
+    kept = load_image(tmp_path / "out" / row["picture"])
+    assert (kept.rgb - load_image(row["structure_file"]).rgb).abs().max() == 0
+
+
+def test_going_on_does_nothing_twice(tasks, measurer, tmp_path):
+    method = Counting()
+    run.run(tasks[:1], [method], measurer, tmp_path / "out", quiet=True)
+    run.run(tasks, [method], measurer, tmp_path / "out", quiet=True)
+    assert method.seen == ["one", "three", "two"]
+    run.run(tasks, [method, Colour()], measurer, tmp_path / "out", quiet=True)
+    assert len(method.seen) == 3 and len(rows_of(tmp_path / "out")) == 6
+
+
+def test_a_line_cut_short_is_measured_again(tasks, measurer, tmp_path):
+    method = Counting()
+    run.run(tasks[:2], [method], measurer, tmp_path / "out", quiet=True)
+    [file] = (tmp_path / "out").glob("rows-*.jsonl")
+    file.write_text(file.read_text()[:-40])
+    assert len(rows_of(tmp_path / "out")) == 1
+    run.run(tasks, [method], measurer, tmp_path / "out", quiet=True)
+    assert method.seen == ["one", "three", "three", "two"]
+    assert len(rows_of(tmp_path / "out")) == 3
+
+
+def test_one_bad_pair_does_not_stop_the_rest_and_is_tried_again(tasks, measurer, tmp_path):
+    bad = tasks[0].pair.structure
+    whole = bad.read_bytes()
+    bad.write_bytes(whole[:100])
+    method = Counting()
+    method.broken = {"two"}
+    run.run(tasks, [method], measurer, tmp_path / "out", quiet=True)
+    rows = rows_of(tmp_path / "out")
+    assert "structure.png" in rows["one", "copy"]["error"] and "finite" in rows["two", "copy"]["error"]
+    assert rows["three", "copy"]["error"] is None
+    bad.write_bytes(whole)
+    method.broken = set()
+    run.run(tasks, [method], measurer, tmp_path / "out", quiet=True)
+    assert [row["error"] for row in rows_of(tmp_path / "out").values()] == [None] * 3
+    assert method.seen == ["three", "two", "one", "two"]
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_share_the_pairs(tasks, measurer, tmp_path, monkeypatch, count):
+    method = Counting()
+    for rank in range(count):
+        state = accelerate.PartialState()
+        fake = SimpleNamespace(
+            process_index=rank, is_main_process=rank == 0, wait_for_everyone=lambda: None, num_processes=count
+        )
+        fake.split_between_processes = lambda todo, rank=rank: _share(todo, count, rank)
+        monkeypatch.setattr(accelerate, "PartialState", lambda fake=fake: fake)
+        # every process sees what there was before any of them began
+        monkeypatch.setattr(run, "read_rows", lambda _: [])
+        run.run(tasks, [method], measurer, tmp_path / "out", quiet=True)
+        monkeypatch.undo()
+        assert accelerate.PartialState().num_processes == state.num_processes
+    assert sorted(method.seen) == ["one", "three", "two"]
+    assert len(rows_of(tmp_path / "out")) == 3
+
+
+class _share:
+    def __init__(self, todo, count, rank):
+        size = -(-len(todo) // count)
+        self.part = todo[rank * size : (rank + 1) * size]
+
+    def __enter__(self):
+        return self.part
+
+    def __exit__(self, *_):
+        return None
+
+
+def test_folders_of_results(tasks, measurer, tmp_path):
+    theirs = tmp_path / "v1.0"
+    save_image(theirs / "one.png", picture(9))
+    save_image(theirs / "two/theirs.webp", picture(9, 36 * 2, 44 * 2))
+    folder = parse_results(f"theirs={theirs}")
+    run.run(tasks, [folder], measurer, tmp_path / "out", quiet=True)
+    rows = rows_of(tmp_path / "out")
+    assert {pair for pair, _ in rows} == {"one", "two"}
+    assert rows["one", "theirs"]["seconds"] is None
+    assert rows["two", "theirs"]["picture"] == str(theirs / "two/theirs.webp")
+    assert not (tmp_path / "out/pictures").exists()
+    assert [task.pair.name for task in run.with_picture_of(tasks, folder)] == ["one", "two"]
+    with pytest.raises(NoPictureError, match="theirs has no picture of three"):
+        folder("three", picture(0), picture(1))
+
+
+def test_colour_has_the_appearance_images_statistics():
+    structure, appearance = picture(0) * 0.4 + 0.3, picture(1) * 0.4 + 0.3
+    means = [rgb_to_lab(x).mean((-2, -1)) for x in (Colour()("", structure, appearance).image, appearance)]
+    assert (means[0] - means[1]).abs().max() < 0.5
+
+
+def test_one_shot_and_refine(monkeypatch, tiny_backbone):
+    refined = picture(5)
+
+    class Model(torch.nn.Module):
+        fingerprint = "abc"
+
+        @classmethod
+        def from_pretrained(cls, name):
+            assert name == "model"
+            return cls()
+
+        def forward(self, structure, appearance):
+            return (structure.mean() + appearance.mean()).expand(1, 3, *structure.shape[-2:]) / 2
+
+    def refine(model, structure, appearance, *, steps):
+        assert isinstance(model, Model) and steps == 7
+        return SimpleNamespace(image=refined)
+
+    monkeypatch.setattr("splice_ff.pipeline.SpliceFF", Model)
+    monkeypatch.setattr("splice_ff.refine.refine", refine)
+    structure, appearance = picture(0), picture(1)
+    painted = parse_method("one-shot", tiny_backbone(), "model")("", structure, appearance)
+    assert painted.image.mean() == pytest.approx((structure.mean() + appearance.mean()).item() / 2)
+    assert painted.identity().mean() == pytest.approx(appearance.mean().item())
+    method = parse_method("one-shot+refine:7", tiny_backbone(), "model")
+    assert method.name == "one-shot+refine:7" and method.settings == {"checkpoint": "model", "sha256": "abc"}
+    assert method("", structure, appearance).image is refined
+
+
+def test_optimize_hands_on_preset_steps_and_backbone(monkeypatch, tiny_backbone):
+    asked = {}
+
+    def optimize_pair(structure, appearance, **options):
+        asked.update(options)
+        return SimpleNamespace(image=structure, generator=SkipUNet("published").eval())
+
+    monkeypatch.setattr(methods, "optimize_pair", optimize_pair)
+    backbone = tiny_backbone()
+    painted = parse_method("optimize-fast:20", backbone)("", picture(0), picture(1, 64, 96))
+    assert asked == {"preset": "fast", "steps": 20, "backbone": backbone, "device": "cpu"}
+    assert painted.identity().shape == (1, 3, 64, 96)
+    method = parse_method("optimize-paper", backbone)
+    method("", picture(0), picture(1))
+    assert method.name == "optimize-paper" and asked["preset"] == "paper" and asked["steps"] is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("cpy", "unknown method 'cpy'"),
+        ("optimize-fast:0", "unknown method"),
+        ("optimize-fast:-3", "unknown method"),
+        ("one-shot+refine", "give steps"),
+        ("copy:3", "takes no steps"),
+        ("one-shot", "needs --checkpoint"),
+    ],
+)
+def test_methods_that_cannot_be(text, message, tiny_backbone):
+    with pytest.raises(InputError, match=message):
+        parse_method(text, tiny_backbone())
+
+
+@pytest.mark.parametrize("text", ["splice", "=x", "splice="])
+def test_results_that_cannot_be(text):
+    with pytest.raises(InputError, match="NAME=FOLDER"):
+        parse_results(text)
+
+
+def test_results_folder_that_is_not_there(tmp_path):
+    with pytest.raises(InputError, match="no such folder of results"):
+        Folder("x", tmp_path / "none")
+
+
+def test_domains(pairs, tmp_path):
+    assert {t.pair.name: t.domain for t in run.read_domains(pairs, read_pairs(pairs))} == {
+        "one": "cat", "two": "dog", "three": "cat"
+    }  # fmt: skip
+    (pairs / "pairs.json").write_text("[1]")
+    with pytest.raises(InputError, match="not a list of objects"):
+        run.read_domains(pairs, read_pairs(pairs))
+    (pairs / "pairs.json").unlink()
+    assert {t.domain for t in run.read_domains(pairs, read_pairs(pairs))} == {"all"}
+    rows = [
+        {"structure": f"pairs/{x}/structure.png", "appearance": f"pairs/{x}/appearance.png"} for x in ("one", "two")
+    ]
+    rows[0]["domain"] = "cat"
+    (tmp_path / "list.jsonl").write_text("\n\n".join(json.dumps(row) for row in rows))
+    with (tmp_path / "list.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["structure", "appearance", "domain"])
+        writer.writeheader()
+        writer.writerows(rows)
+    for name in ("list.jsonl", "list.csv"):
+        found = run.read_domains(tmp_path / name, read_pairs(tmp_path / name))
+        assert [task.domain for task in found] == ["cat", "all"]
+
+
+def test_rows_of_different_measurements_are_not_mixed(tmp_path):
+    folder = tmp_path / "out"
+    theirs = parse_results(f"theirs={tmp_path}")
+    run.check_settings(folder, {"backbone": "a", "also b": "1"}, [theirs])
+    run.check_settings(folder, {"backbone": "a", "also b": "1"}, [theirs, Copy()])
+    with pytest.raises(InputError, match=r"measured otherwise \(backbone\)"):
+        run.check_settings(folder, {"backbone": "b", "also b": "1"}, [])
+    with pytest.raises(InputError, match=r"measured otherwise \(also b\)"):
+        run.check_settings(folder, {"backbone": "a"}, [])
+    (tmp_path / "other").mkdir()
+    with pytest.raises(InputError, match="rows of another 'theirs'"):
+        run.check_settings(folder, {"backbone": "a", "also b": "1"}, [parse_results(f"theirs={tmp_path / 'other'}")])
+    (folder / "run.json").write_text("{}")
+    with pytest.raises(InputError, match=r"run\.json: damaged"):
+        run.check_settings(folder, {"backbone": "a"}, [])
+
+
+def test_the_command(pairs, tmp_path):
+    save_image(tmp_path / "theirs/one.png", picture(9))
+    arguments = ["evaluate", str(pairs), "-o", str(tmp_path / "out"), "--backbone", "vit_mini", "--device", "cpu"]
+    arguments += ["--method", "copy", "--results", f"theirs={tmp_path / 'theirs'}", "--also-backbone", "vit_mini"]
+    result = CliRunner().invoke(app, [*arguments, "--baseline-pairs"])
+    assert result.exit_code == 0, result.output
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert summary["baseline"] == "theirs" and summary["pairs"] == 1 and summary["domains"] == {"cat": 1}
+    means = summary["methods"]["theirs"]["means"]
+    assert means["self_sim@vit_mini"]["value"] == pytest.approx(means["self_sim"]["value"])
+    result = CliRunner().invoke(app, [*arguments, "--limit", "2", "--quiet", "--baseline", "copy"])
+    assert result.exit_code == 0 and result.output == ""
+    assert json.loads((tmp_path / "out/summary.json").read_text())["pairs"] == 2
+    for name in ("report.html", "summary.md", "results.parquet", "rows-00.jsonl", "run.json"):
+        assert (tmp_path / "out" / name).stat().st_size > 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--method", "paint"], "unknown method 'paint'"),
+        (["--method", "copy", "--method", "copy"], "'copy' is given twice"),
+        (["--baseline", "splice"], "the baseline 'splice' is not among the methods: copy, colour"),
+        (["--results", "a=PAIRS", "--baseline-pairs"], "no pairs of which 'a' has a picture"),
+        (["--backbone", "no_such_vit"], "unknown backbone"),
+    ],
+)
+def test_the_command_refuses(pairs, tmp_path, arguments, message):
+    arguments = [a.replace("PAIRS", str(pairs)) for a in arguments]
+    backbone = [] if "--backbone" in arguments else ["--backbone", "vit_mini"]
+    result = CliRunner().invoke(app, ["evaluate", str(pairs), "-o", str(tmp_path / "out"), *backbone, *arguments])
+    assert result.exit_code == 2
+    assert message in result.output and len(result.output.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_to_report_where_every_pair_fails(pairs, tmp_path):
+    for path in pairs.glob("*/structure.png"):
+        path.write_bytes(b"no picture")
+    out = tmp_path / "out"
+    result = CliRunner().invoke(app, ["evaluate", str(pairs), "-o", str(out), "--backbone", "vit_mini", "--quiet"])
+    assert result.exit_code == 2 and "nothing could be measured" in result.output
+    assert not (out / "report.html").exists()

@@ -1,0 +1,101 @@
+import struct
+import warnings
+import zlib
+
+import pytest
+from picture_files import LOSSLESS, LOSSY, complaint, needs_permissions, noise, saved
+from PIL import Image
+
+from splice_ff.images import load_image
+
+
+def bomb(path, width, height):
+    """A grey 8-bit PNG that announces a size and holds no pixels."""
+
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    pixels = zlib.compress(b"")
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    path.write_bytes(png)
+    return path
+
+
+def test_missing(tmp_path):
+    path = tmp_path / "none.png"
+    assert complaint(load_image, path).startswith(f"{path}: no such file;")
+
+
+def test_folder(tmp_path):
+    assert complaint(load_image, tmp_path).startswith(f"{tmp_path}: is a folder;")
+
+
+def test_empty(tmp_path):
+    (tmp_path / "a.png").touch()
+    path = tmp_path / "a.png"
+    assert complaint(load_image, path).startswith(f"{path}: the file is empty;")
+
+
+def test_text_named_png(tmp_path):
+    (tmp_path / "a.png").write_text("This is a shopping list, and a rather long one at that.")
+    message = complaint(load_image, tmp_path / "a.png")
+    assert "a.png" in message and "not an image" in message
+
+
+@pytest.mark.parametrize("suffix", [*LOSSLESS, *LOSSY, ".gif"])
+def test_truncated(tmp_path, suffix):
+    path = saved(Image.fromarray(noise(60, 60)), tmp_path / f"a{suffix}")
+    load_image(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    message = complaint(load_image, path)
+    assert path.name in message and ("cut short" in message or "damaged" in message)
+
+
+@needs_permissions
+def test_unreadable(tmp_path):
+    path = saved(Image.fromarray(noise()), tmp_path / "a.png")
+    path.chmod(0)
+    message = complaint(load_image, path)
+    assert "a.png" in message and "cannot be read (Permission denied)" in message
+
+
+def test_the_systems_reason_is_passed_on(tmp_path):
+    path = saved(Image.fromarray(noise()), tmp_path / "a.png")
+    assert "cannot be read (Not a directory)" in complaint(load_image, path / "b.png")
+
+
+def test_a_line_break_in_the_name_does_not_break_the_message(tmp_path):
+    assert "two lines.png" in complaint(load_image, tmp_path / "two\nlines.png")
+
+
+# 81, 100 and 400 megapixels: below Pillow's own warning, between its warning and its error, above both.
+@pytest.mark.parametrize("side", [9_000, 10_000, 20_000])
+def test_too_many_pixels_are_refused_from_the_header(tmp_path, side):
+    with warnings.catch_warnings(record=True) as leaked:
+        warnings.simplefilter("always")
+        message = complaint(load_image, bomb(tmp_path / "a.png", side, side))
+    assert "a.png" in message and "64 megapixels" in message
+    assert leaked == []
+
+
+def test_exactly_the_most_pixels_are_not_refused_for_their_number(tmp_path):
+    assert "damaged" in complaint(load_image, bomb(tmp_path / "a.png", 8_000, 8_000))
+    assert "megapixels" in complaint(load_image, bomb(tmp_path / "a.png", 8_000, 8_001))
+
+
+def test_pillows_own_limit_neither_decides_nor_changes(tmp_path, monkeypatch):
+    path = saved(Image.fromarray(noise()), tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    load_image(path)
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
+@pytest.mark.parametrize("size", [(1, 1), (15, 400), (400, 15)])
+def test_too_small(tmp_path, size):
+    message = complaint(load_image, saved(Image.new("RGB", size), tmp_path / "a.png"))
+    assert "a.png" in message and f"{size[0]}x{size[1]} is too small" in message
+
+
+def test_the_smallest_side_is_accepted():
+    assert load_image(Image.new("RGB", (16, 17))).size == (17, 16)

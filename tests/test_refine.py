@@ -1,0 +1,79 @@
+"""Per-pair steps from the one-shot answer: from it, downhill, and never back."""
+
+import pytest
+import torch
+from one_shot_model import make_model, picture
+
+from splice_ff.errors import InputError
+from splice_ff.refine import PairGenerator, refine, refiner
+
+
+@pytest.fixture(autouse=True)
+def _float32(monkeypatch):
+    """Not timed: that takes seconds where bfloat16 is emulated."""
+    monkeypatch.setattr("splice_ff.pair_optimizer.fastest_dtype", lambda device: torch.float32)
+
+
+@pytest.fixture
+def model(tiny_backbone):
+    return make_model(tiny_backbone(patch_size=16))
+
+
+def test_the_first_candidate_is_the_one_shot_picture(model):
+    structure, appearance = picture(1, 80, 100), picture(2, 90, 70)
+    result = refiner(model, structure, appearance, steps=5).result()
+    assert result.step == 0
+    torch.testing.assert_close(result.image, model(structure, appearance), atol=1e-5, rtol=0)
+
+
+def test_losses_fall(model):
+    structure, appearance = picture(1), picture(2)
+    before = refiner(model, structure, appearance, steps=5).result().losses["total"]
+    seen = []
+    result = refine(model, structure, appearance, steps=15, on_step=lambda run, losses: seen.append(run.step_count))
+    assert result.step == 15 and seen == list(range(1, 16))
+    assert result.losses["total"] < 0.9 * before
+
+
+def test_the_result_is_never_worse(model):
+    """Steps that lead uphill leave the one-shot picture."""
+    structure, appearance = picture(1), picture(2)
+    run = refiner(model, structure, appearance, steps=3)
+    run.adam.param_groups[0]["maximize"] = True
+    while not run.done:
+        run.step()
+    assert run.step_count == 3
+    assert (run.preview() - model(structure, appearance)).abs().max() > 0.01
+    assert run.result().step == 0
+    assert torch.equal(run.result().image, model(structure, appearance))
+
+
+def test_the_model_is_left_as_it_is(model):
+    structure, appearance = picture(1), picture(2)
+    before, fingerprint = model(structure, appearance), model.fingerprint
+    refine(model, structure, appearance, steps=2)
+    assert model.fingerprint == fingerprint
+    assert torch.equal(model(structure, appearance), before)
+
+
+def test_the_same_seed_the_same_picture(model):
+    structure, appearance = picture(1), picture(2)
+    assert torch.equal(
+        refine(model, structure, appearance, steps=3).image, refine(model, structure, appearance, steps=3).image
+    )
+
+
+def test_the_pairs_generator_has_no_vit_in_its_state(model):
+    generator = PairGenerator(model, model.embed(picture(2)))
+    assert generator.state_dict().keys() == {"look"} | {f"unet.{k}" for k in model.generator.unet.state_dict()}
+    assert torch.equal(generator(picture(1)), model(picture(1), picture(2)))
+    passes = []
+    model.backbone.register_forward_hook(lambda *_: passes.append(1))
+    image = picture(3)
+    assert torch.equal(generator(image), generator(image)) and len(passes) == 1
+
+
+def test_what_cannot_be_refined(model):
+    for steps, size in [(0, 64), (2, 32), (2, 8)]:
+        with pytest.raises(InputError):
+            refine(model, picture(1), picture(2), steps=steps, size=size)

@@ -1,0 +1,333 @@
+"""The teacher: every pair once, whatever happens to some of them, and squares that lie on each other to train on."""
+
+import json
+from dataclasses import replace
+from io import BytesIO
+
+import datasets
+import numpy as np
+import pyarrow.parquet
+import pytest
+import torch
+from checkpoint_files import CONFIG, checkpoint_folder
+from PIL import Image
+from typer.testing import CliRunner
+
+import splice_ff.teach
+from splice_ff.cli import app
+from splice_ff.errors import InputError
+from splice_ff.image_dataset import open_dataset
+from splice_ff.mining import MinedPairs
+from splice_ff.pair import make_recipe
+from splice_ff.pair_list import read_pairs
+from splice_ff.pair_optimizer import DivergedError, PairOptimizer
+from splice_ff.presets import PRESETS
+from splice_ff.teach import TeacherPairs, open_folder, tasks_of_dataset, tasks_of_files, teach
+
+RECIPE = replace(make_recipe("fast", steps=2, size=64, precision="fp32"), copy_steps=1, views=1)
+TINY = {"depth": 2, "patch_size": 24}
+CPU = ["--steps", "2", "--size", "64", "--device", "cpu", "--quiet"]
+
+
+def picture(path, seed, size=(96, 72)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    small = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype=np.uint8)
+    Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).save(path)
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """A folder of three pairs: a, b, c."""
+    for i, name in enumerate("abc"):
+        picture(tmp_path / "pairs" / name / "structure.png", 2 * i)
+        picture(tmp_path / "pairs" / name / "appearance.png", 2 * i + 1, (72, 80))
+    return tmp_path / "pairs"
+
+
+@pytest.fixture
+def paint(tiny_backbone, tmp_path, pairs):
+    """Run `teach` in this process on those pairs: report."""
+
+    def run(folder=tmp_path / "teacher", source=pairs, recipe=RECIPE, **options):
+        backbone = tiny_backbone(**TINY)
+        open_folder(folder, {"pairs": str(source)}, recipe, backbone, 0)
+        return teach(tasks_of_files(read_pairs(source)), backbone, recipe, folder, quiet=True, **options)
+
+    return run
+
+
+def painted(folder):
+    return sorted(path.name for path in folder.glob("*.parquet"))
+
+
+def failures(folder):
+    return [json.loads(line) for line in (folder / "failed.jsonl").read_text().splitlines()]
+
+
+def test_datasets_reads_what_teach_writes(paint, tmp_path, pairs, tiny_backbone):
+    paint()
+    files = str(tmp_path / "teacher" / "*.parquet")
+    rows = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
+    assert rows["name"] == ["a", "b", "c"]
+    row = rows[0]
+    assert row["structure"].size == row["output"].size == (85, 64) and row["appearance"].size == (64, 71)
+    assert row["steps"] == 2 and row["seconds"] > 0
+    settings = json.loads(row["settings"])
+    assert settings["size"] == "64" and settings["backbone_sha256"] == tiny_backbone(**TINY).fingerprint
+
+    # The same as the optimiser itself on the pictures that are kept.
+    def tensor(name):
+        return torch.from_numpy(np.array(row[name])).permute(2, 0, 1)[None].float() / 255
+
+    run = PairOptimizer(tensor("structure"), tensor("appearance"), tiny_backbone(**TINY), RECIPE)
+    run.step(), run.step()
+    expected = run.result()
+    assert row["losses"] == pytest.approx(expected.losses, rel=1e-3)
+    assert (tensor("output") - expected.image).abs().max() < 0.01
+
+
+def test_structure_and_appearance_are_not_swapped(paint, tmp_path, pairs):
+    paint()
+    row = splice_ff.teach._read(tmp_path / "teacher" / "pair-b.parquet")
+    for name in ("structure", "appearance"):
+        kept = Image.open(BytesIO(row[name]["bytes"]))
+        original = Image.open(pairs / "b" / f"{name}.png").resize(kept.size, Image.Resampling.BICUBIC)
+        assert np.abs(np.asarray(kept, float) - np.asarray(original, float)).mean() < 3
+
+
+def test_an_interrupted_run_goes_on(paint, tmp_path, monkeypatch):
+    steps = []
+    step = PairOptimizer.step
+
+    def interrupted(self):
+        steps.append(1)
+        if len(steps) == 4:  # at the second pair's second step
+            raise KeyboardInterrupt
+        return step(self)
+
+    monkeypatch.setattr(PairOptimizer, "step", interrupted)
+    folder = tmp_path / "teacher"
+    with pytest.raises(KeyboardInterrupt):
+        paint()
+    assert painted(folder) == ["pair-a.parquet"]
+    first = (folder / "pair-a.parquet").read_bytes()
+    (folder / f".{'0' * 32}.parquet").write_bytes(first[:100])  # what kill -9 in the middle of writing leaves
+    report = paint()
+    assert (report.painted, report.found, report.failed) == (2, 1, 0)
+    assert (folder / "pair-a.parquet").read_bytes() == first
+    assert len(steps) == 4 + 2 * 2
+    assert len(TeacherPairs(folder, 32)) == 3
+
+
+def test_a_pair_that_cannot_be_read_does_not_stop_the_rest(paint, tmp_path, pairs):
+    good = (pairs / "a" / "structure.png").read_bytes()
+    (pairs / "a" / "structure.png").write_bytes(good[: len(good) // 2])
+    report = paint()
+    folder = tmp_path / "teacher"
+    assert (report.painted, report.failed) == (2, 1)
+    assert painted(folder) == ["pair-b.parquet", "pair-c.parquet"]
+    assert [entry["name"] for entry in failures(folder)] == ["a"] and "structure.png" in failures(folder)[0]["error"]
+
+    (pairs / "a" / "structure.png").write_bytes(good)  # mended, it gets its turn
+    assert paint().painted == 1
+    assert len(painted(folder)) == 3 and not (folder / "failed.jsonl").exists()
+
+
+def test_a_run_that_diverges_does_not_stop_the_rest(paint, tmp_path, monkeypatch):
+    step, runs = PairOptimizer.step, []
+
+    def diverging(self):
+        runs.append(self) if self.step_count == 0 else None
+        if len(runs) == 2:
+            raise DivergedError("the losses are no longer finite")
+        return step(self)
+
+    monkeypatch.setattr(PairOptimizer, "step", diverging)
+    assert paint().painted == 2
+    assert failures(tmp_path / "teacher") == [{"name": "b", "error": "the losses are no longer finite"}]
+
+
+def test_processes_share_the_pairs(paint, tmp_path):
+    folder = tmp_path / "teacher"
+    assert paint(rank=0, world_size=2).painted == 2
+    assert painted(folder) == ["pair-a.parquet", "pair-c.parquet"]
+    assert paint(rank=1, world_size=2).painted == 1
+    assert len(painted(folder)) == 3
+    assert paint(rank=3, world_size=5).found == 0  # more processes than pairs
+
+
+def test_another_process_only_checks_the_folder(tmp_path, tiny_backbone):
+    open_folder(tmp_path / "teacher", {}, RECIPE, tiny_backbone(), 0, is_main=False)
+    assert not (tmp_path / "teacher").exists()
+
+
+def test_pictures_made_otherwise_are_not_mixed(paint, tmp_path, pairs):
+    paint()
+    with pytest.raises(InputError, match=r"\(steps 2 there, 3 now, generator published there, refined now\)"):
+        paint(recipe=replace(RECIPE, steps=3, generator="refined"))
+    (tmp_path / "other").mkdir()
+    with pytest.raises(InputError, match=r"pairs .*pairs there, .*other now"):
+        paint(source=tmp_path / "other")
+    (tmp_path / "teacher" / "teach.json").write_text("{")
+    with pytest.raises(InputError, match=r"teach\.json: damaged"):
+        paint()
+
+
+def test_pairs_of_a_dataset(tmp_path, tiny_backbone):
+    for i in range(4):
+        picture(tmp_path / "photos" / f"{i}.png", i)
+    data = open_dataset(str(tmp_path / "photos"))
+    neighbours = np.array([1, 2, 3, 0, 1])
+    mined = MinedPairs(np.array([0, 2, 3, 4, 5]), neighbours, np.ones(5, np.float32), {})
+    tasks = tasks_of_dataset(mined, data)
+    assert sorted(task.name for task in tasks) == ["0-1", "0-2", "1-3", "2-0", "3-1"]
+    assert [task.name for task in tasks] != sorted(task.name for task in tasks)
+    assert [task.name for task in tasks] == [task.name for task in tasks_of_dataset(mined, data)]
+    task = next(task for task in tasks if task.name == "1-3")
+    assert task.structure()["image"]["path"].endswith("1.png")
+    assert task.appearance()["image"]["path"].endswith("3.png")
+    assert teach([task], tiny_backbone(**TINY), RECIPE, tmp_path, quiet=True).painted == 1
+    with pytest.raises(InputError, match="of 4 pictures, not 2"):
+        tasks_of_dataset(mined, data.select([0, 1]))
+
+
+@pytest.fixture
+def squares(tmp_path):
+    """Teacher's pairs whose output is their structure, and whose appearance is its own picture."""
+
+    def make(count=6, size=32, **options):
+        random = np.random.default_rng(0)
+        for i in range(count):
+            structure, appearance = torch.from_numpy(random.integers(0, 255, (2, 3, 64, 96), dtype=np.uint8))
+            png = splice_ff.teach._png
+            row = {"name": str(i), "steps": 1, "seconds": 1.0, "settings": "{}"}
+            row["losses"] = dict.fromkeys(("total", "structure", "appearance", "identity"), 0.0)
+            pictures = {"structure": structure, "appearance": appearance, "output": structure}
+            row |= {name: {"bytes": png(picture), "path": None} for name, picture in pictures.items()}
+            splice_ff.teach._write(tmp_path / f"pair-{i}.parquet", row)
+        return TeacherPairs(tmp_path, size, **options)
+
+    return make
+
+
+def same(item, other):
+    return all(torch.equal(item[name], other[name]) for name in item)
+
+
+def test_structure_and_output_get_the_same_square(squares):
+    pairs = squares()
+    for item in (pairs[i] for i in range(len(pairs))):
+        assert all(item[name].shape == (3, 32, 32) and item[name].dtype == torch.uint8 for name in item)
+        assert torch.equal(item["structure"], item["output"])
+        assert not torch.equal(item["structure"], item["appearance"])
+
+
+def test_crops_move_and_are_mirrored(squares, tmp_path):
+    pairs = squares(count=1)
+    whole = splice_ff.teach.load_row({"image": splice_ff.teach._read(tmp_path / "pair-0.parquet")["structure"]}, 36)
+    corners, mirrored = set(), set()
+    for epoch in range(12):
+        pairs.set_epoch(epoch)
+        square = pairs[0]["structure"]
+        for flip in (False, True):
+            windows = (whole.flip(-1) if flip else whole).unfold(1, 32, 1).unfold(2, 32, 1)
+            found = (windows == square[:, None, None]).all(-1).all(-1).all(0).nonzero().tolist()
+            corners |= {(*corner, flip) for corner in found}
+            mirrored |= {flip} if found else set()
+    assert mirrored == {False, True} and len(corners) == 12 and len({top for top, _, _ in corners}) > 2
+
+
+def test_items_depend_on_seed_epoch_and_place_only(squares):
+    pairs = squares()
+    first = [pairs[i] for i in range(6)]
+    assert same(pairs[3], first[3])
+    loader = torch.utils.data.DataLoader(pairs, num_workers=2, batch_size=None, persistent_workers=True)
+    assert all(map(same, loader, first))
+    pairs.set_epoch(1)
+    second = list(loader)
+    assert not any(map(same, second, first))  # running workers saw the new epoch
+    assert all(same(pairs[i], second[i]) for i in range(6))
+    assert not any(same(item, other) for item, other in zip(first, squares(seed=1), strict=True))
+
+
+def test_every_pair_once_an_epoch_in_another_order(squares, monkeypatch):
+    pairs = squares()
+    read, opened = splice_ff.teach._read, []
+    monkeypatch.setattr(splice_ff.teach, "_read", lambda path: opened.append(path) or read(path))
+    for epoch in range(2):
+        pairs.set_epoch(epoch)
+        list(pairs)
+    first, second = opened[:6], opened[6:]
+    assert sorted(first) == sorted(second) == pairs.files
+    assert first != second
+
+
+def test_a_folder_without_pairs_and_a_damaged_file(squares, tmp_path):
+    with pytest.raises(InputError, match="splice-ff teach"):
+        TeacherPairs(tmp_path, 32)
+    pairs = squares(count=1)
+    (tmp_path / "pair-0.parquet").write_bytes(b"PAR1")
+    with pytest.raises(InputError, match=r"pair-0\.parquet: damaged"):
+        pairs[0]
+
+
+@pytest.fixture
+def command(tmp_path, tiny_vit, monkeypatch):
+    """Run `splice-ff teach` in this process with a tiny backbone."""
+    monkeypatch.setitem(PRESETS, "fast", RECIPE)
+    backbone = checkpoint_folder(tmp_path / "tiny", CONFIG, tiny_vit(depth=2).state_dict())
+
+    def run(*arguments):
+        arguments = ["teach", *arguments, "-o", tmp_path / "made", "--backbone", backbone]
+        return CliRunner().invoke(app, [str(a) for a in arguments])
+
+    return run
+
+
+def test_the_command(command, pairs, tmp_path, monkeypatch):
+    (pairs / "b" / "appearance.png").write_bytes(b"no picture")
+    result = command(pairs, *CPU, "--limit", 2)
+    assert result.exit_code == 0 and "pairs left out: 1;" in result.stderr, result.output
+    assert painted(tmp_path / "made") == ["pair-a.parquet"]
+
+    monkeypatch.setattr(PairOptimizer, "step", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+    result = command(pairs, *CPU)
+    assert result.exit_code == 130 and "interrupted" in result.stderr and "Traceback" not in result.output
+    assert painted(tmp_path / "made") == ["pair-a.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--preset", "paper"], "--size"),
+        (["--data", "photos"], "--data goes with"),
+        (["--steps", "0"], "steps"),
+    ],
+)
+def test_the_command_refuses_in_one_line(command, pairs, tmp_path, arguments, words):
+    result = command(pairs, *arguments)
+    assert result.exit_code == 2 and words in result.stderr and result.stderr.count("\n") == 1, result.output
+    assert not (tmp_path / "made").exists()
+
+
+def test_mined_pairs_need_their_dataset(command, tmp_path):
+    for i in range(2):
+        picture(tmp_path / "photos" / f"{i}.png", i)
+    columns = {"structure": [0, 1], "appearance": [1, 0], "similarity": [0.5, 0.5]}
+    table = pyarrow.table(columns, metadata={"splice_ff": json.dumps({"rows": 2})})
+    pyarrow.parquet.write_table(table, tmp_path / "pairs.parquet")
+    result = command(tmp_path / "pairs.parquet", *CPU)
+    assert result.exit_code == 2 and "--data" in result.stderr
+    result = command(tmp_path / "pairs.parquet", *CPU, "--data", tmp_path / "photos")
+    assert result.exit_code == 0, result.output
+    assert painted(tmp_path / "made") == ["pair-0-1.parquet", "pair-1-0.parquet"]
+    result = command(tmp_path / "pairs.parquet", *CPU, "--data", tmp_path / "photos", "--split", "train[:2]")
+    assert result.exit_code == 2 and "split train there, train[:2] now" in result.stderr
+
+
+def test_no_pair_at_all_is_an_error(command, pairs, tmp_path):
+    for path in pairs.glob("*/structure.png"):
+        path.write_bytes(b"no picture")
+    result = command(pairs, *CPU)
+    assert result.exit_code == 2 and "no pair could be painted" in result.stderr
+    assert len(failures(tmp_path / "made")) == 3

@@ -1,0 +1,116 @@
+"""Tiles against whole pictures, where both fit; and the memory that a large one takes."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from splice_ff.generators.cross_attention_unet import CrossAttentionUNet, UNetSize
+from splice_ff.tiles import freeze_statistics, paint_in_tiles, reach
+
+SIZE = UNetSize((16, 16, 32), 1, 1, 2, 4, 16)
+WIDTH = 12
+
+
+@pytest.fixture(scope="module")
+def unet(randomized):
+    """Random, and paints strongly: what is wrong anywhere shows."""
+    unet = randomized(CrossAttentionUNet(SIZE, WIDTH)).eval()
+    unet.to_rgb[-1].weight.data *= 3
+    return unet
+
+
+def inputs(h, w, batch=1, seed=0):
+    """Smooth pictures with detail, looks, and maps of semantics with another aspect than whole strides have."""
+    random = torch.Generator().manual_seed(seed)
+    smooth = torch.rand(batch, 3, 5, 7, generator=random)
+    structure = torch.nn.functional.interpolate(smooth, (h, w), mode="bicubic")
+    structure = (structure + 0.2 * torch.randn(structure.shape, generator=random)).clamp(0, 1)
+    tokens = torch.randn(batch, SIZE.tokens, SIZE.token_channels, generator=random)
+    return structure, tokens, torch.randn(batch, WIDTH, 6, 9, generator=random)
+
+
+@pytest.mark.parametrize(("h", "w"), [(160, 256), (150, 203), (37, 301), (130, 20)])
+@torch.no_grad()
+def test_tiles_are_the_whole(unet, h, w):
+    structure, tokens, semantics = inputs(h, w, batch=2)
+    whole = unet(structure, tokens, semantics)
+    assert (whole - structure).abs().mean() > 0.05  # else any copy would pass
+    tiled = paint_in_tiles(unet, structure, tokens, semantics, core=64, statistics_pixels=h * w)
+    assert tiled.shape == whole.shape
+    torch.testing.assert_close(tiled, whole, atol=2e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_the_margin_is_no_larger_than_needed_and_large_enough(unet):
+    """A pixel changes the output up to `reach` away, no further, and nearly as far."""
+    structure, tokens, semantics = inputs(256, 256)
+    frozen = freeze_statistics(unet, structure, tokens, semantics).double()
+    changed = structure.clone().double()
+    changed[..., 128, 128] = 1 - changed[..., 128, 128]
+    tokens, semantics = tokens.double(), semantics.double()
+    difference = frozen(changed, tokens, semantics) - frozen(structure.double(), tokens, semantics)
+    columns = (difference.abs().amax((0, 1, 2)) > 0).nonzero().flatten()
+    furthest = (columns - 128).abs().max().item()
+    assert reach(unet) - 2 * unet.stride < furthest <= reach(unet)
+
+
+@torch.no_grad()
+def test_reduced_statistics_leave_no_seams(unet):
+    """With statistics from a reduced pass the picture differs from the whole one, but not at the borders of tiles."""
+    structure, tokens, semantics = inputs(256, 256, seed=1)
+    whole = unet(structure, tokens, semantics)
+    tiled = paint_in_tiles(unet, structure, tokens, semantics, core=64, statistics_pixels=128 * 128)
+    difference = tiled - whole
+    assert difference.abs().max() > 1e-3  # the statistics do differ
+    steps = difference.diff(dim=-1).abs().amax((0, 1, 2)), difference.diff(dim=-2).abs().amax((0, 1, 3))
+    for step in steps:  # from each row or column to the next; tiles meet after 63, 127 and 191
+        borders = torch.zeros(255, dtype=torch.bool)
+        borders[[63, 127, 191]] = True
+        assert step[borders].max() <= step[~borders].max()
+        assert step[borders].mean() <= 1.2 * step[~borders].mean()
+
+
+@torch.no_grad()
+def test_without_a_margin_there_are_seams(unet, monkeypatch):
+    """What the test above would find."""
+    monkeypatch.setattr("splice_ff.tiles.reach", lambda unet: 0)
+    structure, tokens, semantics = inputs(256, 256, seed=1)
+    tiled = paint_in_tiles(unet, structure, tokens, semantics, core=64, statistics_pixels=128 * 128)
+    step = (tiled - unet(structure, tokens, semantics)).diff(dim=-1).abs().amax((0, 1, 2))
+    assert step[[63, 127, 191]].mean() > 1.2 * step.mean()
+
+
+@torch.no_grad()
+def test_the_unet_is_left_as_it_was(unet):
+    structure, tokens, semantics = inputs(96, 96)
+    before = unet(structure, tokens, semantics)
+    paint_in_tiles(unet, structure, tokens, semantics, core=32, statistics_pixels=48 * 48)
+    assert torch.equal(unet(structure, tokens, semantics), before)
+
+
+MEMORY = """
+import resource, torch
+from splice_ff.generators.cross_attention_unet import CrossAttentionUNet, SIZES
+from splice_ff.tiles import paint_in_tiles
+torch.manual_seed(0)
+unet = CrossAttentionUNet(SIZES["tiny"], 192).eval()
+structure = torch.rand(1, 3, {side}, {side})
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+paint_in_tiles(unet, structure, torch.randn(1, 32, 192), torch.randn(1, 192, 14, 14), {core}, {core} ** 2)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_memory_follows_the_tile_not_the_picture():
+    """A picture of sixteen tiles takes little more than its output above what one tile takes."""
+    if sys.platform != "linux":
+        pytest.skip("ru_maxrss is in kilobytes on Linux")
+    side, core = 1024, 128
+    run = [sys.executable, "-c", MEMORY.format(side=side, core=core)]
+    kilobytes = int(subprocess.run(run, check=True, capture_output=True, text=True).stdout)
+    margin = reach(CrossAttentionUNet(SIZE, WIDTH))
+    assert margin > 0
+    # whole, one pass over this picture holds several maps of 16 channels at its size: 64 MiB each
+    assert kilobytes / 1024 < 230, f"{kilobytes / 1024:.0f} MiB"

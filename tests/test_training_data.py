@@ -1,0 +1,95 @@
+"""Batches of the training loop: nothing missed or seen twice, in any number of processes."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+from training_setup import read_config, write_run
+
+from splice_ff.training_data import Endless, Ordinals, TrainingData
+
+
+class Numbers(torch.utils.data.Dataset):
+    """Seven items that say where they stand."""
+
+    def __len__(self):
+        return 7
+
+    def item(self, epoch, index):
+        return {"epoch": epoch, "index": index}
+
+
+def read(rank, world, batches, start=0, workers=0):
+    loader = DataLoader(Endless(Numbers()), batch_sampler=Ordinals(2, start, rank, world), num_workers=workers)
+    found = []
+    for batch, _ in zip(loader, range(batches), strict=False):
+        found += list(zip(batch["epoch"].tolist(), batch["index"].tolist(), strict=True))
+    return found
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_processes_share_every_epoch_without_overlap_or_loss(world):
+    batches = 84 // (2 * world)  # twelve epochs
+    seen = [item for rank in range(world) for item in read(rank, world, batches)]
+    assert sorted(seen) == [(epoch, index) for epoch in range(12) for index in range(7)]
+
+
+def test_workers_do_not_change_the_order():
+    assert read(0, 2, 8, workers=2) == read(0, 2, 8)
+
+
+def test_a_resumed_run_gets_what_would_have_come():
+    assert read(1, 2, 5, start=3) == read(1, 2, 8)[6:]
+
+
+@pytest.fixture
+def data(tmp_path, vit_state, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+    def make(*overrides, rank=0, world=1, **changes):
+        config = read_config(write_run(tmp_path / "job", vit_state, **changes), *overrides)
+        accelerator = SimpleNamespace(
+            process_index=rank, num_processes=world, device=torch.device("cpu"), is_local_main_process=False
+        )
+        return TrainingData(config, accelerator, quiet=True)
+
+    return make
+
+
+def test_two_processes_see_the_pairs_of_one(data):
+    whole = next(data("optimizer.batch_size=4").batches(0))
+    parts = [next(data("optimizer.batch_size=2", rank=rank, world=2).batches(0)) for rank in (0, 1)]
+    torch.testing.assert_close(torch.cat([part.first for part in parts]), whole.first)
+    torch.testing.assert_close(torch.cat([part.second for part in parts]), whole.second)
+
+
+def test_validation_pairs_are_shared_and_always_the_same(data):
+    whole = torch.cat([first for first, _ in data("run.validation_pairs=5").validation()])
+    shares = [
+        torch.cat([first for first, _ in data("run.validation_pairs=5", rank=rank, world=2).validation()])
+        for rank in (0, 1)
+    ]
+    assert len(whole) == 5 and [len(share) for share in shares] == [3, 2]
+    torch.testing.assert_close(whole[::2], shares[0])
+    torch.testing.assert_close(whole[1::2], shares[1])
+    torch.testing.assert_close(whole, torch.cat([first for first, _ in data("run.validation_pairs=5").validation()]))
+
+
+@pytest.mark.parametrize("preload", ["false", "true"])
+def test_corrupt_pictures_are_skipped_and_counted(data, tmp_path, preload):
+    run = data(f"data.preload={preload}")
+    for path in sorted((tmp_path / "job" / "photos").rglob("*.png"))[:3]:
+        path.write_bytes(b"not a picture")
+    run = data(f"data.preload={preload}", "data.held_out=null")
+    batches = run.batches(0)
+    skipped = sum(next(batches).skipped for _ in range(6))
+    assert run.unreadable + skipped >= 3
+    assert not run.has_validation
+
+
+def test_pixels_are_in_range_and_on_their_way(data):
+    batch = next(data().batches(0))
+    assert batch.first.shape == batch.second.shape == (2, 3, 32, 32)
+    assert batch.first.dtype == torch.float32 and batch.first.min() >= 0 and 0.2 < batch.first.max() <= 1
+    assert batch.lesson is None

@@ -1,0 +1,267 @@
+"""`transfer`, `embed` and `batch`, end to end on a random model: pictures, or one line, exit 2 and nothing written."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from checkpoint_files import CONFIG, checkpoint_folder
+from one_shot_model import make_model, picture
+from PIL import Image
+from typer.testing import CliRunner
+
+from splice_ff.cli import app
+from splice_ff.images import load_image, save_image
+from splice_ff.pipeline import SpliceFF
+from splice_ff.weights import load_backbone
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with pictures (a.png, b.png, c.png), a backbone and a model. Shared: do not change it."""
+    from conftest import make_vit
+
+    folder = tmp_path_factory.mktemp("place")
+    checkpoint_folder(folder / "vit", CONFIG, make_vit(depth=2).state_dict())
+    make_model(load_backbone(str(folder / "vit")), card={"data": "noise"}).save_pretrained(folder / "model")
+    for seed, name in enumerate("abc"):
+        save_image(folder / f"{name}.png", picture(seed, 72, 96))
+    return folder
+
+
+@pytest.fixture
+def model(place):
+    return SpliceFF.from_pretrained(place / "model", backbone=place / "vit")
+
+
+@pytest.fixture
+def run(place, monkeypatch):
+    """Run a command on the model; names of pictures are those of `place`."""
+    # not timed: that takes seconds where bfloat16 is emulated
+    monkeypatch.setattr("splice_ff.pair_optimizer.fastest_dtype", lambda device: torch.float32)
+
+    def call(*arguments):
+        arguments = [place / f"{a}.png" if a in ("a", "b", "c") else a for a in arguments]
+        defaults = ["--backbone", place / "vit", "--device", "cpu"]
+        if "--model" not in arguments:
+            defaults += ["--model", place / "model"]
+        return CliRunner().invoke(app, [str(a) for a in [*arguments, *defaults]])
+
+    return call
+
+
+def assert_same(path, tensor):
+    """As far as 8 bits tell."""
+    assert (load_image(path).rgb - tensor).abs().max() < 0.5 / 255 + 1e-5
+
+
+def assert_refused(result, output, *words):
+    assert result.exit_code == 2, result.output
+    lines = [line for line in result.stderr.splitlines() if line and not line.startswith("note:")]
+    assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
+    for word in words:
+        assert word in lines[0], lines[0]
+    assert not output.exists()
+
+
+# --- transfer -------------------------------------------------------------------------------------------------------
+
+
+def test_transfer(run, place, model, tmp_path):
+    output = tmp_path / "made" / "out.png"
+    result = run("transfer", "a", "b", "-o", output)
+    assert result.exit_code == 0, result.output
+    a, b = (load_image(place / name).rgb for name in ("a.png", "b.png"))
+    assert_same(output, model(a, b))
+    with Image.open(output) as image:
+        assert image.size == (96, 72)
+        text = image.text
+    assert text["structure"] == "a.png" and text["appearance"] == "b.png"
+    assert text["model_sha256"] == model.fingerprint and text["size"] == "64" and text["strength"] == "1"
+
+
+def test_several_looks_strength_and_size(run, place, model, tmp_path):
+    output = tmp_path / "out.png"
+    options = ["--weight", "3", "--weight", "1", "--strength", "0.5", "--size", "48"]
+    result = run("transfer", "a", "b", "c", "-o", output, *options)
+    assert result.exit_code == 0, result.output
+    a, b, c = (load_image(place / f"{name}.png").rgb for name in "abc")
+    assert_same(output, model.paint(a, model.mix([model.embed(b), model.embed(c)], [3, 1]), 48, 0.5))
+    assert Image.open(output).text["weights"] == "3, 1"
+
+
+def test_a_kept_look_paints_the_same(run, tmp_path):
+    look, first, second = tmp_path / "look.safetensors", tmp_path / "1.png", tmp_path / "2.png"
+    assert run("embed", "b", "-o", look).exit_code == 0
+    assert run("transfer", "a", "b", "-o", first).exit_code == 0
+    result = run("transfer", "a", "--look", look, "-o", second)
+    assert result.exit_code == 0, result.output
+    assert torch.equal(load_image(first).rgb, load_image(second).rgb)
+    assert Image.open(second).text["appearance"] == "b.png"
+
+
+def test_refine(run, tmp_path):
+    output = tmp_path / "out.png"
+    result = run("transfer", "a", "b", "-o", output, "--refine", "2")
+    assert result.exit_code == 0, result.output
+    assert "of 2, total" in result.stderr
+    text = Image.open(output).text
+    assert text["refine"] == "2" and float(text["loss_total"]) > 0
+
+
+def test_refine_that_diverges_leaves_the_best_picture(run, tmp_path, monkeypatch):
+    from splice_ff.pair_optimizer import DivergedError, PairOptimizer
+
+    def fail(self):
+        raise DivergedError("the losses are no longer finite at step 1")
+
+    monkeypatch.setattr(PairOptimizer, "step", fail)
+    result = run("transfer", "a", "b", "-o", tmp_path / "out.png", "--refine", "2")
+    assert result.exit_code == 2 and "no longer finite" in result.stderr
+    assert load_image(tmp_path / "out.png").size == (72, 96)
+
+
+def test_an_interrupted_refine_writes_the_best_picture(run, tmp_path, monkeypatch):
+    from splice_ff.pair_optimizer import PairOptimizer
+
+    def interrupt(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PairOptimizer, "step", interrupt)
+    result = run("transfer", "a", "b", "-o", tmp_path / "out.png", "--refine", "2")
+    assert result.exit_code == 130 and "interrupted" in result.stderr
+    assert load_image(tmp_path / "out.png").size == (72, 96)
+
+
+def test_weak_matches_are_told(run, tmp_path, monkeypatch):
+    from splice_ff.correspondence import MatchStrength
+
+    weak = MatchStrength(0.1, 0, True, "semantic match: weak (made up)")
+    monkeypatch.setattr("splice_ff.commands.transfer.match_strength", lambda *_: weak)
+    result = run("transfer", "a", "b", "-o", tmp_path / "out.png")
+    assert result.exit_code == 0 and "weak (made up)" in result.stderr and "b.png" in result.stderr
+    assert not run("transfer", "a", "b", "-o", tmp_path / "out.png", "--quiet").stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["a"], ["--look"]),
+        (["a", "b", "--look", "some.safetensors"], ["not both"]),
+        (["a", "b", "--weight", "1", "--weight", "1"], ["2 --weight for 1"]),
+        (["a", "b", "--weight", "0"], ["weights"]),
+        (["a", "b", "--strength", "1.5"], ["strength", "1.5"]),
+        (["a", "b", "c", "--refine", "2"], ["--refine"]),
+        (["a", "b", "--size", "8"], ["size", "8"]),
+        (["a", "b", "--refine", "2", "--size", "32"], ["64"]),
+        (["a", "missing.png"], ["missing.png", "no such file"]),
+        (["a", "--look", "missing.safetensors"], ["missing.safetensors"]),
+        (["a", "b", "--model", "no-such-model"], ["no-such-model"]),
+        (["a", "b", "--device", "warp"], ["warp"]),
+    ],
+)
+def test_wrong_arguments_are_one_line(run, place, tmp_path, arguments, words):
+    output = tmp_path / "out.png"
+    if "--device" in arguments:  # given after the default of `run`, the last one counts
+        arguments = [place / f"{a}.png" if a in ("a", "b") else a for a in arguments]
+        line = ["transfer", *arguments, "-o", output, "--model", place / "model"]
+        assert_refused(CliRunner().invoke(app, [str(a) for a in line]), output, *words)
+    else:
+        assert_refused(run("transfer", *arguments, "-o", output), output, *words)
+
+
+def test_a_place_that_takes_no_picture_is_found_first(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(SpliceFF, "from_pretrained", lambda *_, **__: pytest.fail("loaded a model first"))
+    assert_refused(run("transfer", "a", "b", "-o", tmp_path / "out.txt"), tmp_path / "out.txt", "out.txt")
+    (tmp_path / "file").write_text("")
+    for command in (["transfer", "a", "b"], ["embed", "b"]):
+        output = tmp_path / "file" / "out.png"
+        assert run(*command, "-o", output).exit_code == 2
+
+
+# --- batch ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pairs(place, tmp_path):
+    """A list of five pairs, of two sizes, whose third has a missing and whose fourth a damaged picture."""
+    Image.fromarray(np.full((64, 64, 3), 99, np.uint8)).save(tmp_path / "grey.png")
+    (tmp_path / "damaged.png").write_bytes((place / "a.png").read_bytes()[:200])
+    rows = [
+        ("one", place / "a.png", place / "b.png"),
+        ("two", tmp_path / "grey.png", place / "b.png"),
+        ("three", place / "a.png", tmp_path / "missing.png"),
+        ("four", tmp_path / "damaged.png", place / "b.png"),
+        ("five", place / "c.png", place / "a.png"),
+    ]
+    file = tmp_path / "pairs.csv"
+    file.write_text("name,structure,appearance\n" + "".join(f"{n},{s},{a}\n" for n, s, a in rows))
+    return file
+
+
+def test_bad_files_do_not_stop_a_batch(run, pairs, place, model, tmp_path):
+    folder = tmp_path / "painted"
+    result = run("batch", pairs, "-o", folder, "--quiet")
+    assert result.exit_code == 2, result.output
+    lines = [line for line in result.stderr.splitlines() if line]
+    assert len(lines) == 2 and all(line.startswith("error: ") for line in lines)
+    assert "three" in lines[0] and "missing.png" in lines[0] and "four" in lines[1] and "damaged.png" in lines[1]
+    assert sorted(p.name for p in folder.iterdir()) == ["batch.json", "five.png", "one.png", "two.png"]
+    a, b, c = (load_image(place / f"{name}.png").rgb for name in "abc")
+    assert_same(folder / "one.png", model(a, b))
+    assert_same(folder / "five.png", model(c, a))
+    assert Image.open(folder / "five.png").text["structure"] == "c.png"
+
+
+def test_equal_sizes_share_a_pass(run, pairs, tmp_path, monkeypatch):
+    sizes = []
+    paint = SpliceFF.paint
+    monkeypatch.setattr(SpliceFF, "paint", lambda self, x, *rest: sizes.append(tuple(x.shape)) or paint(self, x, *rest))
+    run("batch", pairs, "-o", tmp_path / "together")
+    assert sorted(sizes) == [(1, 3, 64, 64), (2, 3, 72, 96)]
+    sizes.clear()
+    run("batch", pairs, "-o", tmp_path / "apart", "--batch-size", "1")
+    assert sorted(s[0] for s in sizes) == [1, 1, 1]
+    sizes.clear()
+    monkeypatch.setattr("splice_ff.batch.MAX_WAITING", 72 * 96)  # a second one does not wait
+    run("batch", pairs, "-o", tmp_path / "bounded")
+    assert sizes == [(1, 3, 72, 96), (1, 3, 64, 64), (1, 3, 72, 96)]
+
+
+def test_a_batch_goes_on_where_it_was(run, pairs, place, tmp_path):
+    folder = tmp_path / "painted"
+    run("batch", pairs, "-o", folder)
+    (folder / "one.png").unlink()
+    kept = (folder / "two.png").stat().st_mtime_ns
+    pairs.write_text("\n".join(line for line in pairs.read_text().splitlines() if "three" not in line))
+    (tmp_path / "damaged.png").write_bytes((place / "a.png").read_bytes())
+    result = run("batch", pairs, "-o", folder)
+    assert result.exit_code == 0, result.output
+    assert "2 pictures painted, 2 were there, 0 failed" in result.stderr
+    assert (folder / "two.png").stat().st_mtime_ns == kept and (folder / "one.png").exists()
+
+
+def test_a_folder_holds_pictures_of_one_kind(run, pairs, tmp_path):
+    folder = tmp_path / "painted"
+    run("batch", pairs, "-o", folder)
+    for change, word in [(["--size", "48"], "size"), (["--strength", "0.5"], "strength")]:
+        result = run("batch", pairs, "-o", folder, *change)
+        assert result.exit_code == 2 and f"another {word}" in result.stderr
+    assert json.loads((folder / "batch.json").read_text())["size"] == "64"
+
+
+def test_a_list_that_is_none(run, tmp_path):
+    folder = tmp_path / "painted"
+    assert_refused(run("batch", tmp_path / "missing.csv", "-o", folder), folder, "missing.csv")
+    (tmp_path / "empty").mkdir()
+    assert_refused(run("batch", tmp_path / "empty", "-o", folder), folder, "empty")
+
+
+def test_a_size_that_one_shape_cannot_have_fails_those_pairs(run, place, tmp_path, monkeypatch):
+    monkeypatch.setattr("splice_ff.pipeline.MAX_PIXELS", 1_000_000)
+    Image.fromarray(np.zeros((16, 4000, 3), np.uint8)).save(tmp_path / "long.png")
+    rows = f"one,{place / 'a.png'},{place / 'b.png'}\nlong,{tmp_path / 'long.png'},{place / 'b.png'}\n"
+    (tmp_path / "pairs.csv").write_text("name,structure,appearance\n" + rows)
+    result = run("batch", tmp_path / "pairs.csv", "-o", tmp_path / "painted", "--quiet")
+    assert result.exit_code == 2 and "long" in result.stderr and "megapixels" in result.stderr
+    assert (tmp_path / "painted" / "one.png").exists() and not (tmp_path / "painted" / "long.png").exists()
