@@ -180,11 +180,12 @@ class Trainer:
         images = torch.cat([batch.first, batch.second])
         again = slice(0, count, settings.identity_every)
         with self.accelerator.autocast():
-            seen = self._observe(images)
+            seen, target = self._look_at(images)
             painted = self.model(*_both_ways(images, seen, again))
             output, same = painted[: 2 * count], painted[2 * count :]
             box = self._crop_box(images.shape[-1])
-            (target,) = loss.targets(_crop(images, box))
+            if settings.crop < 1:
+                _, target = self._look_at(_crop(images, box))
             losses = loss(
                 _crop(output, box),
                 structure=target,
@@ -195,8 +196,12 @@ class Trainer:
             return losses, self._distilled(batch) if self.config.distill else output.new_zeros(())
 
     @torch.no_grad()
-    def _observe(self, images: Tensor) -> Condition:
-        return self.generator.observe(self.backbone, resize_for_vit(images, self.config.loss.vit_size))
+    def _look_at(self, images: Tensor) -> tuple[Condition, Target]:
+        """One pass of the ViT: what the generator is told of the images, and what the losses compare with."""
+        features = self.generator.features(self.backbone, resize_for_vit(images, self.config.loss.vit_size))
+        assert features.cls is not None
+        target = Target(features.keys[self.backbone.depth - 1], features.cls[:, -1])
+        return Condition.of(features, self.backbone.prefix_tokens), target
 
     def _crop_box(self, side: int) -> tuple[int, int, int]:
         """Top, left and side of this step's square: the same in all processes, and in a run that was resumed."""
@@ -210,7 +215,7 @@ class Trainer:
         """Towards the per-pair teacher's pictures: by pixels, and by deepest keys."""
         settings, lesson = self.config.distill, batch.lesson
         assert settings is not None and lesson is not None
-        structure, appearance = self._observe(lesson.structure), self._observe(lesson.appearance)
+        (structure, _), (appearance, _) = self._look_at(lesson.structure), self._look_at(lesson.appearance)
         output = self.model(lesson.structure, structure.semantics, appearance.cls, appearance.patches)
         term = settings.image * F.l1_loss(output, lesson.output)
         if settings.features:
@@ -226,8 +231,8 @@ class Trainer:
     @torch.no_grad()
     def paint(self, first: Tensor, second: Tensor) -> Tensor:
         """The averaged generator's output: layouts (B, 3, S, S) of `first` with the looks of `second`."""
-        seen, look = self._observe(first), self._observe(second)
         with self.accelerator.autocast():
+            (seen, _), (look, _) = self._look_at(first), self._look_at(second)
             return self.average.module(first, seen.semantics, look.cls, look.patches).float()
 
     @torch.no_grad()

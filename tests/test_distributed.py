@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 def launch(processes, config, *overrides):
     # accelerate's own --cpu --num_processes 2 starts a single process; this is what it starts on GPUs
     command = [
-        sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=0",
+        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}",
         str(ROOT / "train" / "amortized.py"), "--config", str(config), *overrides,
     ]  # fmt: skip
     done = subprocess.run(

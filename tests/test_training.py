@@ -44,13 +44,14 @@ def weights(trainer):
 
 def test_a_run_lowers_the_losses_and_leaves_everything(start):
     trainer = start(
-        "optimizer.steps=40", "optimizer.learning_rate=0.002", "run.validate_every=20", "run.sample_every=40"
-    )
+        "optimizer.steps=40", "run.validate_every=20", "run.sample_every=40",
+        data__pairs={"across": 1.0, "within": 0.0, "identity": 0.0},
+    )  # fmt: skip
     trainer.run()
     output = trainer.config.output
     validation = log_lines(output, "validation")
     assert list(validation) == [20, 40]
-    assert validation[40]["gap_left"] < 0.95
+    assert validation[40]["gap_left"] < 0.3
     assert validation[40]["copy"] == validation[20]["copy"]
     line = log_lines(output)[40]
     assert {*CURVES, "pairs_per_second", "share_waiting_for_data", "memory_gib", "skipped_images"} <= {*line}

@@ -225,7 +225,7 @@ def test_equal_sizes_share_a_pass(run, pairs, tmp_path, monkeypatch):
     sizes.clear()
     monkeypatch.setattr("splice_ff.batch.MAX_WAITING", 72 * 96)  # a second one does not wait
     run("batch", pairs, "-o", tmp_path / "bounded")
-    assert sizes == [(1, 3, 72, 96), (1, 3, 64, 64), (1, 3, 72, 96)]
+    assert sizes == [(1, 3, 72, 96), (1, 3, 72, 96), (1, 3, 64, 64)]
 
 
 def test_a_batch_goes_on_where_it_was(run, pairs, place, tmp_path):

@@ -82,11 +82,14 @@ class AmortizedGenerator(nn.Module):
         )
         self.unet = CrossAttentionUNet(size, config.width)
 
-    def observe(self, backbone: ViTFeatures, images: Tensor) -> Condition:
-        """One pass of the backbone over images (B, 3, H, W) in [0, 1], at their size."""
+    def features(self, backbone: ViTFeatures, images: Tensor) -> Features:
+        """One pass of the backbone over images (B, 3, H, W) in [0, 1], at their size, for `Condition.of`."""
         wants_patches = self.config.context == "cls+patches"
-        features = backbone(images, cls=True, keys=[-1], tokens=[-1] if wants_patches else [])
-        return Condition.of(features, backbone.prefix_tokens)
+        return backbone(images, cls=True, keys=[-1], tokens=[-1] if wants_patches else [])
+
+    def observe(self, backbone: ViTFeatures, images: Tensor) -> Condition:
+        """What this generator wants to know of images (B, 3, H, W) in [0, 1], at their size."""
+        return Condition.of(self.features(backbone, images), backbone.prefix_tokens)
 
     def encode(self, cls: Tensor, patches: Tensor | None = None) -> Tensor:
         """Appearance tokens (B, M, C); see `AppearanceEncoder`."""

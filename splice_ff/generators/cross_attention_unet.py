@@ -73,7 +73,7 @@ class CrossAttentionUNet(nn.Module):
         nn.init.zeros_(change.weight)
         nn.init.zeros_(change.bias)  # type: ignore[arg-type]
         self.to_rgb = nn.Sequential(_norm(c[0]), nn.SiLU(), change)
-        self.recolour_at = size.attention_from
+        self.recolour_at = min(size.attention_from, len(c) - 2)  # a scale on the way up
         self.recolour = nn.Conv2d(c[self.recolour_at], 12, 1)
         nn.init.zeros_(self.recolour.weight)
         nn.init.zeros_(self.recolour.bias)  # type: ignore[arg-type]
