@@ -8,11 +8,13 @@ BIN := .venv/bin
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
-	@echo "painting examples/raccoon.jpg with the look of examples/cat.jpg (about a minute on 2 cores)"
-	@$(BIN)/splice-ff optimize examples/raccoon.jpg examples/cat.jpg --steps 200 -o out/demo.png
-	@$(BIN)/python -m eval.grid out/demo-side-by-side.png examples/raccoon.jpg examples/cat.jpg out/demo.png
-	@echo "picture: $(CURDIR)/out/demo.png"
-	@echo "beside structure and appearance: $(CURDIR)/out/demo-side-by-side.png"
+	@echo "painting examples/raccoon.jpg with the look of examples/cat.jpg: one-shot, then 100 refining steps"
+	@$(BIN)/splice-ff transfer examples/raccoon.jpg examples/cat.jpg -o out/one-shot.png
+	@$(BIN)/splice-ff transfer examples/raccoon.jpg examples/cat.jpg -o out/refined.png --refine 100
+	@$(BIN)/python -m eval.grid out/side-by-side.png \
+		examples/raccoon.jpg examples/cat.jpg out/one-shot.png out/refined.png
+	@echo "pictures: $(CURDIR)/out/one-shot.png $(CURDIR)/out/refined.png"
+	@echo "beside structure and appearance: $(CURDIR)/out/side-by-side.png"
 
 test: .venv/installed
 	@$(BIN)/python -m pytest

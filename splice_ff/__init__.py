@@ -2,6 +2,7 @@
 
 from splice_ff.backbone import Features, ViTFeatures
 from splice_ff.errors import InputError
+from splice_ff.images import load_image, save_image
 from splice_ff.losses import Losses, LossWeights, SpliceLoss
 from splice_ff.pair import optimize_pair
 from splice_ff.pair_optimizer import DivergedError, PairOptimizer, PairResult
@@ -22,5 +23,7 @@ __all__ = [
     "SpliceFF",
     "SpliceLoss",
     "ViTFeatures",
+    "load_image",
     "optimize_pair",
+    "save_image",
 ]

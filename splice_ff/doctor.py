@@ -9,6 +9,7 @@ from importlib.metadata import version
 import torch
 from PIL import features
 
+from splice_ff.model_files import bundled_models
 from splice_ff.precision import matmul_rate
 from splice_ff.weights import BACKBONES, BUNDLED, cached_weights, checkpoints_dir, load_backbone
 
@@ -32,5 +33,7 @@ def report() -> Iterator[str]:
     )
     bundled = load_backbone(BUNDLED)
     yield f"backbone {BUNDLED}: bundled in {checkpoints_dir() / BUNDLED}, sha256 {bundled.fingerprint[:12]}"
+    for name in bundled_models():
+        yield f"one-shot model {name}: bundled in {checkpoints_dir() / name}"
     for spec in BACKBONES.values():
         yield f"backbone {spec.name}: {cached_weights(spec) or 'not downloaded'}"

@@ -28,7 +28,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, n: int | None = None) 
 
     Without n, of a size that keeps the device busy.
     """
-    n = n or (8192 if device.type == "cuda" else 768)
+    n = n or (8192 if device.type == "cuda" else 512)
     random = torch.Generator(device).manual_seed(0)
     a, b = (torch.randn(n, n, device=device, generator=random).to(dtype) for _ in range(2))
     seconds = []

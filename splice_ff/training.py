@@ -257,7 +257,7 @@ class Trainer:
         *terms, count = self.accelerator.reduce(sums, "sum").tolist()
         names = ("total", "structure", "appearance", "identity", "copy")
         means = {name: term / count for name, term in zip(names, terms, strict=True)}
-        return means | {"gap_left": means["total"] / means["copy"]}
+        return means | {"gap_left": means["total"] / max(means["copy"], 1e-12)}
 
     def _validate_and_keep_best(self) -> None:
         if not self.data.has_validation:
@@ -279,14 +279,17 @@ class Trainer:
         """Write the averaged generator as `SpliceFF.from_pretrained` reads it."""
         if not self.accelerator.is_main_process:
             return
+        config = self.config
+        directed_pairs = 2 * self.step_count * self.data.pairs_a_step
         facts = {
-            "data": f"{self.config.data.source} {self.config.data.split}",
-            "labels": self.config.data.labels,
-            "steps": self.step_count,
-            "pairs_seen": 2 * self.step_count * self.data.pairs_a_step,
-            "size": self.config.data.size,
-            "loss": self.config.loss.model_dump(),
-            "validation": validation,
+            "steps": f"{self.step_count}, {directed_pairs} directed pairs of {config.data.size} px seen",
+            "started from": str(config.generator.start_from or "random weights"),
+            "data": f"`{config.data.source}`, {config.data.split}; labels: {config.data.labels or 'all'}; "
+            + ", ".join(f"{share:g} {kind}" for kind, share in config.data.pairs.model_dump().items() if share),
+            "losses": {
+                "weights": ", ".join(f"{k} {getattr(config.loss, k)}" for k in ("structure", "appearance", "identity")),
+                **{f"held-out {k}": f"{v:.4f}" for k, v in (validation or {}).items()},
+            },
         }
         model = SpliceFF(
             self.average.module,

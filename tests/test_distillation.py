@@ -1,0 +1,73 @@
+"""The trainer's terms towards a teacher's pictures."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from torch.nn import functional as F
+from training_setup import log_lines, read_config, write_run
+
+from splice_ff.images import save_image
+from splice_ff.pair import make_recipe
+from splice_ff.pair_list import read_pairs
+from splice_ff.teach import open_folder, tasks_of_files, teach
+from splice_ff.training import Trainer
+
+RECIPE = replace(make_recipe("fast", steps=1, size=64, precision="fp32"), copy_steps=1, views=1)
+
+
+@pytest.fixture
+def lessons(tmp_path, tiny_backbone):
+    """A teacher's folder of two pairs."""
+    random = torch.Generator().manual_seed(0)
+    for name in "ab":
+        (tmp_path / "pairs" / name).mkdir(parents=True)
+        for kind in ("structure", "appearance"):
+            picture = F.interpolate(torch.rand(1, 3, 4, 4, generator=random), (64, 70), mode="bicubic").clamp(0, 1)
+            save_image(tmp_path / "pairs" / name / f"{kind}.png", picture)
+    folder, source = tmp_path / "lessons", tmp_path / "pairs"
+    backbone = tiny_backbone(depth=2, patch_size=24)
+    open_folder(folder, {"pairs": str(source)}, RECIPE, backbone, 0)
+    assert teach(tasks_of_files(read_pairs(source)), backbone, RECIPE, folder, quiet=True).painted == 2
+    return folder
+
+
+@pytest.fixture
+def start(tmp_path, vit_state, lessons, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+    def make(*overrides):
+        for state in (AcceleratorState, GradientState, PartialState):
+            state._reset_state()
+        config = write_run(tmp_path / "job", vit_state, distill={"source": str(lessons), "share": 0.5})
+        return Trainer(read_config(config, *overrides), quiet=True)
+
+    return make
+
+
+def test_the_image_term_is_the_distance_to_the_teachers_picture(start):
+    trainer = start("distill.image=2.0")
+    batch = next(trainer.data.batches(0))
+    assert len(batch.lesson.structure) == 1  # half of a batch of two
+    losses, distilled = trainer.losses(batch)
+    copied = F.l1_loss(batch.lesson.structure, batch.lesson.output)  # an untrained generator copies
+    assert copied > 0.01 and distilled.item() == pytest.approx(2 * copied.item(), rel=1e-3)
+    seen = trainer.step(iter([batch]))
+    assert seen["distilled"] == pytest.approx(distilled.item(), rel=1e-4)
+    assert seen["total"] == pytest.approx(losses.total.item() + distilled.item(), rel=1e-4)
+
+
+def test_the_feature_term_is_the_distance_of_keys(start):
+    trainer = start("distill.image=0", "distill.features=3.0")
+    batch = next(trainer.data.batches(0))
+    keys = [trainer.backbone(x, keys=[-1]).keys[1] for x in (batch.lesson.structure, batch.lesson.output)]
+    assert trainer.losses(batch)[1].item() == pytest.approx(3 * F.mse_loss(*keys).item(), rel=1e-2)
+
+
+def test_training_comes_nearer_to_the_teacher(start):
+    trainer = start("optimizer.steps=30", "optimizer.learning_rate=0.002", "distill.image=20", "loss.appearance=0.01")
+    trainer.run()
+    lines = log_lines(trainer.config.output)
+    first, last = (sum(lines[step]["distilled"] for step in steps) for steps in (range(1, 6), range(26, 31)))
+    assert last < 0.8 * first
