@@ -6,7 +6,7 @@ import warnings
 
 import typer
 
-from splice_ff.commands import batch, data, evaluation, features, pair, report, teach, train, transfer
+from splice_ff.commands import batch, benchmark, data, evaluation, features, pair, report, teach, train, transfer
 
 app = typer.Typer(
     add_completion=False,
@@ -25,6 +25,7 @@ for command in (
     train.train,
     teach.teach,
     evaluation.evaluate,
+    benchmark.benchmark,
     features.pca,
     features.invert,
     features.attention,

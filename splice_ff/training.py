@@ -1,8 +1,4 @@
-"""Training the amortized generator on many pairs, through accelerate: one device or many.
-
-The losses are Splice's, on the outputs for every pair in both directions: the ViT pass over the two images serves as
-condition and as target of both.
-"""
+"""Training the amortized generator on many pairs, through accelerate: one device or many."""
 
 from __future__ import annotations
 
@@ -16,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, set_seed
@@ -25,15 +20,16 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from splice_ff.errors import InputError
-from splice_ff.generators.amortized import AmortizedGenerator, Condition, GeneratorConfig
+from splice_ff.generators.amortized import AmortizedGenerator, GeneratorConfig
 from splice_ff.images import atomic_write
-from splice_ff.losses import Losses, LossWeights, SpliceLoss, Target, resize_for_vit
+from splice_ff.losses import Losses
 from splice_ff.pair_optimizer import DivergedError
 from splice_ff.pipeline import SpliceFF
 from splice_ff.training_checkpoints import newest_checkpoint, save_checkpoint
-from splice_ff.training_config import LossConfig, OptimizerConfig, TrainingConfig, weight_at
+from splice_ff.training_config import OptimizerConfig, TrainingConfig
 from splice_ff.training_data import Batch, TrainingData
 from splice_ff.training_log import TrainingLog, picture_grid
+from splice_ff.training_losses import PairLosses
 from splice_ff.weights import load_backbone
 
 
@@ -72,6 +68,7 @@ class Trainer:
         )
         self.model, self.adam = self.accelerator.prepare(self.generator, adam)
         self.accelerator.register_for_checkpointing(self.average, self)
+        self.pair_losses = PairLosses(config, self.generator, self.backbone)
         self.step_count = 0
         self.bad_steps = 0
         self.bad_in_a_row = 0
@@ -170,61 +167,10 @@ class Trainer:
         self.log.add(found)
         return found
 
-    # -- losses -------------------------------------------------------------------------------------------------
-
     def losses(self, batch: Batch) -> tuple[Losses, Tensor]:
-        """Splice's losses of a batch of pairs, each in both directions; and the distillation terms, weighted."""
-        settings = self.config.loss
-        loss = SpliceLoss(self.backbone, weights_at(settings, self.step_count), settings.vit_size)
-        count = len(batch.first)
-        images = torch.cat([batch.first, batch.second])
-        again = slice(0, count, settings.identity_every)
+        """Splice's losses of a batch, and the weighted distillation terms; see `PairLosses`."""
         with self.accelerator.autocast():
-            seen, target = self._look_at(images)
-            painted = self.model(*_both_ways(images, seen, again))
-            output, same = painted[: 2 * count], painted[2 * count :]
-            box = self._crop_box(images.shape[-1])
-            if settings.crop < 1:
-                _, target = self._look_at(_crop(images, box))
-            losses = loss(
-                _crop(output, box),
-                structure=target,
-                appearance=Target(target.keys, target.cls.roll(count, 0)),
-                identity=_crop(same, box),
-                identity_target=Target(target.keys[again], target.cls[again]),
-            )
-            return losses, self._distilled(batch) if self.config.distill else output.new_zeros(())
-
-    @torch.no_grad()
-    def _look_at(self, images: Tensor) -> tuple[Condition, Target]:
-        """One pass of the ViT: what the generator is told of the images, and what the losses compare with."""
-        features = self.generator.features(self.backbone, resize_for_vit(images, self.config.loss.vit_size))
-        assert features.cls is not None
-        target = Target(features.keys[self.backbone.depth - 1], features.cls[:, -1])
-        return Condition.of(features, self.backbone.prefix_tokens), target
-
-    def _crop_box(self, side: int) -> tuple[int, int, int]:
-        """Top, left and side of this step's square: the same in all processes, and in a run that was resumed."""
-        random = torch.Generator().manual_seed(hash((self.config.seed, self.step_count)) % 2**63)
-        share = self.config.loss.crop + (1 - self.config.loss.crop) * torch.rand((), generator=random).item()
-        size = round(side * share)
-        top, left = torch.randint(side - size + 1, (2,), generator=random).tolist()
-        return top, left, size
-
-    def _distilled(self, batch: Batch) -> Tensor:
-        """Towards the per-pair teacher's pictures: by pixels, and by deepest keys."""
-        settings, lesson = self.config.distill, batch.lesson
-        assert settings is not None and lesson is not None
-        (structure, _), (appearance, _) = self._look_at(lesson.structure), self._look_at(lesson.appearance)
-        output = self.model(lesson.structure, structure.semantics, appearance.cls, appearance.patches)
-        term = settings.image * F.l1_loss(output, lesson.output)
-        if settings.features:
-            made, wanted = (
-                self.backbone(resize_for_vit(x, self.config.loss.vit_size), keys=[-1]).keys[self.backbone.depth - 1]
-                for x in (output, lesson.output)
-            )
-            term = term + settings.features * F.mse_loss(made.float(), wanted.float())
-        return term
+            return self.pair_losses(self.model, batch, self.step_count)
 
     # -- judging and keeping ------------------------------------------------------------------------------------
 
@@ -232,7 +178,7 @@ class Trainer:
     def paint(self, first: Tensor, second: Tensor) -> Tensor:
         """The averaged generator's output: layouts (B, 3, S, S) of `first` with the looks of `second`."""
         with self.accelerator.autocast():
-            (seen, _), (look, _) = self._look_at(first), self._look_at(second)
+            (seen, _), (look, _) = self.pair_losses.look_at(first), self.pair_losses.look_at(second)
             return self.average.module(first, seen.semantics, look.cls, look.patches).float()
 
     @torch.no_grad()
@@ -243,9 +189,7 @@ class Trainer:
             Total, structure, appearance and identity; `copy`: the total of the structure image itself; and
             `gap_left`: total / copy.
         """
-        loss = SpliceLoss(
-            self.backbone, weights_at(self.config.loss, self.config.optimizer.steps), self.config.loss.vit_size
-        )
+        loss = self.pair_losses.at(self.config.optimizer.steps)
         sums = torch.zeros(6, device=self.device)
         for first, second in self.data.validation():
             with self.accelerator.autocast():
@@ -381,29 +325,6 @@ def learning_rate_at(step: int, settings: OptimizerConfig) -> float:
     if step < warmup:
         return settings.learning_rate * (step + 1) / (warmup + 1)
     return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, settings.steps - warmup)))
-
-
-def weights_at(settings: LossConfig, step: int) -> LossWeights:
-    """The weights of the three losses at a step."""
-    return LossWeights(*(weight_at(getattr(settings, k), step) for k in ("structure", "appearance", "identity")))
-
-
-def _both_ways(images: Tensor, seen: Condition, again: slice) -> list[Tensor | None]:
-    """What the generator takes to paint every image with its partner's look, then those of `again` with their own."""
-    half = len(images) // 2
-
-    def looks(tokens: Tensor | None) -> Tensor | None:
-        return None if tokens is None else torch.cat([tokens.roll(half, 0), tokens[again]])
-
-    def layouts(tensor: Tensor) -> Tensor:
-        return torch.cat([tensor, tensor[again]])
-
-    return [layouts(images), layouts(seen.semantics), looks(seen.cls), looks(seen.patches)]
-
-
-def _crop(images: Tensor, box: tuple[int, int, int]) -> Tensor:
-    top, left, size = box
-    return images[..., top : top + size, left : left + size]
 
 
 def _ramped_average(decay: float) -> Any:

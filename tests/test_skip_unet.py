@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from eval.naive import NaiveSkipUNet
+from splice_ff.benchmark.naive import NaiveSkipUNet
 from splice_ff.generators.skip_unet import MIN_SIDE, VARIANTS, SkipUNet
 
 

@@ -82,7 +82,7 @@ def test_the_same_crop_of_output_and_structure_is_compared(start):
     trainer = start("loss.crop=0.5")
     losses, _ = trainer.losses(next(trainer.data.batches(0)))
     assert losses.structure.item() == pytest.approx(0, abs=1e-6)  # a copy; another crop would not match
-    boxes = {trainer._crop_box(32) for trainer.step_count in range(8)}
+    boxes = {trainer.pair_losses.crop_box(32, step) for step in range(8)}
     assert len(boxes) > 4 and all(0 <= top <= 32 - side and side >= 16 for top, left, side in boxes)
 
 
@@ -241,7 +241,7 @@ def test_streams_train(start, tmp_path):
 def test_overfits_two_pairs(start):
     """A smaller version of the promise: 8 pairs under 25 % of copying's loss."""
     trainer = start(
-        "data.held_out=train", "optimizer.steps=150", "optimizer.learning_rate=0.002", "loss.crop=1.0",
+        "data.held_out=train", "optimizer.steps=150", "loss.crop=1.0",
         "run.validate_every=150", "run.checkpoint_every=1000", "run.sample_every=1000", pictures=2,
         data__pairs={"across": 1.0, "within": 0.0, "identity": 0.0},
     )  # fmt: skip

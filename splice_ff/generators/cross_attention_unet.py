@@ -59,17 +59,17 @@ class CrossAttentionUNet(nn.Module):
         self.stride = 2 ** (len(c) - 1)
         self.checkpointing = False
         self.pool = nn.Sequential(nn.LayerNorm(tokens), nn.Linear(tokens, tokens), nn.SiLU())
-        self.stem = nn.Conv2d(3, c[0], 3, padding=1)
+        self.stem = _conv(3, c[0])
         self.semantics_norm = nn.LayerNorm(width, elementwise_affine=False)
         self.semantics = nn.Conv2d(width, c[-1], 1)
         self.reduce, self.down, self.enlarge, self.up = (nn.ModuleList() for _ in range(4))
         for i in range(1, len(c)):
-            self.reduce.append(nn.Conv2d(c[i - 1], c[i], 3, stride=2, padding=1))
+            self.reduce.append(_conv(c[i - 1], c[i], stride=2))
             self.down.append(_Scale(c[i], size.blocks, size, i))
         for i in reversed(range(len(c) - 1)):
             self.enlarge.append(nn.Conv2d(c[i + 1], c[i], 1))
             self.up.append(_Scale(c[i], size.blocks if i else 1, size, i))
-        change = nn.Conv2d(c[0], 3, 3, padding=1)
+        change = _conv(c[0], 3)
         nn.init.zeros_(change.weight)
         nn.init.zeros_(change.bias)  # type: ignore[arg-type]
         self.to_rgb = nn.Sequential(_norm(c[0]), nn.SiLU(), change)
@@ -151,14 +151,19 @@ class _ResidualBlock(nn.Module):
 
     def __init__(self, channels: int, look_channels: int) -> None:
         super().__init__()
-        self.before = nn.Sequential(_norm(channels), nn.SiLU(), nn.Conv2d(channels, channels, 3, padding=1))
+        self.before = nn.Sequential(_norm(channels), nn.SiLU(), _conv(channels, channels))
         self.norm = _norm(channels)
         self.modulate = nn.Linear(look_channels, 2 * channels)
-        self.after = nn.Sequential(nn.SiLU(), nn.Conv2d(channels, channels, 3, padding=1))
+        self.after = nn.Sequential(nn.SiLU(), _conv(channels, channels))
 
     def forward(self, x: Tensor, look: Tensor) -> Tensor:
         scale, shift = self.modulate(look)[..., None, None].chunk(2, 1)
         return x + self.after(self.norm(self.before(x)) * (1 + scale) + shift)
+
+
+def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
+    """3 x 3. Zeros around the picture would tell where its border is, and training paints a frame there."""
+    return nn.Conv2d(inputs, outputs, 3, stride, padding=1, padding_mode="replicate")
 
 
 def _norm(channels: int) -> nn.GroupNorm:

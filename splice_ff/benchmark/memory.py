@@ -1,0 +1,89 @@
+"""Peak memory of fresh processes: the CUDA allocator's, or what was resident."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from splice_ff.benchmark.models import make_backbone, make_one_shot
+from splice_ff.benchmark.report import Part
+from splice_ff.benchmark.worker import launch
+from splice_ff.losses import SpliceLoss
+from splice_ff.pair import make_recipe
+from splice_ff.pair_optimizer import PairOptimizer
+
+
+def measure_memory(
+    backbones: Sequence[str], sizes: Sequence[int], precisions: Sequence[str], one_shot: dict[str, Any],
+    one_shot_sizes: Sequence[int], device: torch.device,
+) -> Part:  # fmt: skip
+    """Peak memory of per-pair steps on whole 3:4 pictures, and of one shot on square ones."""
+    kind = "allocated on the GPU" if device.type == "cuda" else "resident"
+    part = Part(f"Peak memory: GiB {kind}, of fresh processes", ("what", "pictures", "precision", "before", "peak"))
+    works: list[tuple[str, str, str, dict[str, Any]]] = [
+        (f"step, {backbone}", f"{size}x{size * 4 // 3}", "memory-of-steps", {"backbone": backbone, "size": size})
+        for backbone in backbones
+        for size in sizes
+    ]
+    works += [
+        (f"one shot, {one_shot['checkpoint'] or one_shot['generator']}", f"{size}x{size}", "memory-of-one-shot",
+         {**one_shot, "size": size})
+        for size in one_shot_sizes
+    ]  # fmt: skip
+    for what, pictures, work, arguments in works:
+        for precision in precisions:
+            found = launch(work, {**arguments, "precision": precision}, device)
+            part.rows.append({"what": what, "pictures": pictures, "precision": precision, **found})
+            before, peak = (f"{found[k] / 2**30:.2f}" for k in ("before", "peak"))
+            part.table.append([what, pictures, precision, before, peak])
+    part.notes.append("step: the `paper` recipe, the ViT seeing the whole picture. before: the networks loaded.")
+    return part
+
+
+def memory_of_steps(backbone: str, size: int, precision: str, device: str) -> dict[str, Any]:
+    """Bytes before and at the peak of a per-pair step in this process, the ViT seeing all of size x 4/3 size pixels."""
+    torch.manual_seed(0)
+    height, width = size, size * 4 // 3
+    recipe = replace(make_recipe("paper", precision=precision), whole_every=1)  # whole pictures: not cropped square
+    structure, appearance = torch.rand(2, 1, 3, height, width)
+    vit = make_backbone(backbone)
+    run = PairOptimizer(structure, appearance, vit, recipe, device=device)
+    run.loss = SpliceLoss(run.loss.backbone, size=height)
+    with torch.autocast(run.device.type, run.dtype, enabled=run.dtype != torch.float32):
+        structure_target, appearance_target = run.loss.targets(run.structure, run.appearance)
+    run.whole_structure = replace(run.whole_structure, target=structure_target)
+    run.whole_appearance = replace(run.whole_appearance, target=appearance_target)
+    before = peak_memory(run.device)
+    run.step()
+    down, across = run.loss.backbone.patch_size
+    tokens = (height // down) * (width // across) + vit.prefix_tokens
+    return {"before": before, "peak": peak_memory(run.device), "tokens": tokens}
+
+
+def memory_of_one_shot(
+    backbone: str, generator: str, checkpoint: str | None, size: int, precision: str, device: str
+) -> dict[str, Any]:
+    """Bytes before and at the peak of one shot on size x size pixels in this process, worked at in full."""
+    model = make_one_shot(backbone, generator, checkpoint).to(device)
+    structure, appearance = torch.rand(2, 1, 3, size, size)
+    before = peak_memory(model.device)
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        model.paint(structure, model.embed(appearance), size=size)
+    return {"before": before, "peak": peak_memory(model.device)}
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes at most so far: allocated on a GPU, or resident in this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # Linux hands a parent's ru_maxrss on to its children; the high-water mark is a process's own.
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    own = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
+    return own or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,0 +1,106 @@
+"""One shot, part by part: from two files to a file."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from splice_ff.benchmark.models import make_one_shot
+from splice_ff.benchmark.report import Part, spread
+from splice_ff.benchmark.timing import Timing, Work, sum_of, time_in_turn
+from splice_ff.images import load_image, save_image
+from splice_ff.pipeline import SpliceFF
+
+STAGES = ("reading", "appearance", "semantics", "UNet", "writing")
+
+
+def measure_one_shot(
+    backbones: Sequence[str], generator: str, checkpoint: str | None, sizes: Sequence[int], batches: Sequence[int],
+    precisions: Sequence[str], repeats: int, device: torch.device, rates: dict[str, float], compile: bool = False,
+) -> Part:  # fmt: skip
+    """Milliseconds a batch of square pictures, each worked at in full.
+
+    Raises:
+        InputError: no such checkpoint, backbone or generator.
+    """
+    header = ("model", "px", "batch", "precision", *(f"{s} ms" for s in STAGES), "all ms (slowest)", "a picture")
+    part = Part(f"One shot: milliseconds, medians of {repeats}, with floor/time", header)
+    for backbone in ("its own",) if checkpoint else backbones:
+        model = make_one_shot(backbone, generator, checkpoint).to(device)
+        name = checkpoint or f"{generator}, {backbone}"
+        for compiled in (False, True) if compile else (False,):
+            if compiled:
+                for module in (model.backbone, model.generator.encoder, model.generator.unet):
+                    module.compile()
+            for size, batch, precision in ((s, b, p) for s in sizes for b in batches for p in precisions):
+                kind = precision + " compiled" * compiled
+                timings = time_one_shot(model, size, batch, precision, repeats, device, rates[precision], compiled)
+                whole = sum_of(timings, rates[precision])
+                row = {"model": name, "size": size, "batch": batch, "precision": kind, **whole.to_dict()}
+                part.rows.append(row | {"parts": {stage: timing.to_dict() for stage, timing in timings.items()}})
+                cells = [_cell(timing) for timing in timings.values()]
+                all_of_it = f"{spread(whole, 1000)} {whole.share:.0%}"
+                each = f"{1000 * whole.median / batch:.4g}"
+                part.table.append([name, str(size), str(batch), kind, *cells, all_of_it, each])
+        parameters = sum(p.numel() for p in model.generator.parameters()) / 1e6
+        vit = f"{model.backbone.name} at {model.config.vit_size} px"
+        part.notes.append(f"{name}: a generator of {parameters:.1f} M parameters, {vit}.")
+    part.notes.append(
+        "reading: both PNG files; appearance: its ViT pass and the encoder; semantics: the structure's ViT pass."
+    )
+    return part
+
+
+def time_one_shot(
+    model: SpliceFF, size: int, batch: int, precision: str, repeats: int, device: torch.device, rate: float,
+    compiled: bool = False,
+) -> dict[str, Timing]:  # fmt: skip
+    """Each of `STAGES` for a batch of size x size pictures."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for role in ("structure", "appearance"):
+            small = torch.rand(1, 3, size // 8, size // 8)  # photographs are smooth: noise would compress otherwise
+            save_image(folder / f"{role}.png", F.interpolate(small, (size, size), mode="bilinear"))
+        stages = _stages(model, folder, batch, precision)
+        return time_in_turn(stages, repeats, device, dict.fromkeys(stages, rate), again=compiled)
+
+
+def _stages(model: SpliceFF, folder: Path, batch: int, precision: str) -> dict[str, Work]:
+    """Each leaves in `held` what the next one needs."""
+    held: dict[str, Any] = {}
+    mixed = torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16")
+
+    def reading() -> None:
+        for role in ("structure", "appearance"):
+            images = [load_image(folder / f"{role}.png").rgb for _ in range(batch)]
+            held[role] = torch.cat(images).to(model.device)
+
+    @torch.no_grad()
+    def appearance() -> None:
+        with mixed:
+            held["tokens"] = model.embed(held["appearance"])
+
+    @torch.no_grad()
+    def semantics() -> None:
+        with mixed:
+            held["semantics"] = model.observe(held["structure"]).semantics
+
+    @torch.no_grad()
+    def unet() -> None:
+        with mixed:
+            held["output"] = model.generator.paint(held["structure"], held["semantics"], held["tokens"])
+
+    def writing() -> None:
+        for i, picture in enumerate(held["output"].cpu().split(1)):
+            save_image(folder / f"out-{i}.png", picture)
+
+    return dict(zip(STAGES, (reading, appearance, semantics, unet, writing), strict=True))
+
+
+def _cell(timing: Timing) -> str:
+    return f"{1000 * timing.median:.4g}" + (f" {timing.share:.0%}" if timing.operations else "")

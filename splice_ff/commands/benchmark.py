@@ -1,0 +1,100 @@
+"""`splice-ff benchmark`: how fast, how much memory, and how close to the machine's limit."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from splice_ff.commands.common import Debug, Device, Quiet, errors, find_device, say
+
+
+def benchmark(
+    parts: Annotated[
+        list[str] | None,
+        typer.Argument(help="step, one-shot, training, memory, scaling; all of them by default.", show_default=False),
+    ] = None,
+    backbone: Annotated[
+        list[str] | None,
+        typer.Option(help="ViT of step, one-shot and memory; repeat for several. DINO's have random weights here."),
+    ] = None,
+    size: Annotated[
+        list[int] | None, typer.Option(help="Side of their pictures in pixels; repeat for several.")
+    ] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="Pictures a shot; repeat for several.")] = None,
+    precision: Annotated[
+        list[str] | None, typer.Option(help="fp32 or bf16; repeat for both. By default what the device can do.")
+    ] = None,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Time step, one-shot and training compiled as well: minutes more.")
+    ] = False,
+    repeats: Annotated[int | None, typer.Option(help="Rounds, of which the medians are shown.")] = None,
+    generator: Annotated[str | None, typer.Option(help="Size of the amortized generator: tiny, small, base.")] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="One-shot model to time, instead of a generator with random weights.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file of training settings, instead of random pictures.")
+    ] = None,
+    set: Annotated[list[str] | None, typer.Option(help="section.key=value in those; repeat for several.")] = None,
+    processes: Annotated[
+        list[int] | None, typer.Option(help="How many train side by side, in scaling; repeat for several.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--json", help="Also write the figures here.")] = None,
+    device: Device = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Measure speed and memory, beside a naive step and beside the floor.
+
+    The floor is what the operations (matrix products, convolutions, attention) would take at the rate of a large matrix
+    product on the same device in the same precision; floor/time says how close to it a figure is.
+
+    All parts take under five minutes on two cores and three on a GPU, if nothing else runs there. A part by itself
+    takes larger ViTs and pictures.
+
+    Example: `splice-ff benchmark step --backbone dino_vits8 --json speed.json`
+    """  # fmt: skip
+    from splice_ff.benchmark import run
+    from splice_ff.benchmark.floor import measure_rates, sensible_precisions
+    from splice_ff.benchmark.report import Part
+    from splice_ff.evaluation import machine
+    from splice_ff.images import atomic_write, check_place
+
+    with errors(debug):
+        chosen = run.check_parts(parts or [])
+        wishes = run.Wishes(
+            backbone or (), size or (), batch or (), precision or (), processes or (), repeats, generator, checkpoint,
+            config, set or (), compile,
+        )  # fmt: skip
+        if output:
+            check_place(output)
+        where = find_device(device)
+        run.check(chosen, wishes, where)
+        rates = measure_rates(where)
+        found: dict[str, Any] = {
+            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "machine": machine.describe(where),
+            "version": machine.version(),
+            "operations_per_second": rates,
+            "parts": {},
+        }
+        products = ", ".join(f"{rate / 1e9:.0f} GFLOP/s {name}" for name, rate in rates.items())
+        if len(sensible_precisions(rates)) < len(rates):
+            products += "; bf16, emulated here, is measured only if asked for"
+        typer.echo(f"{found['machine']}; splice-ff {found['version']}\nmatrix products: {products}\n")
+        name = ""
+        for step in run.run(chosen, wishes, where, rates):
+            if not isinstance(step, Part):
+                name = step
+                if not quiet:
+                    say(f"measuring: {name}")
+                continue
+            typer.echo(step.markdown() + "\n")
+            found["parts"][name] = {"title": step.title, "rows": step.rows, "notes": step.notes}
+            if output:  # after each part: stopped early, the others are kept
+                atomic_write(output, lambda file: file.write_text(json.dumps(found, indent=1)))

@@ -1,0 +1,113 @@
+"""What the amortized generator is trained with: Splice's losses in both directions, and a teacher's pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from splice_ff.backbone import ViTFeatures
+from splice_ff.data import seeded_generator
+from splice_ff.generators.amortized import AmortizedGenerator, Condition
+from splice_ff.losses import Losses, LossWeights, SpliceLoss, Target, resize_for_vit
+from splice_ff.training_config import LossConfig, TrainingConfig, weight_at
+from splice_ff.training_data import Batch
+
+Model = Callable[..., Tensor]
+"""The generator as accelerate wraps it."""
+
+
+class PairLosses:
+    """Losses of a batch of pairs.
+
+    Every pair is painted in both directions: one ViT pass over its two images serves as condition and as target of
+    both. On some images the identity loss is taken too.
+
+    Args:
+        config: of the run.
+        generator: whose condition is wanted.
+        backbone: the frozen ViT.
+    """
+
+    def __init__(self, config: TrainingConfig, generator: AmortizedGenerator, backbone: ViTFeatures) -> None:
+        self.config, self.generator, self.backbone = config, generator, backbone
+
+    def at(self, step: int) -> SpliceLoss:
+        """The losses with their weights at a step."""
+        return SpliceLoss(self.backbone, weights_at(self.config.loss, step), self.config.loss.vit_size)
+
+    @torch.no_grad()
+    def look_at(self, images: Tensor) -> tuple[Condition, Target]:
+        """One ViT pass over (B, 3, H, W): what the generator is told of the images, and what losses compare with."""
+        features = self.generator.features(self.backbone, resize_for_vit(images, self.config.loss.vit_size))
+        assert features.cls is not None
+        target = Target(features.keys[self.backbone.depth - 1], features.cls[:, -1])
+        return Condition.of(features, self.backbone.prefix_tokens), target
+
+    def __call__(self, model: Model, batch: Batch, step: int) -> tuple[Losses, Tensor]:
+        """Splice's losses, and the weighted distillation terms (0 without a teacher), with gradients."""
+        settings, count = self.config.loss, len(batch.first)
+        images = torch.cat([batch.first, batch.second])
+        again = slice(0, count, settings.identity_every)
+        seen, target = self.look_at(images)
+        painted = model(*_both_ways(images, seen, again))
+        output, same = painted[: 2 * count], painted[2 * count :]
+        box = self.crop_box(images.shape[-1], step)
+        if settings.crop < 1:
+            _, target = self.look_at(_crop(images, box))
+        losses = self.at(step)(
+            _crop(output, box),
+            structure=target,
+            appearance=Target(target.keys, target.cls.roll(count, 0)),
+            identity=_crop(same, box),
+            identity_target=Target(target.keys[again], target.cls[again]),
+        )
+        return losses, self._distilled(model, batch) if self.config.distill else output.new_zeros(())
+
+    def crop_box(self, side: int, step: int) -> tuple[int, int, int]:
+        """Top, left and side of a step's square: the same in all processes, and in a run that was resumed."""
+        random = seeded_generator(self.config.seed, step)
+        share = self.config.loss.crop + (1 - self.config.loss.crop) * torch.rand((), generator=random).item()
+        size = round(side * share)
+        top, left = torch.randint(side - size + 1, (2,), generator=random).tolist()
+        return top, left, size
+
+    def _distilled(self, model: Model, batch: Batch) -> Tensor:
+        """Towards the per-pair teacher's pictures: by pixels, and by deepest keys."""
+        settings, lesson = self.config.distill, batch.lesson
+        assert settings is not None and lesson is not None
+        (structure, _), (appearance, _) = self.look_at(lesson.structure), self.look_at(lesson.appearance)
+        output = model(lesson.structure, structure.semantics, appearance.cls, appearance.patches)
+        term = settings.image * F.l1_loss(output, lesson.output)
+        if settings.features:
+            made, wanted = (
+                self.backbone(resize_for_vit(x, self.config.loss.vit_size), keys=[-1]).keys[self.backbone.depth - 1]
+                for x in (output, lesson.output)
+            )
+            term = term + settings.features * F.mse_loss(made.float(), wanted.float())
+        return term
+
+
+def weights_at(settings: LossConfig, step: int) -> LossWeights:
+    """The weights of the three losses at a step."""
+    return LossWeights(*(weight_at(getattr(settings, k), step) for k in ("structure", "appearance", "identity")))
+
+
+def _both_ways(images: Tensor, seen: Condition, again: slice) -> list[Tensor | None]:
+    """What the generator takes to paint every image with its partner's look, then those of `again` with their own."""
+    half = len(images) // 2
+
+    def looks(tokens: Tensor | None) -> Tensor | None:
+        return None if tokens is None else torch.cat([tokens.roll(half, 0), tokens[again]])
+
+    def layouts(tensor: Tensor) -> Tensor:
+        return torch.cat([tensor, tensor[again]])
+
+    return [layouts(images), layouts(seen.semantics), looks(seen.cls), looks(seen.patches)]
+
+
+def _crop(images: Tensor, box: tuple[int, int, int]) -> Tensor:
+    top, left, size = box
+    return images[..., top : top + size, left : left + size]
