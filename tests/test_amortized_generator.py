@@ -8,7 +8,7 @@ from splice_ff import InputError
 from splice_ff.generators.amortized import AmortizedGenerator, GeneratorConfig
 from splice_ff.generators.appearance_encoder import AppearanceEncoder
 from splice_ff.generators.attention import CrossAttention
-from splice_ff.generators.cross_attention_unet import SIZES, CrossAttentionUNet, UNetSize
+from splice_ff.generators.cross_attention_unet import SIZES, CrossAttentionUNet, UNetSize, _Conv
 
 LAYERS, WIDTH = 3, 24
 SMALL = UNetSize((8, 16, 16), 1, 1, 2, 16, 16)
@@ -206,3 +206,13 @@ def test_encoder_and_unet_stand_alone():
     assert tokens.shape == (2, 16, 8)
     unet = CrossAttentionUNet(UNetSize((8, 16), 1, 1, 2, 16, 8), WIDTH)
     assert unet(torch.rand(2, 3, 9, 9), tokens, torch.randn(2, WIDTH, 2, 2)).shape == (2, 3, 9, 9)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_border_is_repeated_in_both_ways_of_padding(monkeypatch, stride):
+    convolution, x = _Conv(3, 4, stride), torch.rand(2, 3, 7, 9)
+    eager = convolution(x)
+    expected = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), convolution.weight, convolution.bias, stride)
+    torch.testing.assert_close(eager, expected)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    torch.testing.assert_close(convolution(x), eager)

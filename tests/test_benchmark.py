@@ -7,17 +7,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from training_setup import read_config, write_run
 from typer.testing import CliRunner
 
-from splice_ff.benchmark import training
+from splice_ff.benchmark import training, worker
 from splice_ff.benchmark.floor import count_operations, measure_rates, sensible_precisions
 from splice_ff.benchmark.plan import PARTS, plan_for
 from splice_ff.benchmark.report import aligned
 from splice_ff.benchmark.run import check_parts
 from splice_ff.benchmark.steps import measure_steps
 from splice_ff.benchmark.timing import Timing, sum_of, time_in_turn
-from splice_ff.benchmark.worker import launch
 from splice_ff.cli import app
 from splice_ff.errors import InputError
 
@@ -109,7 +109,10 @@ def test_one_shot_command(vit_folder, tmp_path):
     assert len(lines) == 4 and len({len(line) for line in lines}) == 1
 
 
-def test_training_is_split_into_its_parts(tmp_path, vit_state):
+def test_training_is_split_into_its_parts(tmp_path, vit_state, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
     config = read_config(write_run(tmp_path, vit_state))
     found = training.train_some_steps(config.model_dump(mode="json"), 1, "cpu")
     operations = {name: timing["operations"] for name, timing in found["timings"].items()}
@@ -159,15 +162,29 @@ def test_scaling(launched):
 def test_memory_is_that_of_a_fresh_process(vit_folder):
     held = torch.ones(2**28)  # 1 GiB; a child's ru_maxrss would include it
     ours = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    found = launch("memory-of-steps", {"backbone": str(vit_folder), "size": 96, "precision": "fp32"}, CPU)
+    found = worker.launch("memory-of-steps", {"backbone": str(vit_folder), "size": 96, "precision": "fp32"}, CPU)
     assert held.sum() == 2**28
     assert 2**26 < found["before"] <= found["peak"] < ours - 2**29
     assert found["tokens"] == (96 // 8) * (128 // 8) + 1
 
 
-def test_what_a_worker_refuses_is_an_input_error():
-    with pytest.raises(InputError, match="unknown backbone"):
-        launch("memory-of-steps", {"backbone": "no_such_vit", "size": 96, "precision": "fp32"}, CPU)
+def test_what_a_worker_refuses_is_an_input_error(monkeypatch, capsys):
+    def run_here(command, **_):
+        monkeypatch.setattr("sys.argv", command[2:])
+        with pytest.raises(SystemExit) as stopped:
+            worker.main()
+        return SimpleNamespace(returncode=stopped.value.code, stderr=capsys.readouterr().err)
+
+    monkeypatch.setattr("subprocess.run", run_here)
+    with pytest.raises(InputError, match="^unknown backbone"):
+        worker.launch("memory-of-steps", {"backbone": "no_such_vit", "size": 96, "precision": "fp32"}, CPU)
+
+
+def test_a_worker_that_fails_is_not_silent(monkeypatch):
+    failed = SimpleNamespace(returncode=1, stderr="Traceback: out of memory")
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: failed)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        worker.launch("training", {}, CPU, processes=2)
 
 
 def test_parts_and_plans():

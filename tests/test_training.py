@@ -247,3 +247,15 @@ def test_overfits_two_pairs(start):
     )  # fmt: skip
     trainer.run()
     assert log_lines(trainer.config.output, "validation")[150]["gap_left"] < 0.25
+
+
+def test_tensorboard_gets_curves_and_pictures(start):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trainer = start("optimizer.steps=2", "run.trackers=[tensorboard]", "run.validate_every=2")
+    trainer.run()
+    (folder,) = {path.parent for path in (trainer.config.output / "log").rglob("events*")}
+    events = EventAccumulator(str(folder)).Reload()
+    assert {f"train/{name}" for name in CURVES} | {"validation/gap_left"} <= {*events.Tags()["scalars"]}
+    assert [event.step for event in events.Scalars("train/total")] == [1, 2]
+    assert events.Tags()["images"] == ["samples"]

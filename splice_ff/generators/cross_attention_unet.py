@@ -59,17 +59,17 @@ class CrossAttentionUNet(nn.Module):
         self.stride = 2 ** (len(c) - 1)
         self.checkpointing = False
         self.pool = nn.Sequential(nn.LayerNorm(tokens), nn.Linear(tokens, tokens), nn.SiLU())
-        self.stem = _conv(3, c[0])
+        self.stem = _Conv(3, c[0])
         self.semantics_norm = nn.LayerNorm(width, elementwise_affine=False)
         self.semantics = nn.Conv2d(width, c[-1], 1)
         self.reduce, self.down, self.enlarge, self.up = (nn.ModuleList() for _ in range(4))
         for i in range(1, len(c)):
-            self.reduce.append(_conv(c[i - 1], c[i], stride=2))
+            self.reduce.append(_Conv(c[i - 1], c[i], stride=2))
             self.down.append(_Scale(c[i], size.blocks, size, i))
         for i in reversed(range(len(c) - 1)):
             self.enlarge.append(nn.Conv2d(c[i + 1], c[i], 1))
             self.up.append(_Scale(c[i], size.blocks if i else 1, size, i))
-        change = _conv(c[0], 3)
+        change = _Conv(c[0], 3)
         nn.init.zeros_(change.weight)
         nn.init.zeros_(change.bias)  # type: ignore[arg-type]
         self.to_rgb = nn.Sequential(_norm(c[0]), nn.SiLU(), change)
@@ -151,19 +151,29 @@ class _ResidualBlock(nn.Module):
 
     def __init__(self, channels: int, look_channels: int) -> None:
         super().__init__()
-        self.before = nn.Sequential(_norm(channels), nn.SiLU(), _conv(channels, channels))
+        self.before = nn.Sequential(_norm(channels), nn.SiLU(), _Conv(channels, channels))
         self.norm = _norm(channels)
         self.modulate = nn.Linear(look_channels, 2 * channels)
-        self.after = nn.Sequential(nn.SiLU(), _conv(channels, channels))
+        self.after = nn.Sequential(nn.SiLU(), _Conv(channels, channels))
 
     def forward(self, x: Tensor, look: Tensor) -> Tensor:
         scale, shift = self.modulate(look)[..., None, None].chunk(2, 1)
         return x + self.after(self.norm(self.before(x)) * (1 + scale) + shift)
 
 
-def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
-    """3 x 3. Zeros around the picture would tell where its border is, and training paints a frame there."""
-    return nn.Conv2d(inputs, outputs, 3, stride, padding=1, padding_mode="replicate")
+class _Conv(nn.Conv2d):
+    """3 x 3, with the border repeated around it: zeros would tell where it is, and training paints a frame there."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
+        super().__init__(inputs, outputs, 3, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():  # it takes a wrong layout for the gradient of replication padding
+            x = torch.cat([x[..., :1], x, x[..., -1:]], -1)
+            x = torch.cat([x[..., :1, :], x, x[..., -1:, :]], -2)
+        else:
+            x = F.pad(x, (1, 1, 1, 1), mode="replicate")
+        return super().forward(x)
 
 
 def _norm(channels: int) -> nn.GroupNorm:
