@@ -176,7 +176,7 @@ def test_what_a_worker_refuses_is_an_input_error(monkeypatch, capsys):
         return SimpleNamespace(returncode=stopped.value.code, stderr=capsys.readouterr().err)
 
     monkeypatch.setattr("subprocess.run", run_here)
-    with pytest.raises(InputError, match="^unknown backbone"):
+    with pytest.raises(InputError, match=r"^unknown backbone"):
         worker.launch("memory-of-steps", {"backbone": "no_such_vit", "size": 96, "precision": "fp32"}, CPU)
 
 

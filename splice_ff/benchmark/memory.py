@@ -42,7 +42,9 @@ def measure_memory(
             part.rows.append({"what": what, "pictures": pictures, "precision": precision, **found})
             before, peak = (f"{found[k] / 2**30:.2f}" for k in ("before", "peak"))
             part.table.append([what, pictures, precision, before, peak])
-    part.notes.append("step: the `paper` recipe, the ViT seeing the whole picture. before: the networks loaded.")
+    part.notes.append(
+        "step: the `paper` recipe, the ViT seeing the whole picture. before: networks loaded, targets encoded."
+    )
     return part
 
 

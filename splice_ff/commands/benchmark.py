@@ -83,9 +83,11 @@ def benchmark(
             "operations_per_second": rates,
             "parts": {},
         }
-        products = ", ".join(f"{rate / 1e9:.0f} GFLOP/s {name}" for name, rate in rates.items())
+        products = ", ".join(f"{rate / 1e9:.3g} GFLOP/s {name}" for name, rate in rates.items())
         if len(sensible_precisions(rates)) < len(rates):
             products += "; bf16, emulated here, is measured only if asked for"
+        if where.type == "cuda":
+            products += "; float32 convolutions may use TF32, and go below the floor"
         typer.echo(f"{found['machine']}; splice-ff {found['version']}\nmatrix products: {products}\n")
         name = ""
         for step in run.run(chosen, wishes, where, rates):
