@@ -15,8 +15,15 @@ from splice_ff.pair_optimizer import PairOptimizer, PairResult
 from splice_ff.pipeline import SpliceFF, check_size
 from splice_ff.presets import PRESETS, Recipe
 
-REFINE = replace(PRESETS["fast"], steps=100, learning_rate=1e-3, copy_steps=0, views=4, average=0.0, patience=0)
-"""The same losses as `fast`, from a generator that knows much already: smaller steps, few views, no averaging."""
+REFINE = replace(
+    PRESETS["fast"], steps=100, learning_rate=1e-3, copy_steps=0, views=4, identity_every=4, average=0.0, patience=0
+)
+"""The same losses as `fast`, from a generator that knows much already: smaller steps, few views, no averaging.
+
+Chosen by measurement: after 100 steps on two pairs, totals of 0.017 and 0.025 at a rate of 1e-3, 0.017 and 0.026 at
+5e-4, 0.027 and 0.029 at 2e-3. A per-pair UNet that adds a residual to a frozen answer came to 0.062 and 0.106 in the
+same time.
+"""
 
 
 def refine(

@@ -230,7 +230,7 @@ class Trainer:
             "started from": str(config.generator.start_from or "random weights"),
             "data": f"`{config.data.source}`, {config.data.split}; labels: {config.data.labels or 'all'}; "
             + ", ".join(f"{share:g} {kind}" for kind, share in config.data.pairs.model_dump().items() if share),
-            "losses": {
+            "loss": {
                 "weights": ", ".join(f"{k} {getattr(config.loss, k)}" for k in ("structure", "appearance", "identity")),
                 **{f"held-out {k}": f"{v:.4f}" for k, v in (validation or {}).items()},
             },
