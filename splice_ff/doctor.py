@@ -27,7 +27,7 @@ def report() -> Iterator[str]:
         yield "CUDA: no GPU, runs on the CPU"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for dtype in (torch.float32, torch.bfloat16):
-        yield f"matrix products on {device} in {str(dtype)[6:]}: {matmul_rate(device, dtype) / 1e9:.0f} GFLOP/s"
+        yield f"matrix products on {device} in {str(dtype)[6:]}: {matmul_rate(device, dtype) / 1e9:.3g} GFLOP/s"
     yield "pictures: " + ", ".join(
         f"{name} {'yes' if features.check(name) else 'no'}" for name in ("jpg", "webp", "avif", "libtiff", "littlecms2")
     )

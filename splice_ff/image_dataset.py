@@ -38,7 +38,8 @@ def open_dataset(source: str, split: str = "train", streaming: bool = False) -> 
         source: one of
 
             - a folder of pictures (`imagefolder`: subfolders name labels), of .parquet or of WebDataset .tar files;
-              files named or foldered `train`, `validation`, `test` make splits,
+              files named or foldered `train`, `validation`, `test` make splits; not streaming, its rows are
+              shuffled, always in the same way,
             - a .parquet or .tar file, or a pattern such as `shards/*.tar`; all of it is the split `train`,
             - the name of a dataset on the Hugging Face hub.
 
@@ -60,14 +61,21 @@ def open_dataset(source: str, split: str = "train", streaming: bool = False) -> 
         name = split.partition("[")[0]
         raise InputError(f"split '{split}': a stream cannot be sliced; use '{name}', or files kept aside")
     arguments = _load_arguments(source)
+    is_folder = not streaming and "data_files" not in arguments and Path(arguments["path"]).is_dir()
+    name = split.partition("[")[0] if is_folder and "+" not in split else split
     try:
-        data = datasets.load_dataset(**arguments, split=split, streaming=streaming)
+        data = datasets.load_dataset(**arguments, split=name, streaming=streaming)
+        if is_folder:
+            # Pictures come sorted by label: the last 5 % would all be of one.
+            data = _part(data.shuffle(seed=0) if data.builder_name == "imagefolder" else data, name, split)
     except Exception as error:  # datasets raises whatever its readers and the hub's client trip over
         if "data_files" in arguments or Path(arguments["path"]).exists():
             reason = f"split '{split}' cannot be read ({_first_line(error)})"
         else:
             reason = f"neither a file or folder here nor a dataset that the hub gives ({_first_line(error)})"
         raise InputError(f"{source}: {reason}") from error
+    if not streaming and not len(data):
+        raise InputError(f"{source}: split '{split}' holds no picture; take a larger one")
     return _keep_columns(data, source)
 
 
@@ -256,6 +264,16 @@ def _load_arguments(source: str) -> dict[str, Any]:
     if source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise InputError(f"{source}: no such file or folder; check the path")
     return {"path": source}
+
+
+def _part(data: Dataset, name: str, split: str) -> Dataset:
+    """The rows that a split such as `train[95%:]` names, of all rows of `train`."""
+    import datasets
+
+    if split == name:
+        return data
+    (part,) = datasets.ReadInstruction.from_spec(split).to_absolute({name: len(data)})
+    return data.select(range(part.from_ or 0, len(data) if part.to is None else part.to))
 
 
 def _glob(pattern: Path) -> list[Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
@@ -11,8 +11,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm import tqdm
 
 from splice_ff.data import ImageRows, PairDataset, PairMix, StreamingPairs, open_dataset, preload
+from splice_ff.errors import InputError
 from splice_ff.training_config import TrainingConfig
 
 
@@ -81,6 +83,7 @@ class TrainingData:
         self.mix = PairMix(**settings.pairs.model_dump())
         side = settings.size + settings.size // 8
         dataset: Any = open_dataset(settings.source, settings.split, settings.streaming)
+        held_out: Any = self._open_held_out()
         self.pairs: Dataset[dict[str, Any]]
         self.unreadable = 0
         """Pictures that could not be decoded while preloading."""
@@ -102,14 +105,16 @@ class TrainingData:
                 else ImageRows(dataset, side)
             )
             self.unreadable = len(images.unreadable)
+            mix = self._servable(self.mix, images.labels, settings.split)
             self.pairs = Endless(
-                PairDataset(images, settings.size, self.mix, labels=settings.labels, mined=mined, seed=config.seed)
+                PairDataset(images, settings.size, mix, labels=settings.labels, mined=mined, seed=config.seed)
             )
         self.held_out: PairDataset | None = None
-        if settings.held_out:
-            rows = ImageRows(open_dataset(settings.source, settings.held_out), side)
+        if held_out is not None:
+            rows = ImageRows(held_out, side)
+            mix = self._servable(_held_out_mix(self.mix), rows.labels, settings.held_out)
             self.held_out = PairDataset(
-                rows, settings.size, _held_out_mix(self.mix), labels=settings.labels, seed=config.seed, augment=False
+                rows, settings.size, mix, labels=settings.labels, seed=config.seed, augment=False
             )
         self.lessons: Dataset[dict[str, Any]] | None = None
         if config.distill:
@@ -117,6 +122,24 @@ class TrainingData:
 
             self.lessons = Endless(TeacherPairs(config.distill.source, settings.size, seed=config.seed))
             self.lessons_a_batch = max(1, round(config.distill.share * self.batch_size))
+
+    def _open_held_out(self) -> Any:
+        settings = self.config.data
+        if settings.held_out is None:
+            return None
+        try:
+            return open_dataset(settings.source, settings.held_out)
+        except InputError as error:
+            raise InputError(f"{error} (data.held_out; data.held_out=null trains without validation)") from error
+
+    def _servable(self, mix: PairMix, labels: list[str] | None, split: str | None) -> PairMix:
+        """Without pairs across labels, where there is only one; that is said."""
+        wanted = {str(label) for label in self.config.data.labels or labels or ()}
+        if not mix.across or len(wanted & set(labels or ())) > 1:
+            return mix
+        if self.accelerator.is_main_process:
+            tqdm.write(f"note: {split} has not two labels: pairs across labels become pairs of any two pictures of it")
+        return replace(mix, across=0.0, within=mix.within + mix.across)
 
     @property
     def has_validation(self) -> bool:

@@ -204,3 +204,17 @@ def test_rows_name_class_labels():
     rows = ImageRows(data, 16)
     assert rows.labels == ["cow", "ant", "none"]
     assert rows[np.int64(0)][:, 0, 0].tolist() == list(colour(0))
+
+
+def test_a_slice_of_a_labelled_folder_holds_all_labels_and_the_slices_all_rows(tmp_path):
+    for label in "abc":
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for i in range(10):
+            Image.new("RGB", (20, 20), (i, 0, 0)).save(tmp_path / "photos" / label / f"{i}.png")
+    parts = [open_dataset(str(tmp_path / "photos"), split) for split in ("train[:70%]", "train[70%:]")]
+    assert [len(part) for part in parts] == [21, 9]
+    assert all({*label_names(part)} == {"a", "b", "c"} for part in parts)
+    paths = [row["image"]["path"] for part in parts for row in part]
+    assert len({*paths}) == 30
+    again = open_dataset(str(tmp_path / "photos"), "train[70%:]")
+    assert [row["image"]["path"] for row in again] == paths[21:]

@@ -7,6 +7,7 @@ import torch
 from torch.utils.data import DataLoader
 from training_setup import read_config, write_run
 
+from splice_ff import InputError
 from splice_ff.training_data import Endless, Ordinals, TrainingData
 
 
@@ -50,7 +51,11 @@ def data(tmp_path, vit_state, monkeypatch):
     def make(*overrides, rank=0, world=1, **changes):
         config = read_config(write_run(tmp_path / "job", vit_state, **changes), *overrides)
         accelerator = SimpleNamespace(
-            process_index=rank, num_processes=world, device=torch.device("cpu"), is_local_main_process=False
+            process_index=rank,
+            num_processes=world,
+            device=torch.device("cpu"),
+            is_main_process=rank == 0,
+            is_local_main_process=False,
         )
         return TrainingData(config, accelerator, quiet=True)
 
@@ -93,3 +98,16 @@ def test_pixels_are_in_range_and_on_their_way(data):
     assert batch.first.shape == batch.second.shape == (2, 3, 32, 32)
     assert batch.first.dtype == torch.float32 and batch.first.min() >= 0 and 0.2 < batch.first.max() <= 1
     assert batch.lesson is None
+
+
+def test_a_folder_of_one_label_trains_and_says_what_becomes_of_pairs_across(data, tmp_path, capsys):
+    data()
+    for path in (tmp_path / "job" / "photos" / "b").iterdir():
+        path.unlink()
+    assert next(data("data.pairs={across: 1}").batches(0)).first.shape == (2, 3, 32, 32)
+    assert "not two labels" in capsys.readouterr().out
+
+
+def test_an_empty_held_out_split_is_named_before_anything_is_decoded(data):
+    with pytest.raises(InputError, match=r"train\[99%:\].*data\.held_out=null"):
+        data("data.held_out=train[99%:]")

@@ -104,7 +104,7 @@ def test_refine(run, tmp_path):
     output = tmp_path / "out.png"
     result = run("transfer", "a", "b", "-o", output, "--refine", "2")
     assert result.exit_code == 0, result.output
-    assert "of 2, total" in result.stderr
+    assert "of 2, whole picture: total" in result.stderr
     text = Image.open(output).text
     assert text["refine"] == "2" and float(text["loss_total"]) > 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -80,13 +81,36 @@ def find_device(name: str | None) -> torch.device:
 
 
 def progress(run: PairOptimizer, quiet: bool) -> Iterator[Losses]:
-    """Take the remaining steps under a progress bar that shows the losses."""
-    with bar(run.recipe.steps, "step", quiet, run.step_count) as shown:
+    """Take the remaining steps under a progress bar that shows the losses.
+
+    Raises:
+        KeyboardInterrupt: between two steps; at the second ctrl-C at once.
+    """
+    with bar(run.recipe.steps, "step", quiet, run.step_count) as shown, _noted_interrupts() as noted:
         while not run.done:
             losses = run.step()
             shown.set_postfix({k: f"{v:.3f}" for k, v in losses.floats().items()}, refresh=False)
             shown.update()
             yield losses
+            if noted:
+                raise KeyboardInterrupt
+
+
+@contextmanager
+def _noted_interrupts() -> Iterator[list[int]]:
+    """While inside, the first ctrl-C is only noted: raised in the midst of a callback it would be lost."""
+    noted: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        if noted:
+            raise KeyboardInterrupt
+        noted.append(number)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def bar(total: int, unit: str, quiet: bool, initial: int = 0) -> tqdm:  # type: ignore[type-arg]

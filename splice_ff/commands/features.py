@@ -236,7 +236,7 @@ def match(
         figure = matches_figure(a[0], b[0], matches, (image_a.name, image_b.name), text)
         save_image(output, picture_of(figure), settings=_facts(vit) | {"layer": str(number), "verdict": text})
         if not quiet:
-            say(f"{output}: {len(matches.similarity)} best buddies at layer {number}; {text}")
+            say(f"{output}: {len(matches.similarity)} pairs drawn, of layer {number}; as the losses see it, {text}")
 
 
 def explain(

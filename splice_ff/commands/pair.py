@@ -120,7 +120,7 @@ def optimize(
             raise InputError(f"{failure}; the last good picture is in {output}") from failure
         if not quiet:
             total, *rest = (f"{k} {v:.4f}" for k, v in result.losses.items())
-            say(f"{output}: step {result.step} of {run.step_count}, {total} ({', '.join(rest)})")
+            say(f"{output}: step {result.step} of {run.step_count}, whole picture: {total} ({', '.join(rest)})")
 
 
 def apply(

@@ -213,4 +213,4 @@ def _refine(
         raise InputError(f"{failure}; the best picture before that is in {output}") from failure
     if not quiet:
         total, *rest = (f"{k} {v:.4f}" for k, v in result.losses.items())
-        say(f"{output}: step {result.step} of {run.step_count}, {total} ({', '.join(rest)})")
+        say(f"{output}: step {result.step} of {run.step_count}, whole picture: {total} ({', '.join(rest)})")
