@@ -108,25 +108,34 @@ def save_model(folder: Path, generator: AmortizedGenerator, config: ModelConfig,
         raise CheckpointError(f"{folder}: cannot be written ({error.strerror or error})") from error
 
 
-def load_model(folder: Path) -> tuple[AmortizedGenerator, ModelConfig]:
-    """Read what `save_model` wrote: the generator in float32, in eval mode, on the CPU; and its config.
+def read_config(folder: Path) -> ModelConfig:
+    """Read config.json alone.
 
     Raises:
-        CheckpointError: a missing or damaged file, another format, missing, surplus or misshapen tensors, or NaN.
+        CheckpointError: it is missing, damaged, or of another format.
     """
     file = folder / "config.json"
     try:
-        config = ModelConfig.from_dict(json.loads(file.read_text(encoding="utf-8")))
+        return ModelConfig.from_dict(json.loads(file.read_text(encoding="utf-8")))
     except InputError as error:
         raise CheckpointError(f"{file}: {error}") from error
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise CheckpointError(f"{file}: damaged ({error})") from error
+
+
+def load_model(folder: Path) -> tuple[AmortizedGenerator, ModelConfig]:
+    """Read what `save_model` wrote: the generator in float32, in eval mode, on the CPU; and its config.
+
+    Raises:
+        CheckpointError: a missing or damaged file, another format, missing, surplus or misshapen tensors, or NaN.
+    """
+    config = read_config(folder)
     try:
         generator = AmortizedGenerator(config.generator)
     except (TypeError, ValueError, RuntimeError) as error:  # numbers that no layer can have
-        raise CheckpointError(f"{file}: {error}") from error
+        raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
     file = folder / "model.safetensors"
     tensors, _ = read_tensors(file, "weights of an amortized generator", FORMAT)
     expected = generator.state_dict()

@@ -212,7 +212,7 @@ def test_columns_line_up():
         (["step", "--repeats", "0"], "repeats must be at least 1"),
         (["one-shot", "--batch", "0"], "batch must be at least 1"),
         (["one-shot", "--generator", "huge"], "unknown generator 'huge'"),
-        (["one-shot", "--checkpoint", "no/such/model"], "no/such/model"),
+        (["one-shot", "--model", "no/such/model"], "no/such/model"),
         (["scaling", "--processes", "0"], "processes must be at least 1"),
         (["training", "--set", "optimizer.batch_size=none"], "batch_size"),
         (["training", "--config", "none.yaml"], "none.yaml"),

@@ -19,6 +19,7 @@ from splice_ff.generators.skip_unet import SkipUNet
 from splice_ff.images import load_image, save_image
 from splice_ff.pair_list import read_pairs
 from splice_ff.pair_optimizer import DivergedError
+from splice_ff.weights import load_backbone
 
 
 def picture(seed, height=72, width=88):
@@ -178,33 +179,24 @@ def test_colour_has_the_appearance_images_statistics():
     assert (means[0] - means[1]).abs().max() < 0.5
 
 
-def test_one_shot_and_refine(monkeypatch, tiny_backbone):
-    refined = picture(5)
+def test_one_shot_and_refine():
+    backbone = load_backbone("vit_mini")
+    structure, appearance = picture(0), picture(1, 80, 72)
+    method = parse_method("one-shot", backbone, "pets-tiny")
+    assert method.model.backbone is backbone  # not loaded once more
+    assert method.settings == {"model": "pets-tiny", "sha256": method.model.fingerprint}
+    painted = method("", structure, appearance)
+    assert (painted.image - method.model(structure, appearance)).abs().max() == 0
+    assert painted.identity().shape == appearance.shape
+    refined = parse_method("one-shot+refine:1", backbone, "pets-tiny")
+    assert refined.name == "one-shot+refine:1"
+    painted = refined("", structure, appearance)
+    assert painted.image.shape == structure.shape and painted.identity().shape == appearance.shape
 
-    class Model(torch.nn.Module):
-        fingerprint = "abc"
 
-        @classmethod
-        def from_pretrained(cls, name):
-            assert name == "model"
-            return cls()
-
-        def forward(self, structure, appearance):
-            return (structure.mean() + appearance.mean()).expand(1, 3, *structure.shape[-2:]) / 2
-
-    def refine(model, structure, appearance, *, steps):
-        assert isinstance(model, Model) and steps == 7
-        return SimpleNamespace(image=refined)
-
-    monkeypatch.setattr("splice_ff.pipeline.SpliceFF", Model)
-    monkeypatch.setattr("splice_ff.refine.refine", refine)
-    structure, appearance = picture(0), picture(1)
-    painted = parse_method("one-shot", tiny_backbone(), "model")("", structure, appearance)
-    assert painted.image.mean() == pytest.approx((structure.mean() + appearance.mean()).item() / 2)
-    assert painted.identity().mean() == pytest.approx(appearance.mean().item())
-    method = parse_method("one-shot+refine:7", tiny_backbone(), "model")
-    assert method.name == "one-shot+refine:7" and method.settings == {"checkpoint": "model", "sha256": "abc"}
-    assert method("", structure, appearance).image is refined
+def test_a_model_of_another_backbone_brings_its_own(tiny_backbone):
+    method = parse_method("one-shot", tiny_backbone(), "pets-tiny")
+    assert method.model.backbone.name == "vit_mini"
 
 
 def test_optimize_hands_on_preset_steps_and_backbone(monkeypatch, tiny_backbone):
@@ -216,10 +208,10 @@ def test_optimize_hands_on_preset_steps_and_backbone(monkeypatch, tiny_backbone)
 
     monkeypatch.setattr(methods, "optimize_pair", optimize_pair)
     backbone = tiny_backbone()
-    painted = parse_method("optimize-fast:20", backbone)("", picture(0), picture(1, 64, 96))
+    painted = parse_method("optimize-fast:20", backbone, "pets-tiny")("", picture(0), picture(1, 64, 96))
     assert asked == {"preset": "fast", "steps": 20, "backbone": backbone, "device": "cpu"}
     assert painted.identity().shape == (1, 3, 64, 96)
-    method = parse_method("optimize-paper", backbone)
+    method = parse_method("optimize-paper", backbone, "pets-tiny")
     method("", picture(0), picture(1))
     assert method.name == "optimize-paper" and asked["preset"] == "paper" and asked["steps"] is None
 
@@ -232,12 +224,12 @@ def test_optimize_hands_on_preset_steps_and_backbone(monkeypatch, tiny_backbone)
         ("optimize-fast:-3", "unknown method"),
         ("one-shot+refine", "give steps"),
         ("copy:3", "takes no steps"),
-        ("one-shot", "needs --checkpoint"),
+        ("one-shot+refine:0", "unknown method"),
     ],
 )
 def test_methods_that_cannot_be(text, message, tiny_backbone):
     with pytest.raises(InputError, match=message):
-        parse_method(text, tiny_backbone())
+        parse_method(text, tiny_backbone(), "pets-tiny")
 
 
 @pytest.mark.parametrize("text", ["splice", "=x", "splice="])
@@ -316,6 +308,7 @@ def test_the_command(pairs, tmp_path):
         (["--baseline", "splice"], "the baseline 'splice' is not among the methods: copy, colour"),
         (["--results", "a=PAIRS", "--baseline-pairs"], "no pairs of which 'a' has a picture"),
         (["--backbone", "no_such_vit"], "unknown backbone"),
+        (["--method", "one-shot", "--model", "none"], "no model 'none'"),
     ],
 )
 def test_the_command_refuses(pairs, tmp_path, arguments, message):

@@ -34,7 +34,7 @@ def benchmark(
     ] = False,
     repeats: Annotated[int | None, typer.Option(help="Rounds, of which the medians are shown.")] = None,
     generator: Annotated[str | None, typer.Option(help="Size of the amortized generator: tiny, small, base.")] = None,
-    checkpoint: Annotated[
+    model: Annotated[
         str | None, typer.Option(help="One-shot model to time, instead of a generator with random weights.")
     ] = None,
     config: Annotated[
@@ -68,7 +68,7 @@ def benchmark(
     with errors(debug):
         chosen = run.check_parts(parts or [])
         wishes = run.Wishes(
-            backbone or (), size or (), batch or (), precision or (), processes or (), repeats, generator, checkpoint,
+            backbone or (), size or (), batch or (), precision or (), processes or (), repeats, generator, model,
             config, set or (), compile,
         )  # fmt: skip
         if output:

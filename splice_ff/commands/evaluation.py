@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from splice_ff.commands.common import Backbone, Debug, Device, Folder, Quiet, Weights, errors, find_device, say
+from splice_ff.commands.transfer import DEFAULT_MODEL
 from splice_ff.errors import InputError
 
 
@@ -37,7 +38,9 @@ def evaluate(
         bool, typer.Option("--baseline-pairs", help="Only pairs of which the baseline has a picture.")
     ] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many pairs.")] = None,
-    checkpoint: Annotated[str | None, typer.Option(help="Model of the one-shot methods.")] = None,
+    model: Annotated[
+        str, typer.Option(help="Of the one-shot methods: bundled, a folder, or a hub id.")
+    ] = DEFAULT_MODEL,
     backbone: Backbone = None,
     weights: Weights = None,
     also_backbone: Annotated[
@@ -59,8 +62,8 @@ def evaluate(
     from splice_ff.evaluation import machine, report, run
     from splice_ff.evaluation.measure import Measurer, metrics_of
     from splice_ff.evaluation.methods import parse_method, parse_results
-    from splice_ff.evaluation.perceptual import NOT_FID, find_lpips
-    from splice_ff.evaluation.summary import summarise
+    from splice_ff.evaluation.perceptual import find_lpips, find_set_distances
+    from splice_ff.evaluation.summary import distances_of_sets, summarise
     from splice_ff.images import check_place
     from splice_ff.pair import choose_backbone, make_recipe
     from splice_ff.pair_list import read_pairs
@@ -78,9 +81,10 @@ def evaluate(
             say(f"note: {notice}")
         vit = vit.to(where)
         others = [load_backbone(name).to(where) for name in also_backbone or []]
-        lpips, why_not = find_lpips(where)
+        lpips, no_lpips = find_lpips(where)
+        set_distances, no_sets = find_set_distances(where)
         measurer = Measurer(vit, others, lpips)
-        methods = [parse_method(text, vit, checkpoint, where) for text in method or ["copy", "colour"]] + folders
+        methods = [parse_method(text, vit, model, where) for text in method or ["copy", "colour"]] + folders
         names = [m.name for m in methods]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise InputError(f"method '{repeated[0]}' is given twice")
@@ -108,9 +112,10 @@ def evaluate(
             "version": machine.version(),
             "backbone": f"{vit.name} (SHA-256 {vit.fingerprint[:12]}…)",
             "other backbones": also,
-            "not measured": [reason for reason in (why_not, NOT_FID) if reason],
+            "not measured": [reason for reason in (no_lpips, no_sets) if reason],
         }
-        summary = summarise(rows, names, metrics_of(also, lpips is not None), baseline, settings)
+        sets = distances_of_sets(rows, names, output, set_distances) if set_distances else {}
+        summary = summarise(rows, names, metrics_of(also, lpips is not None), baseline, settings, sets)
         path = report.write_report(output, summary, sorted(rows, key=lambda row: row["pair"]))
         for error in summary["errors"]:
             say(f"note: {error['pair']}, {error['method']}: {error['error']}")

@@ -15,8 +15,11 @@ from splice_ff.backbone import ViTFeatures
 from splice_ff.errors import InputError
 from splice_ff.evaluation.lab import match_colours
 from splice_ff.images import SUFFIXES, load_image
+from splice_ff.model_files import find_model, read_config
 from splice_ff.pair import apply_generator, optimize_pair
+from splice_ff.pipeline import SpliceFF
 from splice_ff.presets import PRESETS
+from splice_ff.refine import refine
 
 KNOWN = "copy, colour, one-shot, one-shot+refine:STEPS, optimize-fast[:STEPS], optimize-paper[:STEPS]"
 
@@ -76,30 +79,29 @@ class OneShot(Method):
     """The amortized generator in one pass, or with per-pair steps from there on.
 
     Args:
-        checkpoint: what `SpliceFF.from_pretrained` takes.
+        model: what `SpliceFF.from_pretrained` takes.
         steps: of refinement; 0 for none.
+        backbone: a loaded one, used if it is the model's; else the model's is loaded by its name.
         device: where to compute.
     """
 
-    def __init__(self, checkpoint: str, steps: int = 0, device: torch.device | str = "cpu") -> None:
-        from splice_ff.pipeline import SpliceFF
-        from splice_ff.refine import refine
-
+    def __init__(self, model: str, steps: int, backbone: ViTFeatures, device: torch.device | str = "cpu") -> None:
         self.name = f"one-shot+refine:{steps}" if steps else "one-shot"
-        self.checkpoint, self.steps = checkpoint, steps
-        self._refine = refine
-        self.model = SpliceFF.from_pretrained(checkpoint).to(device).eval()
+        self.source, self.steps = model, steps
+        is_its_own = read_config(find_model(model)).backbone_fingerprint == backbone.fingerprint
+        self.model = SpliceFF.from_pretrained(model, backbone=backbone if is_its_own else None).to(device)
 
     @property
     def settings(self) -> dict[str, str]:
-        """The checkpoint and its weights: a folder that is trained on keeps its name."""
-        return {"checkpoint": self.checkpoint, "sha256": self.model.fingerprint}
+        """The model and its weights: a folder that is trained on keeps its name."""
+        return {"model": self.source, "sha256": self.model.fingerprint}
 
     def __call__(self, pair: str, structure: Tensor, appearance: Tensor) -> Painted:
-        """The model's picture; without steps also of the appearance image by itself."""
-        if self.steps:
-            return Painted(self._refine(self.model, structure, appearance, steps=self.steps).image)
-        return Painted(self._paint(structure, appearance), lambda: self._paint(appearance, appearance))
+        """The model's picture, and of the appearance image by itself."""
+        if not self.steps:
+            return Painted(self._paint(structure, appearance), lambda: self._paint(appearance, appearance))
+        result = refine(self.model, structure, appearance, steps=self.steps)
+        return Painted(result.image, lambda: apply_generator(result.generator, appearance, self.model.config.size))
 
     @torch.no_grad()
     def _paint(self, structure: Tensor, appearance: Tensor) -> Tensor:
@@ -176,19 +178,18 @@ class Folder(Method):
         return Painted(load_image(path).rgb.to(structure.device))
 
 
-def parse_method(
-    text: str, backbone: ViTFeatures, checkpoint: str | None = None, device: torch.device | str = "cpu"
-) -> Method:
+def parse_method(text: str, backbone: ViTFeatures, model: str, device: torch.device | str = "cpu") -> Method:
     """A method by its name, as `KNOWN` lists them.
 
     Args:
         text: the name.
         backbone: with which the per-pair methods optimise.
-        checkpoint: of the one-shot methods.
+        model: of the one-shot methods.
         device: where they compute.
 
     Raises:
-        InputError: an unknown name, no number of steps where one is needed, or one-shot without a checkpoint.
+        InputError: an unknown name, or no number of steps where one is needed.
+        splice_ff.files.CheckpointError: the model cannot be used.
     """
     match = re.fullmatch(r"(copy|colour|one-shot|one-shot\+refine|optimize-fast|optimize-paper)(?::([1-9]\d*))?", text)
     if not match:
@@ -200,9 +201,7 @@ def parse_method(
         raise InputError(f"method '{text}': {'give' if steps is None else 'it takes no'} steps. Known: {KNOWN}")
     if kind in ("copy", "colour"):
         return Copy() if kind == "copy" else Colour()
-    if checkpoint is None:
-        raise InputError(f"method '{text}' needs --checkpoint")
-    return OneShot(checkpoint, steps or 0, device)
+    return OneShot(model, steps or 0, backbone, device)
 
 
 def parse_results(text: str) -> Folder:

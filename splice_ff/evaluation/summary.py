@@ -5,20 +5,23 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from splice_ff.errors import InputError
 from splice_ff.evaluation.measure import Metric
+from splice_ff.evaluation.perceptual import SetDistances
 from splice_ff.evaluation.run import Row
-from splice_ff.evaluation.statistics import Values, gap_closed, mean, paired_difference
+from splice_ff.evaluation.statistics import MIN_PAIRS, Values, gap_closed, mean, paired_difference
 
 FLOOR = "copy"
 """The method from which the gap to the baseline is counted."""
 
 
 def summarise(
-    rows: Sequence[Row], methods: Sequence[str], metrics: Sequence[Metric], baseline: str, settings: Mapping[str, Any]
-) -> dict[str, Any]:
+    rows: Sequence[Row], methods: Sequence[str], metrics: Sequence[Metric], baseline: str, settings: Mapping[str, Any],
+    sets: Mapping[str, Mapping[str, float]] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Means, paired differences to the baseline, gaps closed; over all pairs and by domain.
 
     Args:
@@ -27,6 +30,7 @@ def summarise(
         metrics: what was measured.
         baseline: one of the methods.
         settings: what the rows were made with, to be shown.
+        sets: what `distances_of_sets` found, if it could be measured.
 
     Returns:
         A dictionary for JSON. Estimates are `{"value", "low", "high", "n"}`; differences have `wins` besides. A metric
@@ -59,10 +63,31 @@ def summarise(
                 "by_domain": {d: _means(_in(good, d), name, metrics) for d in domains},
                 "gap_closed": _gaps(good, name, looks, baseline),
                 "gap_closed_by_domain": {d: _gaps(_in(good, d), name, looks, baseline) for d in domains},
+                "sets": dict((sets or {}).get(name, {})),
             }
             for name in methods
         },
         "errors": [{k: row[k] for k in ("pair", "method", "error")} for row in rows if row["error"]],
+    }
+
+
+def distances_of_sets(
+    rows: Sequence[Row], methods: Sequence[str], folder: Path, measure: SetDistances
+) -> dict[str, dict[str, float]]:
+    """FID and KID of each method's pictures to the appearance images, on the pairs that all these methods have.
+
+    Empty where there are fewer than `MIN_PAIRS` such pairs.
+    """
+    found = {(row["pair"], row["method"]): row for row in rows if not row["error"]}
+    common = sorted({pair for pair, _ in found if all((pair, name) in found for name in methods)})
+    if len(common) < MIN_PAIRS:
+        return {}
+    return {
+        name: measure(
+            [(folder / found[pair, name]["picture"], Path(found[pair, name]["appearance_file"])) for pair in common]
+        )
+        | {"pairs": len(common)}
+        for name in methods
     }
 
 

@@ -6,6 +6,8 @@ import html
 from dataclasses import dataclass
 from typing import Any
 
+from splice_ff.evaluation.perceptual import SET_METRICS
+
 Summary = dict[str, Any]
 
 
@@ -63,6 +65,7 @@ def means_table(summary: Summary) -> Table:
         [Cell(_named(metric))] + [_estimate(m["means"].get(metric["name"])) for m in methods.values()]
         for metric in summary["metrics"]
     ]
+    rows += _set_rows(summary)
     rows.append([Cell("seconds a pair, median")] + [Cell(_seconds(m["seconds"])) for m in methods.values()])
     header = ["mean over pairs", *(f"{name} ({m['pairs']})" for name, m in methods.items())]
     return Table(
@@ -71,6 +74,17 @@ def means_table(summary: Summary) -> Table:
         rows,
         "In brackets 95 % bootstrap intervals over pairs, from 5 pairs on; after a name its pairs.",
     )
+
+
+def _set_rows(summary: Summary) -> list[list[Cell]]:
+    """FID and KID, where they were measured: of the pairs that all methods have."""
+    sets = [m["sets"] for m in summary["methods"].values()]
+    if not all(sets):
+        return []
+    return [
+        [Cell(f"{label} to the appearance images, {sets[0]['pairs']} pairs ↓"), *(Cell(number(s[name])) for s in sets)]
+        for name, label in SET_METRICS.items()
+    ]
 
 
 def differences_table(summary: Summary) -> Table:
