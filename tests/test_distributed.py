@@ -1,4 +1,4 @@
-"""Two processes on one machine do what one does with the doubled batch."""
+"""Two processes on one machine: training is as with the doubled batch, evaluation shares the pairs."""
 
 import json
 import subprocess
@@ -6,23 +6,27 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from training_setup import log_lines, write_run
+
+from splice_ff.images import save_image
 
 ROOT = Path(__file__).parent.parent
 
 
-def launch(processes, config, *overrides):
+def launch(processes, home, *program):
     # accelerate's own --cpu --num_processes 2 starts a single process; this is what it starts on GPUs
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}",
-        str(ROOT / "train" / "amortized.py"), "--config", str(config), *overrides,
-    ]  # fmt: skip
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *program]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=240,
         env={"PATH": "", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1",
-             "HF_DATASETS_CACHE": str(config.parent / "cache"), "HOME": str(config.parent)},
+             "HF_DATASETS_CACHE": str(home / "cache"), "HOME": str(home)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def train(processes, config, *overrides):
+    launch(processes, config.parent, "train/amortized.py", "--config", str(config), *overrides)
 
 
 @pytest.fixture
@@ -32,8 +36,8 @@ def config(tmp_path, vit_state):
 
 def test_two_processes_equal_one_with_the_doubled_batch(config):
     folder = config.parent
-    launch(2, config, f"output={folder / 'two'}", "optimizer.batch_size=2")
-    launch(1, config, f"output={folder / 'one'}", "optimizer.batch_size=4")
+    train(2, config, f"output={folder / 'two'}", "optimizer.batch_size=2")
+    train(1, config, f"output={folder / 'one'}", "optimizer.batch_size=4")
     two, one = log_lines(folder / "two"), log_lines(folder / "one")
     assert list(two) == list(one) == [1, 2, 3]
     for step in one:
@@ -44,5 +48,17 @@ def test_two_processes_equal_one_with_the_doubled_batch(config):
     validation = [json.dumps(sorted(log_lines(folder / name, "validation")[3])) for name in ("two", "one")]
     assert validation[0] == validation[1]
     resumed = folder / "two"
-    launch(2, config, f"output={resumed}", "optimizer.steps=4")
+    train(2, config, f"output={resumed}", "optimizer.steps=4")
     assert list(log_lines(resumed)) == [1, 2, 3, 4]
+
+
+def test_two_processes_share_the_pairs_of_an_evaluation(tmp_path):
+    for i in range(3):
+        for role in ("structure", "appearance"):
+            save_image(tmp_path / f"pairs/{i}/{role}.png", torch.rand(1, 3, 72, 80))
+    out = tmp_path / "out"
+    launch(2, tmp_path, "-m", "eval.evaluate", str(tmp_path / "pairs"), "-o", str(out), "--backbone", "vit_mini")
+    rows = [[json.loads(line) for line in path.read_text().splitlines()] for path in sorted(out.glob("rows-*.jsonl"))]
+    assert [len(share) for share in rows] == [4, 2]  # copy and colour, of two pairs and of one
+    assert json.loads((out / "summary.json").read_text())["pairs"] == 3
+    assert (out / "report.html").stat().st_size > 1000

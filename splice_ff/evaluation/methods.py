@@ -42,8 +42,6 @@ class Method(ABC):
     """A way to paint a pair. `name` is shown; `settings` tell it from another of the same name."""
 
     name: str
-    is_ours = True
-    """Whether it computes pictures, which are then kept, rather than reads them."""
 
     @property
     def settings(self) -> dict[str, str]:
@@ -144,8 +142,6 @@ class Folder(Method):
     Raises:
         InputError: there is no such folder.
     """
-
-    is_ours = False
 
     def __init__(self, name: str, folder: Path) -> None:
         if not folder.is_dir():

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 from einops import rearrange
 from torch import Tensor, nn
@@ -38,10 +38,6 @@ class GeneratorConfig:
             raise InputError(f"unknown generator size '{self.size}'. Known: {', '.join(SIZES)}")
         if self.context not in get_args(Context):
             raise InputError(f"unknown context '{self.context}'. Known: {', '.join(get_args(Context))}")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for config.json."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
