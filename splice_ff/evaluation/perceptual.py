@@ -5,6 +5,7 @@ Nothing is downloaded for them: a metric that cannot be had is left out, and the
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -75,7 +76,9 @@ def set_distances(
     from torchmetrics.image.kid import KernelInceptionDistance
 
     fid: Any = FrechetInceptionDistance(features, normalize=True).to(device)
-    kid: Any = KernelInceptionDistance(features, subsets=1, subset_size=len(files), normalize=True).to(device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns of the memory that features of large sets take
+        kid: Any = KernelInceptionDistance(features, subsets=1, subset_size=len(files), normalize=True).to(device)
     for pair in files:
         for path, real in zip(pair, (False, True), strict=True):
             image = load_image(path).rgb.to(device)
