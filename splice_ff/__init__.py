@@ -1,13 +1,17 @@
 """Semantic appearance transfer: the layout of one picture with the look of another."""
 
-from splice_ff.backbone import Features, ViTFeatures
-from splice_ff.errors import InputError
-from splice_ff.images import load_image, save_image
-from splice_ff.losses import Losses, LossWeights, SpliceLoss
-from splice_ff.pair import optimize_pair
-from splice_ff.pair_optimizer import DivergedError, PairOptimizer, PairResult
-from splice_ff.pipeline import SpliceFF
-from splice_ff.presets import PRESETS, Recipe
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from splice_ff.backbone import Features, ViTFeatures
+    from splice_ff.errors import InputError
+    from splice_ff.images import load_image, save_image
+    from splice_ff.losses import Losses, LossWeights, SpliceLoss
+    from splice_ff.pair import optimize_pair
+    from splice_ff.pair_optimizer import DivergedError, PairOptimizer, PairResult
+    from splice_ff.pipeline import SpliceFF
+    from splice_ff.presets import PRESETS, Recipe
 
 __version__ = "0.1.0"
 __all__ = [
@@ -27,3 +31,33 @@ __all__ = [
     "optimize_pair",
     "save_image",
 ]
+
+_MODULES = {
+    "PRESETS": "presets",
+    "DivergedError": "pair_optimizer",
+    "Features": "backbone",
+    "InputError": "errors",
+    "LossWeights": "losses",
+    "Losses": "losses",
+    "PairOptimizer": "pair_optimizer",
+    "PairResult": "pair_optimizer",
+    "Recipe": "presets",
+    "SpliceFF": "pipeline",
+    "SpliceLoss": "losses",
+    "ViTFeatures": "backbone",
+    "load_image": "images",
+    "optimize_pair": "pair",
+    "save_image": "images",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, from its module at its first use: torch and timm take seconds that `--help` should not cost."""
+    if name not in _MODULES:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    globals()[name] = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

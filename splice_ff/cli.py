@@ -6,7 +6,20 @@ import warnings
 
 import typer
 
-from splice_ff.commands import batch, benchmark, data, evaluation, features, pair, report, teach, train, transfer
+from splice_ff.commands import (
+    batch,
+    benchmark,
+    data,
+    evaluation,
+    features,
+    inversion,
+    pair,
+    pca,
+    report,
+    teach,
+    train,
+    transfer,
+)
 
 app = typer.Typer(
     add_completion=False,
@@ -26,8 +39,8 @@ for command in (
     teach.teach,
     evaluation.evaluate,
     benchmark.benchmark,
-    features.pca,
-    features.invert,
+    pca.pca,
+    inversion.invert,
     features.attention,
     features.match,
     features.explain,

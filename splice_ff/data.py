@@ -1,6 +1,6 @@
 """Pairs of pictures for training the amortized generator, drawn from a dataset.
 
-    images = preload(open_dataset("photos/", "train[:95%]"), side=144)
+    images = preload(open_dataset("photos/", "train[:95%]"), side_for_crops(128))
     pairs = PairDataset(images, size=128, mix=PairMix(within=0.6, across=0.2, identity=0.2))
 
 Which pair stands at place i of epoch e depends on the seed, e and i only: not on how many processes and loader
@@ -28,6 +28,7 @@ from splice_ff.image_dataset import (
     load_row,
     open_dataset,
     preload,
+    side_for_crops,
     square_crop,
 )
 from splice_ff.images import ImageError
@@ -113,8 +114,8 @@ class PairDataset(torch.utils.data.Dataset[dict[str, Any]]):
             raise InputError(f"squares of {size} pixels cannot be cut from pictures of {side}")
         if mix.mined and mined is None:
             raise InputError("mined pairs need the file that `splice-ff pairs` writes")
-        if mined is not None and mined.rows != len(images):
-            raise InputError(f"mined pairs are of {mined.rows} pictures, not {len(images)}: another dataset or split")
+        if mined is not None:
+            mined.check(len(images))
         self.images = images
         self.size = size
         self.mix = mix
@@ -238,9 +239,9 @@ class StreamingPairs(torch.utils.data.IterableDataset[dict[str, Any]]):
 
     Items are those of `PairDataset`. Every picture is `first` once an epoch. The stream passes through a buffer of
     decoded pictures, from which `first` is drawn at random and its partner too; where the buffer has no picture with
-    the same label (or another), any other one is taken. Processes and loader workers read disjoint parts, and together
-    all of it; parts may differ in length, so count steps, not epochs. What is drawn depends on their number. A picture
-    that cannot be read is counted in the next item's `skipped`.
+    the same label (or another), any other one is taken, and a log warning says so once a process. Processes and loader
+    workers read disjoint parts, and together all of it; parts may differ in length, so count steps, not epochs. What is
+    drawn depends on their number. A picture that cannot be read is counted in the next item's `skipped`.
 
     Do not let accelerate prepare its loader: that would divide the stream a second time.
 
@@ -254,7 +255,8 @@ class StreamingPairs(torch.utils.data.IterableDataset[dict[str, Any]]):
         rank, world_size: which process this is, of how many.
 
     Raises:
-        InputError: mined pairs asked for, or `labels` or pairs across labels of a stream without labels.
+        InputError: mined pairs asked for, an unknown label, or `labels` or pairs across labels of a stream without
+            labels. Where labels are words that show up as they come, an unknown one gives no item, and a log warning.
     """
 
     def __init__(
@@ -276,6 +278,8 @@ class StreamingPairs(torch.utils.data.IterableDataset[dict[str, Any]]):
         has_labels = "label" in (dataset.features or {})
         if not has_labels and (mix.across or labels is not None):
             raise InputError("the stream has no column 'label', which pairs across labels and a choice of labels need")
+        if labels is not None and (names := getattr(dataset.features["label"], "names", None)):
+            _known_labels(labels, names)
         # A buffer of 1: this shuffles the order of the files and mixes some; pictures are shuffled in the buffer here.
         self.dataset = split_dataset_by_node(dataset.shuffle(seed=seed, buffer_size=1), rank, world_size)
         self.size = size
@@ -285,6 +289,7 @@ class StreamingPairs(torch.utils.data.IterableDataset[dict[str, Any]]):
         self.buffer = buffer
         self.rank = rank
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._warned: set[str] = set()
         self._label_name = label_name_function(dataset.features) if has_labels else None
 
     def set_epoch(self, epoch: int) -> None:
@@ -303,7 +308,7 @@ class StreamingPairs(torch.utils.data.IterableDataset[dict[str, Any]]):
             if self.labels is not None and label not in self.labels:
                 continue
             try:
-                picture = load_row(row, self.size + self.size // 8)
+                picture = load_row(row, side_for_crops(self.size))
             except ImageError as error:
                 log.warning("picture skipped: %s", error)
                 skipped += 1
@@ -330,6 +335,9 @@ class StreamingPairs(torch.utils.data.IterableDataset[dict[str, Any]]):
         fitting = np.flatnonzero(same if kind == "within" else ~same)
         fitting = fitting[fitting != at]
         if not len(fitting):
+            if kind not in self._warned:
+                self._warned.add(kind)
+                log.warning("pairs %s labels: of %d pictures of the stream none fits; any is taken", kind, len(held))
             fitting = np.delete(np.arange(len(held)), at)
         partner = held[int(fitting[_randint(len(fitting), generator)])]
         return {"first": first, "second": square_crop(partner, self.size, generator)}

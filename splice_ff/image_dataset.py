@@ -19,10 +19,10 @@ from PIL import ExifTags, Image
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
-from tqdm import tqdm
 
 from splice_ff.errors import InputError
 from splice_ff.images import MAX_PIXELS, MIN_SIDE, READABLE, ImageError, load_image
+from splice_ff.progress import progress_bar
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -38,8 +38,9 @@ def open_dataset(source: str, split: str = "train", streaming: bool = False) -> 
         source: one of
 
             - a folder of pictures (`imagefolder`: subfolders name labels), of .parquet or of WebDataset .tar files;
-              files named or foldered `train`, `validation`, `test` make splits; not streaming, its rows are
-              shuffled, always in the same way,
+              files named or foldered `train`, `validation`, `test` make splits. Pictures come sorted by label; so,
+              not streaming, their rows are shuffled before a slice is taken, in the same way as long as no file is
+              added, removed or renamed. Rows of .parquet and .tar files keep their order,
             - a .parquet or .tar file, or a pattern such as `shards/*.tar`; all of it is the split `train`,
             - the name of a dataset on the Hugging Face hub.
 
@@ -61,7 +62,10 @@ def open_dataset(source: str, split: str = "train", streaming: bool = False) -> 
         name = split.partition("[")[0]
         raise InputError(f"split '{split}': a stream cannot be sliced; use '{name}', or files kept aside")
     arguments = _load_arguments(source)
-    is_folder = not streaming and "data_files" not in arguments and Path(arguments["path"]).is_dir()
+    is_local = "data_files" in arguments or Path(arguments["path"]).is_dir()
+    if not is_local:
+        _check_hub(source)
+    is_folder = is_local and not streaming and "data_files" not in arguments
     name = split.partition("[")[0] if is_folder and "+" not in split else split
     try:
         data = datasets.load_dataset(**arguments, split=name, streaming=streaming)
@@ -69,11 +73,7 @@ def open_dataset(source: str, split: str = "train", streaming: bool = False) -> 
             # Pictures come sorted by label: the last 5 % would all be of one.
             data = _part(data.shuffle(seed=0) if data.builder_name == "imagefolder" else data, name, split)
     except Exception as error:  # datasets raises whatever its readers and the hub's client trip over
-        if "data_files" in arguments or Path(arguments["path"]).exists():
-            reason = f"split '{split}' cannot be read ({_first_line(error)})"
-        else:
-            reason = f"neither a file or folder here nor a dataset that the hub gives ({_first_line(error)})"
-        raise InputError(f"{source}: {reason}") from error
+        raise InputError(f"{source}: split '{split}' cannot be read ({_first_line(error)})") from error
     if not streaming and not len(data):
         raise InputError(f"{source}: split '{split}' holds no picture; take a larger one")
     return _keep_columns(data, source)
@@ -133,6 +133,11 @@ def load_row(row: Mapping[str, Any], side: int) -> Tensor:
     if max(height, width) > longest:
         pixels = F.center_crop(pixels, [min(height, longest), min(width, longest)])
     return F.resize(pixels, [side], interpolation=InterpolationMode.BICUBIC, antialias=True)
+
+
+def side_for_crops(size: int) -> int:
+    """Shorter side, in pixels, that leaves crops of `size` an eighth to move."""
+    return size + size // 8
 
 
 def square_crop(image: Tensor, size: int, generator: torch.Generator | None = None) -> Tensor:
@@ -196,12 +201,11 @@ def preload(
 ) -> ImageCache:
     """Decode pictures into memory once, so that training never waits for a decoder.
 
-    It takes `3 * side**2` bytes a picture, in every process that calls it: 30 000 at 144 px are 1.9 GB. A `side`
-    an eighth larger than the crops of `PairDataset` leaves them room to move.
+    It takes `3 * side**2` bytes a picture, in every process that calls it: 30 000 at 144 px are 1.9 GB.
 
     Args:
         dataset: from `open_dataset`, not streaming.
-        side: pixels of the squares kept.
+        side: pixels of the squares kept; see `side_for_crops`.
         labels: decode only pictures with these labels; the others stay black, for a `PairDataset` of the same labels.
         workers: processes that decode; 0 decodes in this one.
         quiet: no progress bar.
@@ -214,7 +218,7 @@ def preload(
     squares = torch.utils.data.Subset(_Squares(rows), wanted)
     loader = torch.utils.data.DataLoader(squares, batch_size=64, num_workers=workers, collate_fn=_stack)
     done = 0
-    with tqdm(total=len(wanted), disable=quiet, unit="picture", desc="decoding") as bar:
+    with progress_bar(len(wanted), "picture", quiet, what="decoding") as bar:
         for pixels, failures in loader:
             indices = wanted[done : done + len(pixels)]
             cache.pixels[indices] = pixels
@@ -261,9 +265,36 @@ def _load_arguments(source: str) -> dict[str, Any]:
         if not path.is_file() and not (is_pattern and list(_glob(path))):
             raise InputError(f"{source}: no such file; check the path")
         return {"path": builders[path.suffix], "data_files": str(path)}
-    if source.startswith((".", "/", "~")) or source.count("/") > 1:
+    if source.startswith((".", "/", "~")) or source.endswith("/") or source.count("/") > 1:
         raise InputError(f"{source}: no such file or folder; check the path")
     return {"path": source}
+
+
+def _check_hub(source: str) -> None:
+    """Ask the hub for a dataset in one short question: `load_dataset` repeats its own for half a minute.
+
+    Raises:
+        InputError: the hub has none of this name; or it cannot be reached and no `owner/name` is cached.
+    """
+    import datasets
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HFValidationError, RepositoryNotFoundError
+
+    from splice_ff.weights import ask_hub  # here, because it imports timm, which pictures do without
+
+    try:
+        ask_hub(hf_hub_url(source, "README.md", repo_type="dataset"))
+    except (EntryNotFoundError, GatedRepoError):
+        pass  # a dataset without a card; or one for those who have asked, which `load_dataset` says
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise InputError(f"{source}: no such folder or file, nor a dataset on the hub; check the path") from error
+    except Exception as error:  # the HTTP client under huggingface_hub, and with it the exceptions, vary
+        # Without an owner, what is cached may as well be another folder of this name.
+        if "/" not in source or not (Path(datasets.config.HF_DATASETS_CACHE) / source.replace("/", "___")).is_dir():
+            raise InputError(
+                f"{source}: no such folder or file, nor a cached dataset owner/name; nor can the hub be asked "
+                f"({type(error).__name__})"
+            ) from error
 
 
 def _part(data: Dataset, name: str, split: str) -> Dataset:

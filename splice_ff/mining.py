@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from splice_ff.backbone import ViTFeatures
 from splice_ff.errors import InputError
 from splice_ff.image_dataset import decode, label_names
 from splice_ff.images import ImageError, atomic_write, check_place
+from splice_ff.progress import progress_bar
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -44,7 +44,7 @@ class MinedPairs:
 
     Attributes:
         starts: `(rows + 1,)`; the neighbours of picture i are `appearance[starts[i]:starts[i + 1]]`, nearest first.
-        appearance: rows of the dataset.
+        appearance: rows of the dataset, in the order in which `open_dataset` gives them.
         similarity: cosine of deepest [CLS] tokens, float32.
         about: what they were mined from: data, split, backbone, fingerprint, ...
     """
@@ -62,6 +62,18 @@ class MinedPairs:
     def of(self, index: int) -> NDArray[np.int64]:
         """The neighbours of a picture, nearest first; none where it was left out or could not be read."""
         return self.appearance[self.starts[index] : self.starts[index + 1]]
+
+    def check(self, rows: int, split: str | None = None) -> None:
+        """See that their rows are those of a dataset, as far as its length and the name of its split tell.
+
+        Raises:
+            InputError: they are another one's.
+        """
+        theirs = self.about.get("split", split)
+        if split is not None and theirs != split:
+            raise InputError(f"mined pairs are of the split '{theirs}', not '{split}': name the one that they are of")
+        if self.rows != rows:
+            raise InputError(f"mined pairs are of {self.rows} pictures, not {rows}: another dataset or split")
 
 
 @dataclass(frozen=True)
@@ -170,24 +182,26 @@ def nearest_neighbours(
     total = len(directions)
     index = torch.zeros(total, count, dtype=torch.int64)
     cosine = torch.full((total, count), -torch.inf)
-    for top in tqdm(range(0, total, ROWS), disable=quiet, desc="comparing", unit="block"):
-        rows = directions[top : top + ROWS].to(device)
-        best = torch.full((len(rows), count), -torch.inf, device=device)
-        where = torch.zeros(len(rows), count, dtype=torch.int64, device=device)
-        for left in range(0, total, COLUMNS):
-            block = rows @ directions[left : left + COLUMNS].to(device).mT
-            excluded = block > DUPLICATE
-            diagonal = torch.arange(len(rows), device=device) + top - left
-            inside = (diagonal >= 0) & (diagonal < block.shape[1])
-            excluded[inside.nonzero()[:, 0], diagonal[inside]] = True  # rounding may leave self just below
-            if not_among is not None:
-                groups = not_among.to(device)
-                excluded |= groups[top : top + ROWS, None] == groups[None, left : left + COLUMNS]
-            block.masked_fill_(excluded, -torch.inf)
-            values, places = block.topk(min(count, block.shape[1]))
-            best, order = torch.cat([best, values], 1).topk(count)
-            where = torch.cat([where, places + left], 1).gather(1, order)
-        index[top : top + ROWS], cosine[top : top + ROWS] = where.cpu(), best.cpu()
+    with progress_bar(-(-total // ROWS), "block", quiet, what="comparing") as bar:
+        for top in range(0, total, ROWS):
+            rows = directions[top : top + ROWS].to(device)
+            best = torch.full((len(rows), count), -torch.inf, device=device)
+            where = torch.zeros(len(rows), count, dtype=torch.int64, device=device)
+            for left in range(0, total, COLUMNS):
+                block = rows @ directions[left : left + COLUMNS].to(device).mT
+                excluded = block > DUPLICATE
+                diagonal = torch.arange(len(rows), device=device) + top - left
+                inside = (diagonal >= 0) & (diagonal < block.shape[1])
+                excluded[inside.nonzero()[:, 0], diagonal[inside]] = True  # rounding may leave self just below
+                if not_among is not None:
+                    groups = not_among.to(device)
+                    excluded |= groups[top : top + ROWS, None] == groups[None, left : left + COLUMNS]
+                block.masked_fill_(excluded, -torch.inf)
+                values, places = block.topk(min(count, block.shape[1]))
+                best, order = torch.cat([best, values], 1).topk(count)
+                where = torch.cat([where, places + left], 1).gather(1, order)
+            index[top : top + ROWS], cosine[top : top + ROWS] = where.cpu(), best.cpu()
+            bar.update()
     return index, cosine
 
 
@@ -218,8 +232,14 @@ def _claim(parts: Path, about: Mapping[str, Any]) -> None:
     """Make the folder of embeddings, or see that the one there belongs to the same data and backbone."""
     note = parts / "about.json"
     if note.exists():
-        if json.loads(note.read_text()) != json.loads(json.dumps(about)):
-            raise InputError(f"{parts}: left by a run on other data or with another backbone; delete it to start anew")
+        try:
+            there = json.loads(note.read_text())
+        except ValueError:
+            there = None
+        if there != json.loads(json.dumps(about)):
+            raise InputError(
+                f"{parts}: left by a run on other data or with other settings, or damaged; delete it to start anew"
+            )
         return
     text = json.dumps(about)
     atomic_write(note, lambda temporary: temporary.write_text(text))
@@ -231,7 +251,7 @@ def _embed_all(
 ) -> tuple[Tensor, Tensor]:
     """Deepest [CLS] tokens (N, D) of the pictures kept, and which of them could be read (N,)."""
     found: list[tuple[Tensor, Tensor]] = []
-    with tqdm(total=len(kept), disable=quiet, unit="picture", desc="embedding") as bar:
+    with progress_bar(len(kept), "picture", quiet, what="embedding") as bar:
         for start in range(0, len(kept), PART):
             chunk = kept[start : start + PART]
             file = parts / f"part-{start // PART:05d}.safetensors"

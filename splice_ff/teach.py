@@ -21,17 +21,17 @@ import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
-from tqdm import tqdm
 
 from splice_ff.backbone import ViTFeatures
 from splice_ff.data import seeded_generator
 from splice_ff.errors import InputError
-from splice_ff.image_dataset import load_row, square_crop
+from splice_ff.image_dataset import load_row, side_for_crops, square_crop
 from splice_ff.images import atomic_write
 from splice_ff.mining import MinedPairs
 from splice_ff.pair_list import PairFiles
 from splice_ff.pair_optimizer import DivergedError, PairOptimizer
 from splice_ff.presets import Recipe
+from splice_ff.progress import progress_bar
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -78,8 +78,7 @@ def tasks_of_dataset(mined: MinedPairs, dataset: Dataset, seed: int = 0) -> list
     Raises:
         InputError: the pairs are of another dataset or split.
     """
-    if mined.rows != len(dataset):
-        raise InputError(f"mined pairs are of {mined.rows} pictures, not {len(dataset)}: another dataset or split")
+    mined.check(len(dataset))
     structure = np.repeat(np.arange(mined.rows), np.diff(mined.starts)).tolist()
     pairs = list(zip(structure, mined.appearance.tolist(), strict=True))
     order = np.random.default_rng(seed).permutation(len(pairs))
@@ -161,7 +160,7 @@ def teach(
     share = tasks[rank::world_size]
     todo = [task for task in share if not (folder / FILES.format(task.name)).exists()]
     found, failed, totals = len(share) - len(todo), 0, list[float]()
-    with tqdm(total=len(share), initial=found, disable=quiet, unit="pair") as bar:
+    with progress_bar(len(share), "pair", quiet, found) as bar:
         for task in todo:
             try:
                 row = _paint(task, backbone, recipe, recipe.size, seed, device)
@@ -225,7 +224,7 @@ class TeacherPairs(torch.utils.data.Dataset[dict[str, Tensor]]):
             raise IndexError(index)
         order = torch.randperm(len(self), generator=seeded_generator(self.seed, epoch))
         row = _read(self.files[int(order[index])])
-        side = self.size + self.size // 8
+        side = side_for_crops(self.size)
         structure, appearance, output = (load_row({"image": row[name]}, side) for name in PICTURES)
         generator = seeded_generator(self.seed, epoch, index)
         together = square_crop(torch.cat([structure, output]), self.size, generator)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import signal
 import time
@@ -14,23 +13,29 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, set_seed
+from accelerate.utils import set_seed
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from splice_ff.errors import InputError
 from splice_ff.generators.amortized import AmortizedGenerator, GeneratorConfig
-from splice_ff.images import atomic_write
+from splice_ff.images import atomic_write, check_place
 from splice_ff.losses import Losses
 from splice_ff.pair_optimizer import DivergedError
 from splice_ff.pipeline import SpliceFF
+from splice_ff.progress import progress_bar
 from splice_ff.training_checkpoints import newest_checkpoint, save_checkpoint
 from splice_ff.training_config import OptimizerConfig, TrainingConfig
 from splice_ff.training_data import Batch, TrainingData
 from splice_ff.training_log import TrainingLog, picture_grid
 from splice_ff.training_losses import PairLosses
 from splice_ff.weights import load_backbone
+
+CONFIG = "config.yaml"
+"""In the output folder: the settings of the run whose checkpoints it holds."""
+FIXED = ("generator", "backbone", "seed")
+"""Settings that cannot change when a run goes on."""
 
 
 class Trainer:
@@ -42,16 +47,16 @@ class Trainer:
         quiet: no progress bar.
 
     Raises:
-        InputError: data, backbone or weights that cannot be used, or a checkpoint of another generator.
+        InputError: data, backbone, weights, trackers or an output folder that cannot be used.
     """
 
     def __init__(self, config: TrainingConfig, accelerator: Accelerator | None = None, quiet: bool = False) -> None:
         self.config, self.quiet = config, quiet
+        check_place(config.output / CONFIG)
         self.accelerator = accelerator or make_accelerator(config)
         self.device = self.accelerator.device
         set_seed(config.seed)
         backbone = load_backbone(config.backbone.name, config.backbone.weights).to(self.device)
-        self.backbone_name, self.fingerprint = backbone.name, backbone.fingerprint
         is_mixed = self.accelerator.mixed_precision == "bf16"
         self.backbone = backbone.with_matmuls_in(torch.bfloat16) if is_mixed else backbone
         self.original_backbone = backbone
@@ -75,8 +80,8 @@ class Trainer:
         self.best_total = math.inf
         self.stop_signal: int | None = None
 
-        self.log = TrainingLog(config, self.accelerator)
         self.data = TrainingData(config, self.accelerator, quiet)
+        self.log = TrainingLog(config, self.accelerator)  # last: what cannot run leaves no output folder
         self.log.count(0, self.data.unreadable)
 
     def _make_generator(self) -> AmortizedGenerator:
@@ -95,6 +100,7 @@ class Trainer:
         """Train to the last step, from the newest whole checkpoint in the output folder if there is one.
 
         Raises:
+            InputError: the output folder holds a run of something else, or one that cannot be read.
             DivergedError: too many steps in a row had NaN or infinite gradients; the last good state is kept.
         """
         config = self.config
@@ -123,6 +129,7 @@ class Trainer:
                     break
                 if self.bad_in_a_row >= config.optimizer.max_bad_steps:
                     save_checkpoint(self.accelerator, config.output, self.step_count, config.run.keep)
+                    self.log.close()
                     raise DivergedError(f"{self.bad_in_a_row} steps in a row without finite gradients; weights kept")
         self.save_model(config.output / "model")
         self.log.close()
@@ -259,9 +266,16 @@ class Trainer:
         checkpoint = newest_checkpoint(self.config.output)
         if checkpoint is None:
             return
-        before = yaml.safe_load((self.config.output / "config.yaml").read_text())
-        now = self.config.model_dump(mode="json")
-        for section in ("generator", "backbone", "seed"):
+        file, now = self.config.output / CONFIG, self.config.model_dump(mode="json")
+        try:
+            settings = yaml.safe_load(file.read_text())
+            before = {section: settings[section] for section in FIXED}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{file}: missing or damaged, and it says what the checkpoints beside it are of; put it back, or "
+                "choose another output"
+            ) from error
+        for section in FIXED:
             if before[section] != now[section]:
                 raise InputError(f"{self.config.output}: holds a run with another {section} ({before[section]})")
         self.accelerator.load_state(str(checkpoint))
@@ -274,8 +288,8 @@ class Trainer:
 
     def _write_config(self) -> None:
         if self.accelerator.is_main_process:
-            text = yaml.safe_dump(json.loads(self.config.model_dump_json()), sort_keys=False)
-            atomic_write(self.config.output / "config.yaml", lambda file: file.write_text(text))
+            text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
+            atomic_write(self.config.output / CONFIG, lambda file: file.write_text(text))
 
     def _is_due(self, every: int) -> bool:
         return self.step_count % every == 0 or self.step_count == self.config.optimizer.steps
@@ -303,20 +317,30 @@ class Trainer:
 
     def _bar(self) -> tqdm:  # type: ignore[type-arg]
         hidden = self.quiet or not self.accelerator.is_main_process
-        return tqdm(
-            total=self.config.optimizer.steps, initial=self.step_count, disable=hidden, unit="step", mininterval=1
-        )
+        return progress_bar(self.config.optimizer.steps, "step", hidden, self.step_count)
 
 
 def make_accelerator(config: TrainingConfig) -> Accelerator:
-    """accelerate's view of the devices, with this run's precision and trackers."""
-    return Accelerator(
-        mixed_precision="no" if config.run.precision == "fp32" else config.run.precision,
-        gradient_accumulation_steps=config.optimizer.accumulation,
-        log_with=config.run.trackers or None,
-        project_dir=str(config.output),
-        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),
-    )
+    """accelerate's view of the devices, with this run's precision and trackers.
+
+    Raises:
+        InputError: a tracker that is unknown or not installed, a precision that the device does not have, or another
+            one than this process has trained in before: accelerate keeps one for the life of a process.
+    """
+    wanted = config.run.trackers
+    try:
+        accelerator = Accelerator(
+            mixed_precision="no" if config.run.precision == "fp32" else config.run.precision,
+            gradient_accumulation_steps=config.optimizer.accumulation,
+            log_with=wanted or None,
+            project_dir=str(config.output),
+        )
+    except ValueError as error:
+        raise InputError(f"run.precision={config.run.precision}, run.trackers={wanted}: {error}") from error
+    # accelerate would go on without them.
+    if missing := sorted({*wanted} - {"all", *(str(tracker) for tracker in accelerator.log_with)}):
+        raise InputError(f"run.trackers: install {', '.join(missing)}, or leave it out")
+    return accelerator
 
 
 def learning_rate_at(step: int, settings: OptimizerConfig) -> float:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from splice_ff.errors import InputError
 from splice_ff.generators.amortized import Context
-from splice_ff.generators.cross_attention_unet import SIZES
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -77,9 +76,6 @@ class GeneratorSettings(_Section):
     context: Context = "cls"
     start_from: Path | None = None
     """Folder of a trained generator whose weights are the first ones."""
-
-
-assert set(GeneratorSettings.model_fields["size"].annotation.__args__) == set(SIZES)  # type: ignore[union-attr]
 
 
 class LossConfig(_Section):
@@ -215,9 +211,33 @@ def _set(values: dict[str, Any], override: str) -> None:
 
 
 def _describe(error: ValidationError) -> str:
-    def line(fault: Mapping[str, Any]) -> str:
-        where = ".".join(str(part) for part in fault["loc"] if part not in ("float", "list[tuple[int, float]]"))
-        has_value = not isinstance(fault["input"], dict)
-        return f"{where}: {fault['msg']}" + (f" (is {fault['input']!r:.60})" if has_value else "")
+    return "; ".join(dict.fromkeys(_describe_fault(fault) for fault in error.errors()))
 
-    return "; ".join(dict.fromkeys(line(fault) for fault in error.errors()))
+
+def _describe_fault(fault: Mapping[str, Any]) -> str:
+    # Where a value may be of several types, pydantic adds the type's name to its place.
+    path = [str(part) for part in fault["loc"] if part not in ("float", "list[tuple[int, float]]")]
+    where = ".".join(path)
+    if fault["type"] == "extra_forbidden":
+        return f"{where}: unknown setting. Known: {', '.join(_settings_in(path[:-1]))}"
+    if fault["type"] == "missing":
+        return f"{where}: missing"
+    if fault["type"] == "model_type":
+        return f"{where}: a section ({', '.join(_settings_in(path))}), not a value (is {fault['input']!r:.60})"
+    has_value = not isinstance(fault["input"], dict)
+    return f"{where}: {fault['msg'].removeprefix('Value error, ')}" + (
+        f" (is {fault['input']!r:.60})" if has_value else ""
+    )
+
+
+def _settings_in(path: Sequence[str]) -> list[str]:
+    """Names of the settings in a section."""
+    section: type[BaseModel] = TrainingConfig
+    for name in path:
+        annotation = section.model_fields[name].annotation
+        section = next(
+            kind
+            for kind in (annotation, *get_args(annotation))  # of `DistillConfig | None` the first
+            if isinstance(kind, type) and issubclass(kind, BaseModel)
+        )
+    return list(section.model_fields)

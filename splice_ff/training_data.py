@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from splice_ff.data import ImageRows, PairDataset, PairMix, StreamingPairs, open_dataset, preload
 from splice_ff.errors import InputError
+from splice_ff.image_dataset import side_for_crops
 from splice_ff.training_config import TrainingConfig
 
 
@@ -81,7 +82,7 @@ class TrainingData:
         settings, self.batch_size = config.data, config.optimizer.batch_size
         self.pairs_a_step = self.batch_size * config.optimizer.accumulation * accelerator.num_processes
         self.mix = PairMix(**settings.pairs.model_dump())
-        side = settings.size + settings.size // 8
+        side = side_for_crops(settings.size)
         dataset: Any = open_dataset(settings.source, settings.split, settings.streaming)
         held_out: Any = self._open_held_out()
         self.pairs: Dataset[dict[str, Any]]
@@ -90,7 +91,7 @@ class TrainingData:
         hidden = quiet or not accelerator.is_local_main_process
         if settings.streaming:
             self.pairs = StreamingPairs(
-                dataset, settings.size, self.mix, labels=settings.labels, seed=config.seed,
+                dataset, settings.size, self._streamable(dataset.features), labels=settings.labels, seed=config.seed,
                 rank=accelerator.process_index, world_size=accelerator.num_processes,
             )  # fmt: skip
         else:
@@ -99,6 +100,7 @@ class TrainingData:
                 from splice_ff.mining import read_mined_pairs
 
                 mined = read_mined_pairs(settings.mined_pairs)
+                mined.check(len(dataset), settings.split)
             images = (
                 preload(dataset, side, labels=settings.labels, quiet=hidden)
                 if settings.preload
@@ -133,13 +135,21 @@ class TrainingData:
             raise InputError(f"{error} (data.held_out; data.held_out=null trains without validation)") from error
 
     def _servable(self, mix: PairMix, labels: list[str] | None, split: str | None) -> PairMix:
-        """Without pairs across labels, where there is only one; that is said."""
+        """Without pairs across labels, where there are not two; that is said."""
         wanted = {str(label) for label in self.config.data.labels or labels or ()}
         if not mix.across or len(wanted & set(labels or ())) > 1:
             return mix
         if self.accelerator.is_main_process:
             tqdm.write(f"note: {split} has not two labels: pairs across labels become pairs of any two pictures of it")
         return replace(mix, across=0.0, within=mix.within + mix.across)
+
+    def _streamable(self, features: Mapping[str, Any]) -> PairMix:
+        """The same for a stream, as far as its labels are known before they come; `StreamingPairs` tells the rest."""
+        label, chosen = features.get("label"), self.config.data.labels
+        known = chosen or getattr(label, "names", None)
+        if label is not None and known is None:
+            return self.mix
+        return self._servable(self.mix, known if label is not None else None, self.config.data.split)
 
     @property
     def has_validation(self) -> bool:
@@ -185,7 +195,14 @@ class TrainingData:
         loader = self._loader(self.pairs, batch_size=self.batch_size, drop_last=True)
         for epoch in count(steps_taken):  # another order than before a resume
             self.pairs.set_epoch(epoch)
-            yield from loader
+            batch = None
+            for batch in loader:
+                yield batch
+            if batch is None:
+                raise InputError(
+                    f"{self.config.data.source}: an epoch of the stream has not one whole batch for each process and "
+                    "loader worker; check data.labels, or set a smaller optimizer.batch_size or data.workers"
+                )
 
     def _loader(self, dataset: Any, **how: Any) -> DataLoader[dict[str, Tensor]]:
         workers = self.config.data.workers

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from splice_ff.images import save_image
+from splice_ff.memory import peak_memory
 from splice_ff.training_config import TrainingConfig
 
 
@@ -61,7 +61,7 @@ class TrainingLog:
         line = {name: value / self.steps for name, value in self.sums.items()} | {
             "pairs_per_second": self.pairs * self.accelerator.num_processes / seconds,
             "share_waiting_for_data": self.waited / seconds,
-            "memory_gib": _memory_gib(self.accelerator.device),
+            "memory_gib": peak_memory(self.accelerator.device) / 2**30,
             "skipped_images": self.skipped_images,
             **counters,
         }
@@ -74,12 +74,12 @@ class TrainingLog:
         self.say(f"step {step}: held-out total {losses['total']:.4f}, {losses['gap_left']:.2f} of copying's")
 
     def picture(self, step: int, picture: Tensor) -> None:
-        """A picture (1, 3, H, W), in a file and to the trackers that take pictures."""
+        """A picture (1, 3, H, W), in a file and in TensorBoard; other trackers want other shapes: they get curves."""
         (self.output / "samples").mkdir(exist_ok=True)
         save_image(self.output / "samples" / f"step-{step:08d}.png", picture)
         for tracker in self.accelerator.trackers:
-            if hasattr(tracker, "log_images"):
-                tracker.log_images({"samples": picture.cpu().numpy()}, step=step, **_picture_format(tracker.name))
+            if tracker.name == "tensorboard":
+                tracker.log_images({"samples": picture.cpu().numpy()}, step=step)
 
     def say(self, message: str) -> None:
         """A line for the reader, from the main process."""
@@ -101,14 +101,3 @@ def picture_grid(*columns: Tensor) -> Tensor:
     """Batches (B, 3, S, S) side by side, a row for each of their images: (1, 3, H, W)."""
     images = torch.stack(columns, 1).flatten(0, 1)
     return make_grid(images.float().cpu(), nrow=len(columns), padding=2, pad_value=1.0)[None]
-
-
-def _picture_format(tracker: str) -> dict[str, str]:
-    return {"dataformats": "NCHW"} if tracker == "tensorboard" else {}
-
-
-def _memory_gib(device: torch.device) -> float:
-    """Peak of the CUDA allocator, or of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -233,6 +233,14 @@ def test_stream_identity_and_choice_of_labels(tmp_path):
     assert sorted(items) == [(1, 1), (4, 4), (7, 7), (10, 10)]
 
 
+def test_stream_says_once_where_no_partner_fits(tmp_path, caplog):
+    stream = stream_of(tmp_path / "s", 5, 1, labels=["ant"] * 5)
+    assert len(list(StreamingPairs(stream, 16, PairMix(within=0, across=1), buffer=4))) == 5
+    assert [record.getMessage() for record in caplog.records] == [
+        "pairs across labels: of 4 pictures of the stream none fits; any is taken"
+    ]
+
+
 def test_stream_counts_what_it_skips(tmp_path):
     stream = stream_of(tmp_path / "s", 20, 1, damaged=(0, 7, 18))
     items = list(StreamingPairs(stream, 16, ALL, buffer=4))

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import datasets
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
@@ -35,7 +36,7 @@ def lessons(tmp_path, tiny_backbone):
 
 @pytest.fixture
 def start(tmp_path, vit_state, lessons, monkeypatch):
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
 
     def make(*overrides):
         for state in (AcceleratorState, GradientState, PartialState):

@@ -12,6 +12,8 @@ from typer.testing import CliRunner
 
 from splice_ff.cli import app
 from splice_ff.correspondence import MatchStrength
+from splice_ff.losses import VIT_SIZE
+from splice_ff.pca import PCA_FACETS
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +65,11 @@ def test_pca_writes_a_grid_and_pictures_of_the_images_sizes(run):
     assert {size_of(made / n) for n in singles if n.startswith("a/")} == {(96, 72)}
     assert {size_of(made / n) for n in singles if n.startswith("b/")} == {(60, 80)}
     assert text_of(made / singles[0])["facet"] == "keys"
+
+
+def test_help_tells_the_defaults():
+    text = " ".join(CliRunner().invoke(app, ["pca", "--help"]).stdout.replace("│", " ").split())
+    assert f"By default {VIT_SIZE}" in text and ", ".join(PCA_FACETS) in text
 
 
 def test_pca_shows_several_backbones_side_by_side(run, folder):
@@ -132,7 +139,7 @@ def test_explain_gives_a_verdict(run):
 @pytest.mark.parametrize("quiet", [False, True])
 def test_optimize_warns_of_a_weak_match(run, monkeypatch, quiet):
     weak = MatchStrength(0.1, 2, True, "semantic match: weak (for the test)")
-    monkeypatch.setattr("splice_ff.commands.pair.match_strength", lambda *_: weak)
+    monkeypatch.setattr("splice_ff.correspondence.match_strength", lambda *_: weak)
     result, made = run("optimize", "a", "b", "--steps", "1", "--precision", "fp32", *(["-q"] if quiet else []))
     assert result.exit_code == 0 and made.exists(), result.output
     assert ("note: semantic match: weak" in result.stderr) == (not quiet)
@@ -179,7 +186,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, tmp_path, command, argume
 
 def test_an_unwritable_place_is_found_before_the_work(run, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr("splice_ff.commands.features.load", lambda *_: pytest.fail("worked first"))
+    monkeypatch.setattr("splice_ff.images.load_image", lambda *_: pytest.fail("worked first"))
     for command, arguments, output in (
         ("pca", ["a"], "file"),
         ("invert", ["a"], "file"),

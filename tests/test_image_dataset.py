@@ -8,6 +8,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import RepositoryNotFoundError
 from picture_sets import LABELS, colour, encoded, index_of, make_dataset, noise_image
 from PIL import Image
 
@@ -106,7 +107,7 @@ def test_single_column_of_pictures_by_another_name(tmp_path):
         ("{}/absent.parquet", "train", False, "no such file"),
         ("{}/*.tar", "train", False, "no such file"),
         ("{}/words.txt", "train", False, "not a dataset"),
-        ("nobody/nothing", "train", False, "neither a file or folder here nor a dataset"),
+        ("nobody/nothing", "train", False, "no such folder or file, .* nor can the hub be asked"),
         ("{}/parquet", "test", False, "Unknown split"),
         ("{}/parquet", "test", True, "split 'test' cannot be read"),
         ("{}/parquet", "train[:9", False, "train\\[:9"),
@@ -122,6 +123,35 @@ def test_what_cannot_be_opened(parquet_folder, tmp_path, source, split, streamin
     with pytest.raises(InputError, match=message) as caught:
         open_dataset(source.format(tmp_path), split, streaming)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [(RepositoryNotFoundError, "nor a dataset on the hub; check the path"), (TimeoutError, "nor can the hub be asked")],
+)
+def test_a_name_that_is_nothing_is_one_line(monkeypatch, error, message):
+    def answer(url):
+        assert url.endswith("/datasets/photos/resolve/main/README.md")
+        raise error.__new__(error)
+
+    monkeypatch.setattr("splice_ff.weights.ask_hub", answer)
+    with pytest.raises(InputError, match=f"^photos: no such folder or file.*{message}"):
+        open_dataset("photos")
+    with pytest.raises(InputError, match=r"^my photos: no such folder or file, nor a dataset"):
+        open_dataset("my photos")  # no name that the hub could know: it is not asked
+    with pytest.raises(InputError, match=r"^photos/: no such file or folder"):
+        open_dataset("photos/")
+
+
+def test_a_missing_folder_is_not_another_one_of_its_name_from_the_cache(tmp_path, monkeypatch):
+    """datasets keeps local folders under their names, and offers them where the hub cannot be reached."""
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "0.png").write_bytes(encoded(0))
+    assert len(open_dataset(str(tmp_path / "photos"))) == 1
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="no such folder or file"):
+        open_dataset("photos")
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "LA"])

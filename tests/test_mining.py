@@ -121,7 +121,7 @@ def test_interrupted_run_goes_on_where_it_was(rows, tiny_backbone, tmp_path, mon
         mine(rows, tiny_backbone(), path)
     assert not path.exists()
     monkeypatch.setattr(mining, "_embed", counted)
-    with pytest.raises(InputError, match="left by a run on other data or with another backbone"):
+    with pytest.raises(InputError, match="left by a run on other data or with other settings"):
         mine(rows, tiny_backbone(seed=1), path)
     mine(rows, tiny_backbone(), path)
     assert embedded == list(range(4, 12))  # the first part of 4 was kept

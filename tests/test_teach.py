@@ -35,6 +35,11 @@ def picture(path, seed, size=(96, 72)):
     Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).save(path)
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
 @pytest.fixture
 def pairs(tmp_path):
     """A folder of three pairs: a, b, c."""

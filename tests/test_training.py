@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import datasets
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
@@ -25,7 +26,8 @@ CURVES = ("total", "structure", "appearance", "identity", "gradient_norm", "lear
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch, tmp_path):
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))  # of processes that are started
 
 
 @pytest.fixture
@@ -88,7 +90,7 @@ def test_the_same_crop_of_output_and_structure_is_compared(start):
 
 def test_only_the_generator_learns(start):
     trainer = start()
-    fingerprint, before = trainer.fingerprint, weights(trainer)
+    fingerprint, before = trainer.original_backbone.fingerprint, weights(trainer)
     trainer.step(trainer.data.batches(0))
     del trainer.original_backbone.fingerprint
     assert trainer.original_backbone.fingerprint == fingerprint and not trainer.backbone.vit.training
@@ -204,6 +206,42 @@ def test_another_generator_cannot_go_on_from_a_run(start):
     start("optimizer.steps=2").run()
     with pytest.raises(InputError, match="another generator"):
         start("generator.context=cls+patches").run()
+
+
+@pytest.mark.parametrize("damage", ["missing", "text", "yaml", "bytes"])
+def test_checkpoints_without_their_settings_are_refused(start, damage):
+    first = start("optimizer.steps=2")
+    first.run()
+    file = first.config.output / "config.yaml"
+    if damage == "missing":
+        file.unlink()
+    else:
+        file.write_bytes({"text": b"words", "yaml": b"a: [", "bytes": b"\xff"}[damage])
+    with pytest.raises(InputError, match=r"config\.yaml: missing or damaged.*choose another output"):
+        start("optimizer.steps=4").run()
+
+
+def test_one_process_trains_in_one_precision(start, tmp_path, vit_state):
+    start("run.precision=fp32")
+    with pytest.raises(InputError, match=r"run\.precision=bf16"):
+        Trainer(read_config(write_run(tmp_path / "job", vit_state), "run.precision=bf16"), quiet=True)
+
+
+def test_trackers_that_cannot_be_had_are_named(start, monkeypatch):
+    with pytest.raises(InputError, match=r"run\.trackers=\['abacus'\]"):
+        start("run.trackers=[abacus]")
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: ["wandb"])
+    with pytest.raises(InputError, match=r"run\.trackers: install tensorboard"):
+        start("run.trackers=[tensorboard, wandb]")
+
+
+def test_what_cannot_run_leaves_no_output(start, tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        start(f"data.source={tmp_path / 'nowhere'}")
+    assert not (tmp_path / "job" / "run").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        start(f"output={tmp_path / 'file' / 'run'}")
 
 
 def test_a_run_can_start_from_a_trained_generator(start):

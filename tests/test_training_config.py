@@ -1,11 +1,13 @@
 """Training settings from YAML and the command line."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from splice_ff import InputError
-from splice_ff.training_config import load_config, weight_at
+from splice_ff.generators.cross_attention_unet import SIZES
+from splice_ff.training_config import GeneratorSettings, load_config, weight_at
 
 MINIMAL = "output: out\ndata: {source: photos}\noptimizer: {steps: 10}\n"
 
@@ -44,7 +46,10 @@ def test_values_on_the_command_line_win(load):
         ("optimizer.steps=0", ["optimizer.steps", "greater than or equal to 1", "0"]),
         ("optimizer.steps=many", ["optimizer.steps", "integer", "many"]),
         ("optimizer.learning_rate=-1", ["optimizer.learning_rate", "-1"]),
-        ("data.sizze=3", ["data.sizze", "not permitted"]),
+        ("data.sizze=3", ["data.sizze: unknown setting", "source", "held_out"]),
+        ("steps=3", ["steps: unknown setting", "optimizer", "run"]),
+        ("distill={source: x, sharee: 1}", ["distill.sharee: unknown setting", "share", "features"]),
+        ("data=photos", ["data: a section (source", "not a value", "'photos'"]),
         ("generator.size=huge", ["generator.size", "'tiny', 'small' or 'base'"]),
         ("run.precision=fp8", ["run.precision", "'fp32' or 'bf16'"]),
         ("loss.appearance=[a]", ["loss.appearance"]),
@@ -79,8 +84,12 @@ def test_a_missing_file(tmp_path):
 
 
 def test_missing_sections_are_named(load):
-    with pytest.raises(InputError, match=r"data: Field required.*optimizer: Field required"):
+    with pytest.raises(InputError, match=r"data: missing.*optimizer: missing"):
         load("output: out\n")
+
+
+def test_every_size_of_generator_can_be_chosen():
+    assert get_args(GeneratorSettings.model_fields["size"].annotation) == tuple(SIZES)
 
 
 def test_weights_follow_straight_lines():

@@ -1,7 +1,12 @@
 """Batches of the training loop: nothing missed or seen twice, in any number of processes."""
 
+import json
+import shutil
 from types import SimpleNamespace
 
+import datasets
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -46,7 +51,7 @@ def test_a_resumed_run_gets_what_would_have_come():
 
 @pytest.fixture
 def data(tmp_path, vit_state, monkeypatch):
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
 
     def make(*overrides, rank=0, world=1, **changes):
         config = read_config(write_run(tmp_path / "job", vit_state, **changes), *overrides)
@@ -106,6 +111,47 @@ def test_a_folder_of_one_label_trains_and_says_what_becomes_of_pairs_across(data
         path.unlink()
     assert next(data("data.pairs={across: 1}").batches(0)).first.shape == (2, 3, 32, 32)
     assert "not two labels" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("chosen", ["null", "[a]"])
+def test_a_stream_of_one_label_says_what_becomes_of_pairs_across(data, tmp_path, capsys, chosen):
+    data()
+    if chosen == "null":
+        shutil.rmtree(tmp_path / "job" / "photos" / "b")
+    run = data("data.streaming=true", "data.held_out=null", "data.pairs={across: 1}", f"data.labels={chosen}")
+    assert next(run.batches(0)).first.shape == (2, 3, 32, 32)
+    assert "not two labels" in capsys.readouterr().out
+
+
+def test_a_stream_without_labels_trains_on_any_two(data, tmp_path, capsys):
+    data()
+    for path in (tmp_path / "job" / "photos").rglob("*.png"):
+        path.rename(path.parent.parent / path.name)
+    for name in ("a", "b"):
+        (tmp_path / "job" / "photos" / name).rmdir()
+    batch = next(data("data.streaming=true", "data.held_out=null", "data.pairs={across: 1}").batches(0))
+    assert not torch.equal(batch.first, batch.second) and "not two labels" in capsys.readouterr().out
+
+
+def test_a_stream_that_never_fills_a_batch_is_an_error(data):
+    run = data("data.streaming=true", "data.held_out=null", "optimizer.batch_size=13")
+    with pytest.raises(InputError, match=r"not one whole batch.*optimizer\.batch_size"):
+        next(run.batches(0))
+    with pytest.raises(InputError, match="no label c in the dataset; it has a, b"):
+        data("data.streaming=true", "data.held_out=null", "data.labels=[c]")
+
+
+def test_mined_pairs_are_of_the_split_that_is_trained_on(data, tmp_path):
+    about = json.dumps({"rows": 6, "split": "train[:6]"})
+    columns = {"structure": [0, 5], "appearance": [1, 2], "similarity": [0.5, 0.5]}
+    file = tmp_path / "pairs.parquet"
+    pyarrow.parquet.write_table(pyarrow.table(columns, metadata={"splice_ff": about}), file)
+    wanted = f"data.mined_pairs={file}", "data.pairs={mined: 1}"
+    assert next(data("data.split=train[:6]", *wanted).batches(0)).first.shape == (2, 3, 32, 32)
+    with pytest.raises(InputError, match=r"split 'train\[:6\]', not 'train\[6:12\]'"):
+        data("data.split=train[6:12]", *wanted)
+    with pytest.raises(InputError, match=r"another dataset or split|not 'train'"):
+        data("data.split=train", *wanted)
 
 
 def test_an_empty_held_out_split_is_named_before_anything_is_decoded(data):

@@ -137,7 +137,7 @@ def test_weak_matches_are_told(run, tmp_path, monkeypatch):
     from splice_ff.correspondence import MatchStrength
 
     weak = MatchStrength(0.1, 0, True, "semantic match: weak (made up)")
-    monkeypatch.setattr("splice_ff.commands.transfer.match_strength", lambda *_: weak)
+    monkeypatch.setattr("splice_ff.correspondence.match_strength", lambda *_: weak)
     result = run("transfer", "a", "b", "-o", tmp_path / "out.png")
     assert result.exit_code == 0 and "weak (made up)" in result.stderr and "b.png" in result.stderr
     assert not run("transfer", "a", "b", "-o", tmp_path / "out.png", "--quiet").stderr
@@ -156,6 +156,7 @@ def test_weak_matches_are_told(run, tmp_path, monkeypatch):
         (["a", "b", "--refine", "2", "--size", "32"], ["64"]),
         (["a", "missing.png"], ["missing.png", "no such file"]),
         (["a", "--look", "missing.safetensors"], ["missing.safetensors"]),
+        (["a", "--look", "tiger.PNG"], ["tiger.PNG", "a picture", "APPEARANCE"]),
         (["a", "b", "--model", "no-such-model"], ["no-such-model"]),
         (["a", "b", "--device", "warp"], ["warp"]),
     ],

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +12,7 @@ from splice_ff.benchmark.models import make_backbone, make_one_shot
 from splice_ff.benchmark.report import Part
 from splice_ff.benchmark.worker import launch
 from splice_ff.losses import SpliceLoss
+from splice_ff.memory import peak_memory
 from splice_ff.pair import make_recipe
 from splice_ff.pair_optimizer import PairOptimizer
 
@@ -78,14 +76,3 @@ def memory_of_one_shot(
     with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
         model.paint(structure, model.embed(appearance), size=size)
     return {"before": before, "peak": peak_memory(model.device)}
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes at most so far: allocated on a GPU, or resident in this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    # Linux hands a parent's ru_maxrss on to its children; the high-water mark is a process's own.
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    own = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
-    return own or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

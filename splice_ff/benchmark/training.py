@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from splice_ff.benchmark.memory import peak_memory
 from splice_ff.benchmark.report import FLOOR_HEADER, Part, floor_cells, spread
 from splice_ff.benchmark.timing import Timing, Work, seconds_of, time_in_turn
 from splice_ff.benchmark.worker import launch
 from splice_ff.generators.amortized import Condition
 from splice_ff.images import save_image
 from splice_ff.losses import resize_for_vit
+from splice_ff.memory import peak_memory
 from splice_ff.training_config import TrainingConfig, load_config
 
 if TYPE_CHECKING:

@@ -9,12 +9,18 @@ from typing import Annotated
 import typer
 
 import splice_ff
-from splice_ff.batch import paint_pairs
-from splice_ff.commands.common import Debug, Device, Folder, Quiet, Size, bar, errors, say
-from splice_ff.commands.transfer import DEFAULT_MODEL, Backbone, BackboneWeights, Model, Strength, load_model
+from splice_ff.commands.common import Debug, Device, Folder, Quiet, Size, errors, say
+from splice_ff.commands.transfer import (
+    DEFAULT_MODEL,
+    Backbone,
+    BackboneWeights,
+    Model,
+    Strength,
+    check_strength,
+    load_model,
+)
 from splice_ff.errors import InputError
-from splice_ff.images import atomic_write, check_place
-from splice_ff.pair_list import read_pairs
+from splice_ff.progress import progress_bar
 
 SETTINGS = "batch.json"
 
@@ -46,8 +52,11 @@ def batch(
     Example: `splice-ff batch pairs.csv -o painted`
     """
     with errors(debug):
-        if not 0 <= strength <= 1:
-            raise InputError(f"strength must be between 0 and 1, not {strength:g}")
+        from splice_ff.batch import paint_pairs
+        from splice_ff.images import check_place
+        from splice_ff.pair_list import read_pairs
+
+        check_strength(strength)
         listed = read_pairs(pairs)
         check_place(output / SETTINGS)
         splice = load_model(model, backbone, backbone_weights, device)
@@ -61,7 +70,7 @@ def batch(
         facts = {"splice_ff": splice_ff.__version__, "model": model, "backbone": splice.backbone.name, **settings}
         failed = 0
         try:
-            with bar(len(listed), "picture", quiet, len(listed) - len(todo)) as shown:
+            with progress_bar(len(listed), "picture", quiet, len(listed) - len(todo)) as shown:
                 for outcome in paint_pairs(
                     splice, todo, output, size=size, strength=strength, batch_size=batch_size, settings=facts
                 ):
@@ -86,6 +95,8 @@ def _open_folder(folder: Path, settings: dict[str, str]) -> None:
     Raises:
         InputError: the folder's pictures were made with another model or other settings.
     """
+    from splice_ff.images import atomic_write
+
     file = folder / SETTINGS
     if file.exists():
         try:

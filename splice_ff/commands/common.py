@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
-from tqdm import tqdm
 
 from splice_ff.errors import InputError
-from splice_ff.images import LoadedImage, load_image
-from splice_ff.losses import Losses
-from splice_ff.pair import default_device
-from splice_ff.pair_optimizer import PairOptimizer
+
+if TYPE_CHECKING:
+    import torch
+
+    from splice_ff.backbone import ViTFeatures
+    from splice_ff.images import LoadedImage
+    from splice_ff.presets import Recipe
 
 Structure = Annotated[Path, typer.Argument(help="Picture whose layout is kept.", show_default=False)]
 Appearance = Annotated[Path, typer.Argument(help="Picture whose look is taken.", show_default=False)]
@@ -29,10 +28,24 @@ Size = Annotated[
 ]
 Backbone = Annotated[
     str | None,
-    typer.Option(help="Frozen ViT: dino_vits8, dino_vitb8, vit_mini, …, a timm name or a folder."),
+    typer.Option(
+        help="Frozen ViT: dino_vitb8, vit_mini, …, a timm name or a folder. By default dino_vits8; the bundled "
+        "vit_mini if its weights cannot be had."
+    ),
+]
+PresetBackbone = Annotated[
+    str | None,
+    typer.Option(
+        help="Frozen ViT: dino_vits8, dino_vitb8, vit_mini, …, a timm name or a folder. By default the preset's; the "
+        "bundled vit_mini if its weights cannot be had."
+    ),
 ]
 Weights = Annotated[Path | None, typer.Option(help="The backbone's weights: .safetensors, .pth, or a folder.")]
 Seed = Annotated[int, typer.Option(help="Same seed, same machine: same picture.")]
+State = Annotated[
+    Path | None,
+    typer.Option(help="Keep the run here, every 100 steps and on ctrl-C; if the file exists, go on from it."),
+]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, … By default a GPU if there is one.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notes; errors only.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -59,6 +72,8 @@ def say(message: str) -> None:
 
 def load(path: Path, quiet: bool) -> LoadedImage:
     """Read a picture; say what was done to it (a frame chosen, ...) unless quiet."""
+    from splice_ff.images import load_image
+
     image = load_image(path)
     if not quiet:
         for note in image.notes:
@@ -72,6 +87,10 @@ def find_device(name: str | None) -> torch.device:
     Raises:
         InputError: it cannot be used here.
     """
+    import torch
+
+    from splice_ff.pair import default_device
+
     try:
         device = torch.device(name) if name else default_device()
         torch.empty(1, device=device)
@@ -80,40 +99,18 @@ def find_device(name: str | None) -> torch.device:
     return device
 
 
-def progress(run: PairOptimizer, quiet: bool) -> Iterator[Losses]:
-    """Take the remaining steps under a progress bar that shows the losses.
+def find_backbone(
+    name: str | None, weights: Path | None, recipe: Recipe | None = None, *, silent: bool = False
+) -> ViTFeatures:
+    """The backbone asked for, or the recipe's (`fast` by default), or its stand-in.
 
-    Raises:
-        KeyboardInterrupt: between two steps; at the second ctrl-C at once.
+    A stand-in is announced even to those who asked for quiet, as it changes the result; `silent` is for all processes
+    but one of several.
     """
-    with bar(run.recipe.steps, "step", quiet, run.step_count) as shown, _noted_interrupts() as noted:
-        while not run.done:
-            losses = run.step()
-            shown.set_postfix({k: f"{v:.3f}" for k, v in losses.floats().items()}, refresh=False)
-            shown.update()
-            yield losses
-            if noted:
-                raise KeyboardInterrupt
+    from splice_ff.pair import choose_backbone
+    from splice_ff.presets import PRESETS
 
-
-@contextmanager
-def _noted_interrupts() -> Iterator[list[int]]:
-    """While inside, the first ctrl-C is only noted: raised in the midst of a callback it would be lost."""
-    noted: list[int] = []
-
-    def note(number: int, frame: object) -> None:
-        if noted:
-            raise KeyboardInterrupt
-        noted.append(number)
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield noted
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def bar(total: int, unit: str, quiet: bool, initial: int = 0) -> tqdm:  # type: ignore[type-arg]
-    """A progress bar on stderr."""
-    slow = 0.1 if sys.stderr.isatty() else 10  # a log file needs no animation
-    return tqdm(total=total, initial=initial, disable=quiet, unit=unit, mininterval=slow)
+    backbone, notice = choose_backbone(recipe or PRESETS["fast"], name, weights)
+    if notice and not silent:
+        say(f"note: {notice}")
+    return backbone

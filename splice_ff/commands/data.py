@@ -7,11 +7,8 @@ from typing import Annotated
 
 import typer
 
-from splice_ff.commands.common import Backbone, Debug, Device, Quiet, Weights, errors, find_device, say
+from splice_ff.commands.common import Backbone, Debug, Device, Quiet, Weights, errors, find_backbone, find_device, say
 from splice_ff.errors import InputError
-from splice_ff.images import check_place
-from splice_ff.pair import choose_backbone
-from splice_ff.presets import PRESETS
 
 
 def pairs(
@@ -36,18 +33,16 @@ def pairs(
     Example: `splice-ff pairs photos/ -o pairs.parquet`
     """
     with errors(debug):
+        from splice_ff.image_dataset import open_dataset
+        from splice_ff.images import check_place
+        from splice_ff.mining import mine_pairs
+
         if output.suffix != ".parquet":
             raise InputError(f"{output}: pairs are written as .parquet; choose such a name")
         check_place(output)
         place = find_device(device)
-        # Here, because `datasets` takes a second to import and most commands do without.
-        from splice_ff.image_dataset import open_dataset
-        from splice_ff.mining import mine_pairs
-
         dataset = open_dataset(data, split)
-        vit, notice = choose_backbone(PRESETS["fast"], backbone, weights)
-        if notice:
-            say(f"note: {notice}")  # also when quiet: it changes the pairs
+        vit = find_backbone(backbone, weights)
         report = mine_pairs(
             dataset,
             vit,

@@ -8,30 +8,25 @@ from typing import Annotated
 import typer
 
 import splice_ff
-from splice_ff.checkpoint import load_generator, save_generator
 from splice_ff.commands.common import (
     Appearance,
     Debug,
     Device,
     Output,
+    PresetBackbone,
     Quiet,
     Seed,
     Size,
+    State,
     Structure,
     Weights,
     errors,
+    find_backbone,
     find_device,
     load,
-    progress,
     say,
 )
-from splice_ff.correspondence import match_strength
-from splice_ff.errors import InputError
-from splice_ff.images import LoadedImage, check_place, check_writable, save_image
-from splice_ff.pair import apply_generator, choose_backbone, make_recipe
-from splice_ff.pair_optimizer import DivergedError, PairOptimizer, PairResult, load_state, save_state
-
-SAVE_STATE_EVERY = 100
+from splice_ff.commands.runs import end_pair, resume, take_steps, write_best
 
 
 def optimize(
@@ -39,13 +34,7 @@ def optimize(
     appearance: Appearance,
     output: Output = Path("out.png"),
     preset: Annotated[str, typer.Option(help="fast (minutes) or paper (as published: hours).")] = "fast",
-    backbone: Annotated[
-        str | None,
-        typer.Option(
-            help="Frozen ViT: dino_vits8, dino_vitb8, vit_mini, …, a timm name or a folder. By default the "
-            "preset's; the bundled vit_mini if its weights cannot be had."
-        ),
-    ] = None,
+    backbone: PresetBackbone = None,
     weights: Weights = None,
     steps: Annotated[int | None, typer.Option(help="Number of steps instead of the preset's.")] = None,
     size: Size = None,
@@ -59,10 +48,7 @@ def optimize(
         Path | None,
         typer.Option("--save-generator", help="Keep the trained generator (.safetensors) for `splice-ff apply`."),
     ] = None,
-    state: Annotated[
-        Path | None,
-        typer.Option(help="Keep the run here, every 100 steps and on ctrl-C; if the file exists, go on from it."),
-    ] = None,
+    state: State = None,
     compile: Annotated[bool, typer.Option("--compile", help="torch.compile; for long runs on a GPU.")] = False,
     device: Device = None,
     quiet: Quiet = False,
@@ -73,62 +59,48 @@ def optimize(
     ctrl-C writes the best picture so far.
 
     Example: `splice-ff optimize cat.jpg tiger.jpg -o tiger-cat.png`
-    """  # fmt: skip
+    """
     with errors(debug):
+        from splice_ff.checkpoint import save_generator
+        from splice_ff.correspondence import match_strength
+        from splice_ff.images import check_place, check_writable, save_image
+        from splice_ff.losses import Losses
+        from splice_ff.pair import make_recipe
+        from splice_ff.pair_optimizer import PairOptimizer
+
         recipe = make_recipe(preset, steps=steps, size=size, generator=generator, precision=precision)
         check_writable(output)
         for path in (save_generator_to, state):
             if path:
                 check_place(path)
-        images = [load(path, quiet) for path in (structure, appearance)]
-        vit, notice = choose_backbone(recipe, backbone, weights)
-        if notice:
-            say(f"note: {notice}")  # also when quiet: it changes the picture
-        run = PairOptimizer(
-            images[0].rgb, images[1].rgb, vit, recipe, seed=seed, compile=compile, device=find_device(device)
-        )
-        if not quiet and (strength := match_strength(vit, images[0].rgb, images[1].rgb)).is_weak:
+        ours, theirs = (load(path, quiet) for path in (structure, appearance))
+        vit = find_backbone(backbone, weights, recipe)
+        where = find_device(device)
+        run = PairOptimizer(ours.rgb, theirs.rgb, vit, recipe, seed=seed, compile=compile, device=where)
+        if not quiet and (strength := match_strength(vit, ours.rgb, theirs.rgb)).is_weak:
             say(f"note: {strength.text}")
-        if state and state.exists():
-            load_state(run, state)
-            if not quiet:
-                say(f"going on from step {run.step_count} of {state}")
-        failure: BaseException | None = None
-        try:
-            for _ in progress(run, quiet):
-                if preview_every and run.step_count % preview_every == 0:
-                    name = output.with_name(f"{output.stem}-step{run.step_count:05d}{output.suffix}")
-                    save_image(name, run.preview(), alpha=images[0].alpha)
-                if state and run.step_count % SAVE_STATE_EVERY == 0:
-                    save_state(run, state)
-        except (KeyboardInterrupt, DivergedError) as error:
-            failure = error
-        try:
-            result = run.result()
-        except DivergedError as error:
-            raise InputError(f"{failure or error}; no picture was made") from error
-        facts = {"structure": structure.name, "appearance": appearance.name}
-        _write(output, result, images[0], facts)
+        resume(run, state, quiet)
+
+        def preview() -> None:
+            if preview_every and run.step_count % preview_every == 0:
+                name = output.with_name(f"{output.stem}-step{run.step_count:05d}{output.suffix}")
+                save_image(name, run.preview(), alpha=ours.alpha)
+
+        failure = take_steps(run, Losses.floats, quiet, state=state, after_step=preview)
+        facts = {"splice_ff": splice_ff.__version__, "structure": structure.name, "appearance": appearance.name}
+        result = write_best(run, failure, output, ours, facts | run.settings())
         if save_generator_to:
             save_generator(result.generator, result.settings, save_generator_to)
-        if state and not isinstance(failure, DivergedError):
-            save_state(run, state)
-        if isinstance(failure, KeyboardInterrupt):
-            say(f"interrupted at step {run.step_count}; the best picture so far is in {output}")
-            raise typer.Exit(130)
-        if failure:
-            raise InputError(f"{failure}; the last good picture is in {output}") from failure
-        if not quiet:
-            total, *rest = (f"{k} {v:.4f}" for k, v in result.losses.items())
-            say(f"{output}: step {result.step} of {run.step_count}, whole picture: {total} ({', '.join(rest)})")
+        end_pair(run, failure, result, output, quiet)
 
 
 def apply(
-    generator: Annotated[Path, typer.Argument(help="File written by `optimize --save-generator`.")],
-    image: Annotated[Path, typer.Argument(help="Picture to repaint.")],
+    generator: Annotated[Path, typer.Argument(help="File written by `optimize --save-generator`.", show_default=False)],
+    image: Annotated[Path, typer.Argument(help="Picture to repaint.", show_default=False)],
     output: Output = Path("out.png"),
     size: Size = None,
     device: Device = None,
+    quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Run a generator that `optimize` trained on another picture: well under a second.
@@ -136,19 +108,18 @@ def apply(
     It has learned one look on one layout; expect good results on pictures like its own.
     """
     with errors(debug):
+        from splice_ff.checkpoint import load_generator
+        from splice_ff.images import check_writable, save_image
+        from splice_ff.pair import apply_generator
+
         check_writable(output)
         net, settings = load_generator(generator)
-        picture = load(image, quiet=False)
+        picture = load(image, quiet)
         made = apply_generator(net.to(find_device(device)), picture.rgb, size or _trained_size(settings))
         facts = settings | {"splice_ff": splice_ff.__version__, "applied_to": image.name}
         save_image(output, made, alpha=picture.alpha, settings=facts)
-        say(str(output))
-
-
-def _write(output: Path, result: PairResult, structure: LoadedImage, facts: dict[str, str]) -> None:
-    losses = {f"loss_{k}": f"{v:.6g}" for k, v in result.losses.items()}
-    settings = {"splice_ff": splice_ff.__version__, **facts, **result.settings, "step": str(result.step), **losses}
-    save_image(output, result.image, alpha=structure.alpha, settings=settings)
+        if not quiet:
+            say(str(output))
 
 
 def _trained_size(settings: dict[str, str]) -> int | None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import typer
 
-from splice_ff import doctor as doctor_report
 from splice_ff.commands.common import Debug, errors
 
 
 def doctor(debug: Debug = False) -> None:
     """Show versions, devices, number formats, backbones and checkpoints at hand."""
     with errors(debug):
-        for line in doctor_report.report():
+        from splice_ff.doctor import report
+
+        for line in report():
             typer.echo(line)

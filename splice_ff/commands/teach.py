@@ -8,10 +8,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from splice_ff.commands.common import Debug, Device, Folder, Quiet, Seed, Weights, errors, find_device, say
+from splice_ff.commands.common import (
+    Debug,
+    Device,
+    Folder,
+    PresetBackbone,
+    Quiet,
+    Seed,
+    Weights,
+    errors,
+    find_backbone,
+    find_device,
+    say,
+)
 from splice_ff.errors import InputError
-from splice_ff.images import check_place
-from splice_ff.pair import choose_backbone, make_recipe
 
 if TYPE_CHECKING:
     from splice_ff.teach import TeacherTask
@@ -33,13 +43,7 @@ def teach(
     preset: Annotated[str, typer.Option(help="fast, or paper (as published: hours a pair; give a --size).")] = "fast",
     steps: Annotated[int | None, typer.Option(help="Number of steps instead of the preset's.")] = None,
     size: Annotated[int | None, typer.Option(help="Shorter side, in pixels, of the pictures kept.")] = None,
-    backbone: Annotated[
-        str | None,
-        typer.Option(
-            help="Frozen ViT; train with the same. By default the preset's; the bundled vit_mini if its weights "
-            "cannot be had."
-        ),
-    ] = None,
+    backbone: PresetBackbone = None,
     weights: Weights = None,
     seed: Seed = 0,
     device: Device = None,
@@ -54,22 +58,21 @@ def teach(
     Example: `splice-ff teach pairs/ -o teacher`
     """
     with errors(debug):
+        from accelerate import PartialState
+
+        from splice_ff.images import check_place
+        from splice_ff.pair import make_recipe
+        from splice_ff.teach import FAILED, SETTINGS, open_folder
+        from splice_ff.teach import teach as paint_pairs
+
         recipe = make_recipe(preset, steps=steps, size=size)
         if recipe.size is None:
             raise InputError(f"preset '{preset}' works at each picture's own size; give the --size to keep")
-        check_place(output / "teach.json")
+        check_place(output / SETTINGS)
         given_device = find_device(device)
-        # Here, because they take a second to import and most commands do without.
-        from accelerate import PartialState
-
-        from splice_ff.teach import open_folder
-        from splice_ff.teach import teach as paint_pairs
-
         state = PartialState(cpu=given_device.type == "cpu")  # else it sees one process where there is no GPU
         tasks, source = _tasks(pairs, data, split, seed)
-        vit, notice = choose_backbone(recipe, backbone, weights)
-        if notice and state.is_main_process:
-            say(f"note: {notice}")  # also when quiet: it changes the pictures
+        vit = find_backbone(backbone, weights, recipe, silent=not state.is_main_process)
         open_folder(output, source, recipe, vit, seed, state.is_main_process)
         state.wait_for_everyone()  # failed.jsonl must be gone before the first line of the new one
         is_spread = device is None and state.num_processes > 1
@@ -92,9 +95,9 @@ def teach(
             state.destroy_process_group()
         share = f"process {state.process_index + 1} of {state.num_processes}: " if state.num_processes > 1 else ""
         if report.failed and not report.painted + report.found:
-            raise InputError(f"{share}no pair could be painted; {output / 'failed.jsonl'} says why")
+            raise InputError(f"{share}no pair could be painted; {output / FAILED} says why")
         if report.failed:
-            say(f"note: {share}pairs left out: {report.failed}; {output / 'failed.jsonl'} says why")
+            say(f"note: {share}pairs left out: {report.failed}; {output / FAILED} says why")
         if not quiet:
             say(f"{share}{output}: pairs painted: {report.painted}, there already: {report.found}")
 
@@ -109,10 +112,11 @@ def _tasks(pairs: Path, data: str | None, split: str, seed: int) -> tuple[Sequen
         from splice_ff.image_dataset import open_dataset
         from splice_ff.mining import read_mined_pairs
 
-        mined = read_mined_pairs(pairs)
+        mined, dataset = read_mined_pairs(pairs), open_dataset(data, split)
+        mined.check(len(dataset), split)
         place = Path(data).expanduser()
         source = {"data": str(place.resolve()) if place.exists() else data, "split": split}
-        return tasks_of_dataset(mined, open_dataset(data, split), seed), source
+        return tasks_of_dataset(mined, dataset, seed), source
     if data is not None:
         raise InputError("--data goes with a .parquet of pairs")
     from splice_ff.pair_list import read_pairs

@@ -26,11 +26,11 @@ def train(
 
     Example: `splice-ff train train/configs/small.yaml data.source=photos/ output=runs/photos`
     """
-    from splice_ff.pair_optimizer import DivergedError
-    from splice_ff.training import Trainer
-    from splice_ff.training_config import load_config
-
     with errors(debug):
+        from splice_ff.pair_optimizer import DivergedError
+        from splice_ff.training import Trainer
+        from splice_ff.training_config import load_config
+
         trainer = Trainer(load_config(config, overrides or ()), quiet=quiet)
         try:
             trainer.run()

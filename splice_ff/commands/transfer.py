@@ -3,32 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from torch import Tensor
 
 import splice_ff
-from splice_ff.commands.common import (
-    Debug,
-    Device,
-    Output,
-    Quiet,
-    Size,
-    Structure,
-    errors,
-    find_device,
-    load,
-    progress,
-    say,
-)
-from splice_ff.correspondence import match_strength
+from splice_ff.commands.common import Debug, Device, Output, Quiet, Size, Structure, errors, find_device, load, say
+from splice_ff.commands.runs import end_pair, take_steps, write_best
 from splice_ff.errors import InputError
-from splice_ff.images import LoadedImage, check_place, check_writable, save_image
-from splice_ff.looks import load_look, save_look
-from splice_ff.pair_optimizer import DivergedError, PairResult
-from splice_ff.pipeline import SpliceFF
-from splice_ff.refine import refiner
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from splice_ff.images import LoadedImage
+    from splice_ff.pipeline import SpliceFF
 
 DEFAULT_MODEL = "pets-tiny"
 
@@ -76,6 +64,9 @@ def transfer(
     Example: `splice-ff transfer cat.jpg tiger.jpg -o tiger-cat.png`
     """
     with errors(debug):
+        from splice_ff.images import check_writable, save_image
+        from splice_ff.looks import load_look
+
         paths = appearance or []
         _check_arguments(paths, look, weight, strength, refine)
         check_writable(output)
@@ -119,6 +110,9 @@ def embed(
     Example: `splice-ff embed tiger.jpg -o tiger.safetensors`
     """
     with errors(debug):
+        from splice_ff.images import check_place
+        from splice_ff.looks import save_look
+
         _check_weights(appearance, weight)
         check_place(output)
         images = [load(path, quiet) for path in appearance]
@@ -130,6 +124,8 @@ def embed(
 
 def load_model(name: str, backbone: str | None, backbone_weights: Path | None, device: str | None) -> SpliceFF:
     """The model that a command was given, on its device."""
+    from splice_ff.pipeline import SpliceFF
+
     found = find_device(device)
     return SpliceFF.from_pretrained(name, backbone=backbone, weights=backbone_weights).to(found)
 
@@ -137,13 +133,22 @@ def load_model(name: str, backbone: str | None, backbone_weights: Path | None, d
 def _check_arguments(
     paths: list[Path], look: Path | None, weight: list[float] | None, strength: float, refine: int
 ) -> None:
+    from splice_ff.images import SUFFIXES
+
     if bool(paths) == bool(look):
         raise InputError("give appearance pictures, or --look; " + ("not both" if look else "there is neither"))
+    if look and look.suffix.lower() in SUFFIXES:
+        raise InputError(f"{look}: a picture, and no look; give it as APPEARANCE, or `splice-ff embed` it first")
     _check_weights(paths, weight)
-    if not 0 <= strength <= 1:
-        raise InputError(f"strength must be between 0 and 1, not {strength:g}")
+    check_strength(strength)
     if refine and (len(paths) != 1 or strength != 1):
         raise InputError("--refine works towards one appearance picture at full strength: no mix, --look or --strength")
+
+
+def check_strength(strength: float) -> None:
+    """Raise InputError unless it is one."""
+    if not 0 <= strength <= 1:
+        raise InputError(f"strength must be between 0 and 1, not {strength:g}")
 
 
 def _check_weights(paths: list[Path], weight: list[float] | None) -> None:
@@ -175,6 +180,8 @@ def _facts(
 def _warn_of_weak_matches(
     model: SpliceFF, structure: LoadedImage, paths: list[Path], appearances: list[LoadedImage]
 ) -> None:
+    from splice_ff.correspondence import match_strength
+
     for path, image in zip(paths, appearances, strict=True):
         strength = match_strength(model.backbone, structure.rgb, image.rgb)
         if strength.is_weak:
@@ -192,25 +199,10 @@ def _refine(
     quiet: bool,
 ) -> None:
     """Take per-pair steps and write the best picture, also when they are interrupted or diverge."""
+    from splice_ff.losses import Losses
+    from splice_ff.refine import refiner
+
     run = refiner(model, structure.rgb, appearance.rgb, steps=steps, size=size)
-    failure: BaseException | None = None
-    try:
-        for _ in progress(run, quiet):
-            pass
-    except (KeyboardInterrupt, DivergedError) as error:
-        failure = error
-    try:
-        result: PairResult = run.result()
-    except DivergedError as error:
-        raise InputError(f"{error}; nothing was written") from error
-    losses = {f"loss_{k}": f"{v:.6g}" for k, v in result.losses.items()}
-    facts = facts | {"refine": str(steps), "step": str(result.step)} | losses
-    save_image(output, result.image, alpha=structure.alpha, settings=facts)
-    if isinstance(failure, KeyboardInterrupt):
-        say(f"interrupted at step {run.step_count}; the best picture so far is in {output}")
-        raise typer.Exit(130)
-    if failure:
-        raise InputError(f"{failure}; the best picture before that is in {output}") from failure
-    if not quiet:
-        total, *rest = (f"{k} {v:.4f}" for k, v in result.losses.items())
-        say(f"{output}: step {result.step} of {run.step_count}, whole picture: {total} ({', '.join(rest)})")
+    failure = take_steps(run, Losses.floats, quiet)
+    result = write_best(run, failure, output, structure, facts | {"refine": str(steps)})
+    end_pair(run, failure, result, output, quiet)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from splice_ff.errors import InputError
 from splice_ff.evaluation.measure import Measurer, Reference
@@ -20,6 +18,7 @@ from splice_ff.evaluation.methods import Folder, Method
 from splice_ff.images import atomic_write, load_image, save_image
 from splice_ff.pair_list import PairFiles
 from splice_ff.pair_optimizer import DivergedError
+from splice_ff.progress import progress_bar
 
 Row = dict[str, Any]
 """One method on one pair: `pair`, `domain`, `method`, paths of `structure`, `appearance` and `picture`, `seconds` (None
@@ -106,12 +105,12 @@ def run(tasks: Sequence[Task], methods: Sequence[Method], measurer: Measurer, fo
     with state.split_between_processes(todo) as share, path.open("a", encoding="utf-8") as file:
         if path.stat().st_size and not path.read_bytes().endswith(b"\n"):
             file.write("\n")  # a line cut short by a kill
-        slow = 0.1 if sys.stderr.isatty() else 10  # a log file needs no animation
-        is_silent = quiet or not state.is_main_process
-        for task in tqdm(share, unit="pair", disable=is_silent, mininterval=slow):
-            for row in _rows_of(task, [m for m in methods if _is_open(task, m, done)], measurer, folder):
-                file.write(json.dumps(row) + "\n")
-                file.flush()
+        with progress_bar(len(share), "pair", quiet or not state.is_main_process) as bar:
+            for task in share:
+                for row in _rows_of(task, [m for m in methods if _is_open(task, m, done)], measurer, folder):
+                    file.write(json.dumps(row) + "\n")
+                    file.flush()
+                bar.update()
     state.wait_for_everyone()
 
 
