@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from splice_ff.errors import InputError
@@ -34,7 +34,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
             raise CheckpointError(f"{path}: not written: tensor '{key}' holds NaN or infinite values")
     ready = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     try:
-        atomic_write(path, lambda file: save_file(ready, file, dict(metadata)))
+        # Not save_file, whose files only their owner may read.
+        atomic_write(path, lambda file: file.write_bytes(save(ready, dict(metadata))))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written ({error.strerror or error})") from error
 

@@ -1,5 +1,7 @@
 """Looks in files: they come back as they were, and only to the model that made them."""
 
+import os
+
 import pytest
 import torch
 from one_shot_model import make_model, picture
@@ -27,6 +29,12 @@ def test_a_look_comes_back(model, look):
     again, facts = load_look(path, model)
     assert torch.equal(again, tokens) and facts == {"appearance": "tigre été.jpg"}
     assert torch.equal(model.paint(picture(1), again), model(picture(1), picture(2)))
+
+
+def test_others_may_read_it_as_the_umask_says(look):
+    umask = os.umask(0)
+    os.umask(umask)
+    assert look[0].stat().st_mode & 0o777 == 0o666 & ~umask
 
 
 def test_another_models_look_is_refused(look, model, tiny_backbone):
