@@ -6,7 +6,6 @@ import math
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,11 @@ from splice_ff.errors import InputError
 from splice_ff.generators.amortized import AmortizedGenerator, GeneratorConfig
 from splice_ff.images import atomic_write, check_place
 from splice_ff.losses import Losses
+from splice_ff.pair import default_device
 from splice_ff.pair_optimizer import DivergedError
 from splice_ff.pipeline import SpliceFF
 from splice_ff.progress import progress_bar
+from splice_ff.signals import noted_signals
 from splice_ff.training_checkpoints import newest_checkpoint, save_checkpoint
 from splice_ff.training_config import OptimizerConfig, TrainingConfig
 from splice_ff.training_data import Batch, TrainingData
@@ -78,7 +79,8 @@ class Trainer:
         self.bad_steps = 0
         self.bad_in_a_row = 0
         self.best_total = math.inf
-        self.stop_signal: int | None = None
+        self.was_interrupted = False
+        """Whether ctrl-C ended the run; SIGTERM, as schedulers send it, is an ordinary end."""
 
         self.data = TrainingData(config, self.accelerator, quiet)
         self.log = TrainingLog(config, self.accelerator)  # last: what cannot run leaves no output folder
@@ -108,7 +110,7 @@ class Trainer:
         self._write_config()
         batches = self.data.batches(self.step_count)
         last_checkpoint = time.monotonic()
-        with self._signals(), self._bar() as bar:
+        with noted_signals() as noted, self._bar() as bar:
             while self.step_count < config.optimizer.steps:
                 losses = self.step(batches)
                 bar.set_postfix({k: f"{v:.3f}" for k, v in losses.items() if k != "learning_rate"}, refresh=False)
@@ -120,11 +122,12 @@ class Trainer:
                 if self._is_due(config.run.sample_every):
                     self._sample()
                 minutes = (time.monotonic() - last_checkpoint) / 60
-                stop, late = self._agree(self.stop_signal is not None, minutes > config.run.checkpoint_minutes)
+                stop, late = self._agree(bool(noted), minutes > config.run.checkpoint_minutes)
                 if stop or late or self._is_due(config.run.checkpoint_every):
                     save_checkpoint(self.accelerator, config.output, self.step_count, config.run.keep)
                     last_checkpoint = time.monotonic()
                 if stop:
+                    self.was_interrupted = signal.SIGINT in noted
                     self.log.say(f"stopped at step {self.step_count}; the same command goes on from there")
                     break
                 if self.bad_in_a_row >= config.optimizer.max_bad_steps:
@@ -281,11 +284,6 @@ class Trainer:
         self.accelerator.load_state(str(checkpoint))
         self.log.say(f"going on from step {self.step_count} ({checkpoint})")
 
-    @property
-    def was_interrupted(self) -> bool:
-        """Whether ctrl-C ended the run; SIGTERM, as schedulers send it, is an ordinary end."""
-        return self.stop_signal == signal.SIGINT
-
     def _write_config(self) -> None:
         if self.accelerator.is_main_process:
             text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
@@ -300,20 +298,6 @@ class Trainer:
             return list(flags)
         raised = torch.tensor(flags, dtype=torch.float32, device=self.device)
         return [count > 0 for count in self.accelerator.reduce(raised, "sum").tolist()]
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """While inside, SIGTERM and ctrl-C ask for a stop after the step that is being taken."""
-
-        def ask(number: int, _: Any) -> None:
-            self.stop_signal = number
-
-        before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _bar(self) -> tqdm:  # type: ignore[type-arg]
         hidden = self.quiet or not self.accelerator.is_main_process
@@ -330,6 +314,7 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
     wanted = config.run.trackers
     try:
         accelerator = Accelerator(
+            cpu=default_device().type == "cpu",  # else several processes without a GPU see one each
             mixed_precision="no" if config.run.precision == "fp32" else config.run.precision,
             gradient_accumulation_steps=config.optimizer.accumulation,
             log_with=wanted or None,

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from splice_ff.errors import InputError
 from splice_ff.generators.amortized import Context
+from splice_ff.settings import Count, Section, Share, read_settings
 
-Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
 Points = Annotated[list[tuple[int, float]], Field(min_length=1)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class PairKinds(_Section):
+class PairKinds(Section):
     """Shares of the kinds of pairs; they need not sum to 1."""
 
     within: float = Field(0.6, ge=0)
@@ -34,7 +27,7 @@ class PairKinds(_Section):
     """An image with one of its neighbours in a file made by `splice-ff pairs`."""
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     """Which images, and how they are paired."""
 
     source: str
@@ -62,14 +55,14 @@ class DataConfig(_Section):
         return self
 
 
-class BackboneConfig(_Section):
+class BackboneConfig(Section):
     """The frozen ViT."""
 
     name: str = "vit_mini"
     weights: Path | None = None
 
 
-class GeneratorSettings(_Section):
+class GeneratorSettings(Section):
     """Which amortized generator."""
 
     size: Literal["tiny", "small", "base"] = "small"
@@ -78,7 +71,7 @@ class GeneratorSettings(_Section):
     """Folder of a trained generator whose weights are the first ones."""
 
 
-class LossConfig(_Section):
+class LossConfig(Section):
     """Weights of the losses (the published ones by default), before the backbone's own scales.
 
     A weight is a number, or a list of [step, value] points with straight lines between them.
@@ -95,7 +88,7 @@ class LossConfig(_Section):
     """Smallest side of the random crop, as a share, that output and structure go through before the ViT."""
 
 
-class DistillConfig(_Section):
+class DistillConfig(Section):
     """Terms towards a per-pair teacher's pictures (`splice-ff teach`)."""
 
     source: Path
@@ -108,7 +101,7 @@ class DistillConfig(_Section):
     """Weight of the mean squared difference of deepest keys."""
 
 
-class OptimizerConfig(_Section):
+class OptimizerConfig(Section):
     """AdamW with a linear warm-up, then a cosine to 0."""
 
     steps: Count
@@ -126,7 +119,7 @@ class OptimizerConfig(_Section):
     """So many steps in a row with NaN or infinite gradients end the run."""
 
 
-class RunConfig(_Section):
+class RunConfig(Section):
     """Precision, logs and checkpoints."""
 
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -140,10 +133,10 @@ class RunConfig(_Section):
     checkpoint_minutes: float = Field(15.0, gt=0)
     keep: Count = 2
     """Newest checkpoints that are kept, besides the best model."""
-    trackers: list[str] = ["tensorboard"]
+    trackers: list[str] = Field(["tensorboard"])
 
 
-class TrainingConfig(_Section):
+class TrainingConfig(Section):
     """A whole training run."""
 
     output: Path
@@ -167,20 +160,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainingConfig:
     Raises:
         InputError: no such file, not YAML, or wrong values: one line that names each of them.
     """
-    try:
-        values = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: holds no settings")
-    for override in overrides:
-        _set(values, override)
-    try:
-        return TrainingConfig.model_validate(values)
-    except ValidationError as error:
-        raise InputError(f"{path}: {_describe(error)}") from error
+    return read_settings(TrainingConfig, path, overrides)
 
 
 def weight_at(weight: float | Sequence[tuple[int, float]], step: int) -> float:
@@ -192,52 +172,3 @@ def weight_at(weight: float | Sequence[tuple[int, float]], step: int) -> float:
     after = [p for p in points if p[0] > step] or points[-1:]
     (a, x), (b, y) = before[-1], after[0]
     return x if b <= a else x + (y - x) * max(0, step - a) / (b - a)
-
-
-def _set(values: dict[str, Any], override: str) -> None:
-    name, equals, text = override.partition("=")
-    if not equals or not name:
-        raise InputError(f"'{override}' is not of the form section.key=value")
-    *sections, key = name.split(".")
-    for section in sections:
-        inner = values.setdefault(section, {})
-        if not isinstance(inner, dict):
-            raise InputError(f"'{override}': '{section}' is not a section")
-        values = inner
-    try:
-        values[key] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"'{override}': the value is not YAML") from error
-
-
-def _describe(error: ValidationError) -> str:
-    return "; ".join(dict.fromkeys(_describe_fault(fault) for fault in error.errors()))
-
-
-def _describe_fault(fault: Mapping[str, Any]) -> str:
-    # Where a value may be of several types, pydantic adds the type's name to its place.
-    path = [str(part) for part in fault["loc"] if part not in ("float", "list[tuple[int, float]]")]
-    where = ".".join(path)
-    if fault["type"] == "extra_forbidden":
-        return f"{where}: unknown setting. Known: {', '.join(_settings_in(path[:-1]))}"
-    if fault["type"] == "missing":
-        return f"{where}: missing"
-    if fault["type"] == "model_type":
-        return f"{where}: a section ({', '.join(_settings_in(path))}), not a value (is {fault['input']!r:.60})"
-    has_value = not isinstance(fault["input"], dict)
-    return f"{where}: {fault['msg'].removeprefix('Value error, ')}" + (
-        f" (is {fault['input']!r:.60})" if has_value else ""
-    )
-
-
-def _settings_in(path: Sequence[str]) -> list[str]:
-    """Names of the settings in a section."""
-    section: type[BaseModel] = TrainingConfig
-    for name in path:
-        annotation = section.model_fields[name].annotation
-        section = next(
-            kind
-            for kind in (annotation, *get_args(annotation))  # of `DistillConfig | None` the first
-            if isinstance(kind, type) and issubclass(kind, BaseModel)
-        )
-    return list(section.model_fields)

@@ -19,7 +19,7 @@ def launch(processes, home, *program):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *program]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=240,
-        env={"PATH": "", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1",
+        env={"PATH": "", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
              "HF_DATASETS_CACHE": str(home / "cache"), "HOME": str(home)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]

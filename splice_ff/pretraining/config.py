@@ -1,0 +1,175 @@
+"""What a backbone is trained from: which pictures, which ViT, which of the two stages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from splice_ff.settings import Count, Section, Share
+
+Area = tuple[Share, Share]
+"""Smallest and largest share of a picture's area."""
+
+
+class PicturesConfig(Section):
+    """Which pictures, held decoded in memory."""
+
+    source: str
+    """A folder, parquet files, WebDataset tars or a hub name; see `splice_ff.image_dataset.open_dataset`."""
+    split: str = "train"
+    side: int = Field(160, ge=32)
+    """Pixels of the squares that are held: 3 * side**2 bytes a picture."""
+    hold_on: Literal["device", "host"] = "device"
+    """Where they are held: a GPU crops its own memory fastest; host memory is larger."""
+    workers: int = Field(0, ge=0)
+    """Processes that decode, once, before the first step."""
+
+
+class StudentConfig(Section):
+    """The ViT that is trained: its shape, or whose weights and shape it starts with."""
+
+    image_size: int = Field(128, ge=16)
+    """Pixels of the crops it is trained on, for which its position embeddings are made."""
+    patch_size: Count = 16
+    width: Count = 384
+    depth: int = Field(12, ge=2)
+    heads: Count = 6
+    start_from: str | None = None
+    """A backbone's name or folder, as `load_backbone` takes it; no shape can be given then."""
+    start_weights: Path | None = None
+    """A file with the weights of `start_from`."""
+    drop_path: float = Field(0.0, ge=0, lt=1)
+    """Stochastic depth; DINO uses 0.1."""
+
+    @model_validator(mode="after")
+    def _check(self) -> StudentConfig:
+        shape = self.model_fields_set & {"image_size", "patch_size", "width", "depth", "heads"}
+        if self.start_from is not None and shape:
+            raise ValueError(f"start_from brings its own shape: leave out {', '.join(sorted(shape))}")
+        if self.start_weights is not None and self.start_from is None:
+            raise ValueError("start_weights needs start_from, the backbone they belong to")
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        return self
+
+
+class ViewsConfig(Section):
+    """Random changes to every crop, mild ones: [CLS] has to know the colours. No greyscale, no solarisation."""
+
+    jitter: float = Field(0.1, ge=0, lt=1)
+    """Brightness, contrast and saturation change by factors of up to 1 +- this."""
+    blur: Share = 0.1
+    """Share of the crops that are blurred."""
+
+
+class OptimizerConfig(Section):
+    """AdamW: linear warm-up, then a cosine to 0; weight decay follows a cosine as well."""
+
+    steps: Count
+    batch_size: Count = 256
+    """Pictures a process and step."""
+    learning_rate: float = Field(5e-4, gt=0)
+    warmup_steps: int = Field(500, ge=0)
+    weight_decay: tuple[float, float] = (0.04, 0.04)
+    """At the first and last step; not on biases and norms."""
+    clip: float = Field(3.0, gt=0)
+    """Largest norm of the gradient."""
+
+
+class DistillationConfig(Section):
+    """First stage: the student's tokens learn to say what a CNN's feature maps hold."""
+
+    teacher: str
+    """`open_nsfw`, or a timm model that gives feature maps."""
+    weights: Path | None = None
+    """A file with the timm model's weights, instead of the hub's."""
+    teacher_size: int | None = Field(None, ge=32)
+    """Pixels to which crops are enlarged for the teacher."""
+    area: Area = (0.25, 1.0)
+    patches: float = Field(1.0, ge=0)
+    """Weight of the feature maps, for the patch tokens."""
+    cls: float = Field(1.0, ge=0)
+    """Weight of the maps' means and spreads, for [CLS]."""
+    statistics: float = Field(1.0, ge=0)
+    """Weight of the crop's colour and texture, for [CLS]."""
+    optimizer: OptimizerConfig
+
+
+class DinoConfig(Section):
+    """Second stage: self-distillation without labels. Defaults are the paper's, but for views and head size."""
+
+    global_area: Area = (0.4, 1.0)
+    local_area: Area = (0.05, 0.4)
+    local_views: int = Field(6, ge=0)
+    local_size: int = Field(64, ge=16)
+    """Pixels of the small crops, a multiple of the patch."""
+    prototypes: Count = 8192
+    """Outputs of the head (the paper: 65 536, for 1.3 million pictures)."""
+    hidden: Count = 2048
+    bottleneck: Count = 256
+    student_temperature: float = Field(0.1, gt=0)
+    teacher_temperature: tuple[float, float] = (0.04, 0.07)
+    """At the first step and after the warm-up."""
+    temperature_warmup: Share = 0.3
+    """Share of the steps in which the teacher's temperature rises."""
+    momentum: float = Field(0.996, ge=0, lt=1)
+    """Of the teacher's moving average at the first step; it rises to 1."""
+    centre_momentum: float = Field(0.9, ge=0, lt=1)
+    freeze_last_layer: Share = 0.01
+    """Share of the steps in which the prototypes stay as they are."""
+    statistics: float = Field(1.0, ge=0)
+    """Weight of colour and texture statistics, for [CLS]."""
+    optimizer: OptimizerConfig
+
+
+class ProbeConfig(Section):
+    """Pictures on which [CLS] is measured now and then: k-NN of labels, colours read linearly."""
+
+    split: str
+    every: Count = 1000
+
+
+class RunConfig(Section):
+    """Precision, logs and checkpoints."""
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+    log_every: Count = 20
+    save_every: Count = 1000
+    """Steps after which the backbone so far is written as a folder to use."""
+    checkpoint_minutes: float = Field(10.0, gt=0)
+    keep: Count = 2
+    """Newest checkpoints that are kept."""
+    trackers: tuple[str, ...] = ("tensorboard",)
+
+
+class PretrainingConfig(Section):
+    """A whole run: one of the stages, or both."""
+
+    output: Path
+    seed: int = 0
+    pictures: PicturesConfig
+    student: StudentConfig = StudentConfig()
+    views: ViewsConfig = ViewsConfig()
+    distillation: DistillationConfig | None = None
+    dino: DinoConfig | None = None
+    probe: ProbeConfig | None = None
+    run: RunConfig = RunConfig()
+
+    @field_validator("distillation", "dino")
+    @classmethod
+    def _check_areas(cls, stage: DistillationConfig | DinoConfig | None) -> DistillationConfig | DinoConfig | None:
+        for name, area in (stage.model_dump() if stage else {}).items():
+            if name.endswith("area") and not 0 < area[0] <= area[1]:
+                raise ValueError(f"{name}: {list(area)} should be two rising shares above 0")
+        return stage
+
+    @model_validator(mode="after")
+    def _check(self) -> PretrainingConfig:
+        if self.distillation is None and self.dino is None:
+            raise ValueError("nothing to do: give a section 'distillation' or 'dino'")
+        return self

@@ -1,0 +1,143 @@
+"""The two stages, seen alike by the loop in `splice_ff.pretraining.run`: crops of a batch in, losses out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import islice
+from typing import Any, Protocol
+
+from accelerate import Accelerator
+from torch import Generator, Tensor, nn
+
+from splice_ff.data import seeded_generator
+from splice_ff.pretraining.config import DinoConfig, DistillationConfig, OptimizerConfig, PretrainingConfig
+from splice_ff.pretraining.crops import crops
+from splice_ff.pretraining.dino import Dino
+from splice_ff.pretraining.distillation import Distillation
+from splice_ff.pretraining.pictures import HeldPictures
+from splice_ff.pretraining.schedules import cosine, linear
+from splice_ff.pretraining.student import Student
+from splice_ff.pretraining.teachers import Teacher
+
+MEASURED = 1024
+"""Pictures from which the targets' means and spreads are taken."""
+
+
+class Stage(Protocol):
+    """What the loop needs to know of a stage."""
+
+    name: str
+    optimizer: OptimizerConfig
+    facts: dict[str, Any]
+    """For the model card."""
+
+    @property
+    def module(self) -> nn.Module:
+        """All that is trained and saved."""
+
+    @property
+    def product(self) -> Student:
+        """The ViT that is kept."""
+
+    def measure(self, pictures: HeldPictures) -> None:
+        """Before the first step: what has to be known of the data."""
+
+    def losses(self, model: nn.Module, pictures: Tensor, step: int, generator: Generator) -> Mapping[str, Tensor]:
+        """Of a batch (B, 3, side, side) uint8, through the prepared `model`; `total` is to be lowered."""
+
+    def before_update(self, step: int) -> None:
+        """After the backward pass."""
+
+    def after_update(self, step: int, losses: Mapping[str, Tensor], accelerator: Accelerator) -> None:
+        """After the optimiser's step."""
+
+
+class DistillationStage:
+    """`Distillation` on one random crop of every picture."""
+
+    name = "distillation"
+
+    def __init__(self, config: PretrainingConfig, settings: DistillationConfig, student: Student, teacher: Teacher):
+        self.config, self.settings, self.optimizer = config, settings, settings.optimizer
+        self.module = Distillation(student, teacher, settings)
+        self.facts = {"teacher": f"`{settings.teacher}`, sees {settings.teacher_size or 'the same'} px"}
+
+    @property
+    def product(self) -> Student:
+        """The student."""
+        return self.module.student
+
+    def crops(self, pictures: Tensor, generator: Generator) -> Tensor:
+        """(B, 3, S, S) of the student's size."""
+        size = _size(self.product)
+        return crops(pictures, size, self.settings.area, self.config.views, generator)
+
+    def measure(self, pictures: HeldPictures) -> None:
+        """Means and spreads of the targets."""
+        generator = seeded_generator(self.config.seed, 0)
+        self.module.measure([self.crops(batch, generator) for batch in _sample(pictures, self.config.seed)])
+
+    def losses(self, model: nn.Module, pictures: Tensor, step: int, generator: Generator) -> Mapping[str, Tensor]:
+        """See `Distillation`."""
+        return model(self.crops(pictures, generator))
+
+    def before_update(self, step: int) -> None:
+        """Nothing to do."""
+
+    def after_update(self, step: int, losses: Mapping[str, Tensor], accelerator: Accelerator) -> None:
+        """Nothing to do."""
+
+
+class DinoStage:
+    """`Dino` on two large and some small crops of every picture; temperatures and momentum follow their schedules."""
+
+    name = "dino"
+
+    def __init__(self, config: PretrainingConfig, settings: DinoConfig, student: Student) -> None:
+        self.config, self.settings, self.optimizer = config, settings, settings.optimizer
+        self.module = Dino(student, settings)
+        self.facts = {"views": f"2 and {settings.local_views} of {settings.local_size} px"}
+
+    @property
+    def product(self) -> Student:
+        """The teacher: "it has better performance than the student throughout the training" (section 3.1)."""
+        return self.module.teacher
+
+    def views(self, pictures: Tensor, generator: Generator) -> list[Tensor]:
+        """Two global views, then the local ones."""
+        settings, size = self.settings, _size(self.product)
+        kinds = [(size, settings.global_area)] * 2 + [(settings.local_size, settings.local_area)] * settings.local_views
+        return [crops(pictures, side, area, self.config.views, generator) for side, area in kinds]
+
+    def measure(self, pictures: HeldPictures) -> None:
+        """Means and spreads of the targets."""
+        generator, size = seeded_generator(self.config.seed, 0), _size(self.product)
+        batches = _sample(pictures, self.config.seed)
+        self.module.measure(
+            [crops(batch, size, self.settings.global_area, self.config.views, generator) for batch in batches]
+        )
+
+    def losses(self, model: nn.Module, pictures: Tensor, step: int, generator: Generator) -> Mapping[str, Tensor]:
+        """See `Dino`."""
+        warmup = round(self.settings.temperature_warmup * self.optimizer.steps)
+        return model(self.views(pictures, generator), linear(*self.settings.teacher_temperature, step, warmup))
+
+    def before_update(self, step: int) -> None:
+        """The prototypes keep still at first ("freeze last layer", appendix)."""
+        if step < self.settings.freeze_last_layer * self.optimizer.steps:
+            self.module.head.prototypes.grad = None
+
+    def after_update(self, step: int, losses: Mapping[str, Tensor], accelerator: Accelerator) -> None:
+        """Centre and teacher follow."""
+        centre = accelerator.reduce(losses["batch_centre"].detach(), "mean")
+        self.module.after_step(centre, cosine(self.settings.momentum, 1.0, step, self.optimizer.steps))
+
+
+def _size(student: Student) -> int:
+    return int(student.vit.patch_embed.img_size[0])
+
+
+def _sample(pictures: HeldPictures, seed: int) -> list[Tensor]:
+    """Some batches; the same in every process."""
+    size = min(64, len(pictures))
+    return list(islice(pictures.batches(size, 0, seed), -(-min(MEASURED, len(pictures)) // size)))
