@@ -57,7 +57,7 @@ def transfer(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Paint a picture with the look of another in one forward pass: about a second.
+    """Paint a picture with the look of another in one forward pass: well under a second, and start-up.
 
     Several appearance pictures are mixed: `splice-ff transfer cat.jpg tiger.jpg fox.jpg --weight 2 --weight 1`
 
