@@ -12,12 +12,13 @@ METHODS = ["copy", "ours"]
 
 
 class Colours(torch.nn.Module):
-    """Mean colours of images in [0, 1] as features, (B, 3)."""
+    """Mean colours of uint8 images as features, (B, 3) in [0, 1]; counts its passes."""
 
-    num_features = 3
+    num_features, passes = 3, 0
 
     def forward(self, images):
-        return images.mean((-2, -1))
+        Colours.passes += 1
+        return images.float().mean((-2, -1)) / 255
 
 
 @pytest.fixture
@@ -44,11 +45,13 @@ def rows(tmp_path):
 def test_known_distances(rows, tmp_path):
     pytest.importorskip("torchmetrics")
 
-    def measure(files):
-        assert len(files) == 5  # those that both methods have
-        return perceptual.set_distances(files, Colours(), torch.device("cpu"))
+    def measure(ours, theirs):
+        assert [*map(len, ours.values()), len(theirs)] == [5, 5, 5]  # those that both methods have
+        return perceptual.set_distances(ours, theirs, Colours(), torch.device("cpu"))
 
+    Colours.passes = 0
     found = distances_of_sets(rows, METHODS, tmp_path, measure)
+    assert Colours.passes == 15  # each picture once, for both metrics and all methods
     assert found["ours"]["fid"] == pytest.approx(0, abs=1e-4)
     assert found["copy"]["fid"] == pytest.approx(3 * 0.2**2, rel=1e-3)  # same covariance, mean shifted in 3 channels
     assert found["copy"]["kid"] > found["ours"]["kid"]
@@ -61,7 +64,7 @@ def test_known_distances(rows, tmp_path):
 
 
 def test_too_few_pairs_have_none(rows, tmp_path):
-    assert distances_of_sets(rows[:6], METHODS, tmp_path, lambda _: pytest.fail("measured")) == {}
+    assert distances_of_sets(rows[:6], METHODS, tmp_path, lambda *_: pytest.fail("measured")) == {}
 
 
 def test_a_report_without_them_has_no_such_rows(rows):

@@ -6,13 +6,14 @@ Nothing is downloaded for them: a metric that cannot be had is left out, and the
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as TF
 
 from splice_ff.images import load_image
 
@@ -23,8 +24,8 @@ INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 
 Lpips = Callable[[Tensor, Tensor], float]
 """LPIPS of two images (1, 3, H, W) in [0, 1] of one size."""
-SetDistances = Callable[[Sequence[tuple[Path, Path]]], dict[str, float]]
-"""FID and KID of the pictures named first to those named second."""
+SetDistances = Callable[[Mapping[str, Sequence[Path]], Sequence[Path]], dict[str, dict[str, float]]]
+"""FID and KID of several sets of pictures, by name, to one more set."""
 SET_METRICS = {"fid": "FID", "kid": "KID"}
 
 
@@ -52,21 +53,22 @@ def find_set_distances(device: torch.device) -> tuple[SetDistances | None, str]:
             return None, f"FID and KID ({package} is not installed)"
     if not (path := _cached(INCEPTION)).is_file():
         return None, f"FID and KID (no {path})"
-    return lambda files: set_distances(files, 2048, device), ""
+    return lambda ours, theirs: set_distances(ours, theirs, 2048, device), ""
 
 
 @torch.no_grad()
 def set_distances(
-    files: Sequence[tuple[Path, Path]], features: int | nn.Module, device: torch.device
-) -> dict[str, float]:
-    """How far two sets of pictures are from each other, by the names of `SET_METRICS`.
+    ours: Mapping[str, Sequence[Path]], theirs: Sequence[Path], features: int | nn.Module, device: torch.device
+) -> dict[str, dict[str, float]]:
+    """How far sets of pictures are from another set, by the names of `ours` and of `SET_METRICS`.
 
     FID (Heusel et al., 2017) is biased upwards by small sets, so that it ranks only sets of one size. KID (Binkowski et
     al., 2018) is not biased; taken once over the whole sets instead of over random subsets, it does not vary either.
 
     Args:
-        files: at least two pairs of pictures, the first of one set and the second of the other.
-        features: width of Inception's features, or a network from images (B, 3, H, W) in [0, 1] to (B, F).
+        ours: sets of as many pictures as `theirs`.
+        theirs: at least two pictures.
+        features: width of Inception's features, or a network from uint8 images (B, 3, H, W) to features (B, F).
         device: where to compute.
 
     Raises:
@@ -74,17 +76,25 @@ def set_distances(
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
     from torchmetrics.image.kid import KernelInceptionDistance
+    from torchmetrics.wrappers import FeatureShare
 
-    fid: Any = FrechetInceptionDistance(features, normalize=True).to(device)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns of the memory that features of large sets take
-        kid: Any = KernelInceptionDistance(features, subsets=1, subset_size=len(files), normalize=True).to(device)
-    for pair in files:
-        for path, real in zip(pair, (False, True), strict=True):
-            image = load_image(path).rgb.to(device)
-            fid.update(image, real=real)
-            kid.update(image, real=real)
-    return {"fid": fid.compute().item(), "kid": kid.compute()[0].item()}
+        kid: Any = KernelInceptionDistance(features, subsets=1, subset_size=len(theirs), reset_real_features=False)
+    fid: Any = FrechetInceptionDistance(features, reset_real_features=False)
+    both: Any = FeatureShare({"fid": fid, "kid": kid}).to(device)  # one pass of the network a picture
+
+    def add(files: Sequence[Path], real: bool) -> None:
+        for path in files:
+            both.update(TF.to_dtype(load_image(path).rgb, torch.uint8, scale=True).to(device), real=real)
+
+    add(theirs, real=True)
+    found = {}
+    for name, files in ours.items():
+        both.reset()  # theirs are kept
+        add(files, real=False)
+        found[name] = {"fid": both["fid"].compute().item(), "kid": both["kid"].compute()[0].item()}
+    return found
 
 
 def _cached(name: str) -> Path:

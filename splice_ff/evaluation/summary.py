@@ -82,13 +82,9 @@ def distances_of_sets(
     common = sorted({pair for pair, _ in found if all((pair, name) in found for name in methods)})
     if len(common) < MIN_PAIRS:
         return {}
-    return {
-        name: measure(
-            [(folder / found[pair, name]["picture"], Path(found[pair, name]["appearance_file"])) for pair in common]
-        )
-        | {"pairs": len(common)}
-        for name in methods
-    }
+    ours = {name: [folder / found[pair, name]["picture"] for pair in common] for name in methods}
+    theirs = [Path(found[pair, methods[0]]["appearance_file"]) for pair in common]
+    return {name: {**distances, "pairs": len(common)} for name, distances in measure(ours, theirs).items()}
 
 
 def values(rows: Iterable[Row], method: str, metric: str) -> Values:

@@ -19,7 +19,7 @@ from splice_ff.errors import InputError
 
 MEAN = (123 / 255, 117 / 255, 104 / 255)
 STD = (1 / 255, 1 / 255, 1 / 255)
-STAGES = (3, 4, 6, 3)
+BLOCKS = (3, 4, 6, 3)
 CHANNELS = (128, 256, 512, 1024)
 
 
@@ -37,7 +37,7 @@ def load_open_nsfw() -> nn.Module:
 
 def read_resnet(file: Path) -> nn.Module:
     """A thin ResNet-50 from an ONNX file in which plain nodes for bias and batch norm follow each convolution."""
-    model = ResNet(Bottleneck, STAGES, num_classes=0, channels=tuple(c // Bottleneck.expansion for c in CHANNELS))
+    model = ResNet(Bottleneck, BLOCKS, num_classes=0, channels=tuple(c // Bottleneck.expansion for c in CHANNELS))
     # The original halves the resolution in a block's first convolution, timm in the second; and it pools
     # from the first pixel on, padding only behind the last.
     model.maxpool = nn.MaxPool2d(3, 2, ceil_mode=True)

@@ -105,9 +105,8 @@ def _from_hub(name: str) -> Path:
     if (cached := cached_weights(BackboneSpec(name, name))) is not None:
         return cached
     try:
-        ask_hub(
-            hf_hub_url(config.hf_hub_id, "model.safetensors")
-        )  # one short question: the download retries for minutes
+        # One short question: the download retries for minutes.
+        ask_hub(hf_hub_url(config.hf_hub_id, "model.safetensors"))
         return Path(hf_hub_download(config.hf_hub_id, "model.safetensors"))
     except Exception as error:  # the HTTP client under huggingface_hub, and with it the exceptions, vary
         raise InputError(
