@@ -21,9 +21,9 @@ from splice_ff.errors import InputError
 from splice_ff.generators.amortized import AmortizedGenerator, GeneratorConfig
 from splice_ff.images import atomic_write, check_place
 from splice_ff.losses import Losses
-from splice_ff.pair import default_device
 from splice_ff.pair_optimizer import DivergedError
 from splice_ff.pipeline import SpliceFF
+from splice_ff.processes import agree, make_accelerator
 from splice_ff.progress import progress_bar
 from splice_ff.signals import noted_signals
 from splice_ff.training_checkpoints import newest_checkpoint, save_checkpoint
@@ -54,7 +54,10 @@ class Trainer:
     def __init__(self, config: TrainingConfig, accelerator: Accelerator | None = None, quiet: bool = False) -> None:
         self.config, self.quiet = config, quiet
         check_place(config.output / CONFIG)
-        self.accelerator = accelerator or make_accelerator(config)
+        run = config.run
+        self.accelerator = accelerator or make_accelerator(
+            run.precision, run.trackers, config.output, config.optimizer.accumulation
+        )
         self.device = self.accelerator.device
         set_seed(config.seed)
         backbone = load_backbone(config.backbone.name, config.backbone.weights).to(self.device)
@@ -122,7 +125,7 @@ class Trainer:
                 if self._is_due(config.run.sample_every):
                     self._sample()
                 minutes = (time.monotonic() - last_checkpoint) / 60
-                stop, late = self._agree(bool(noted), minutes > config.run.checkpoint_minutes)
+                stop, late = agree(self.accelerator, bool(noted), minutes > config.run.checkpoint_minutes)
                 if stop or late or self._is_due(config.run.checkpoint_every):
                     save_checkpoint(self.accelerator, config.output, self.step_count, config.run.keep)
                     last_checkpoint = time.monotonic()
@@ -292,40 +295,9 @@ class Trainer:
     def _is_due(self, every: int) -> bool:
         return self.step_count % every == 0 or self.step_count == self.config.optimizer.steps
 
-    def _agree(self, *flags: bool) -> list[bool]:
-        """Whether any process raised each flag: one that stops alone would leave the others waiting."""
-        if self.accelerator.num_processes == 1:
-            return list(flags)
-        raised = torch.tensor(flags, dtype=torch.float32, device=self.device)
-        return [count > 0 for count in self.accelerator.reduce(raised, "sum").tolist()]
-
     def _bar(self) -> tqdm:  # type: ignore[type-arg]
         hidden = self.quiet or not self.accelerator.is_main_process
         return progress_bar(self.config.optimizer.steps, "step", hidden, self.step_count)
-
-
-def make_accelerator(config: TrainingConfig) -> Accelerator:
-    """accelerate's view of the devices, with this run's precision and trackers.
-
-    Raises:
-        InputError: a tracker that is unknown or not installed, a precision that the device does not have, or another
-            one than this process has trained in before: accelerate keeps one for the life of a process.
-    """
-    wanted = config.run.trackers
-    try:
-        accelerator = Accelerator(
-            cpu=default_device().type == "cpu",  # else several processes without a GPU see one each
-            mixed_precision="no" if config.run.precision == "fp32" else config.run.precision,
-            gradient_accumulation_steps=config.optimizer.accumulation,
-            log_with=wanted or None,
-            project_dir=str(config.output),
-        )
-    except ValueError as error:
-        raise InputError(f"run.precision={config.run.precision}, run.trackers={wanted}: {error}") from error
-    # accelerate would go on without them.
-    if missing := sorted({*wanted} - {"all", *(str(tracker) for tracker in accelerator.log_with)}):
-        raise InputError(f"run.trackers: install {', '.join(missing)}, or leave it out")
-    return accelerator
 
 
 def learning_rate_at(step: int, settings: OptimizerConfig) -> float:

@@ -133,7 +133,7 @@ class RunConfig(Section):
     checkpoint_minutes: float = Field(15.0, gt=0)
     keep: Count = 2
     """Newest checkpoints that are kept, besides the best model."""
-    trackers: list[str] = Field(["tensorboard"])
+    trackers: tuple[str, ...] = ("tensorboard",)
 
 
 class TrainingConfig(Section):

@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torchvision.utils import make_grid
-from tqdm import tqdm
 
 from splice_ff.images import save_image
 from splice_ff.memory import peak_memory
+from splice_ff.run_log import RunLog
 from splice_ff.training_config import TrainingConfig
 
 
-class TrainingLog:
+class TrainingLog(RunLog):
     """Means of the losses since the last line, throughput, memory, and the share of time spent waiting for data."""
 
     def __init__(self, config: TrainingConfig, accelerator: Accelerator) -> None:
-        self.output, self.accelerator = config.output, accelerator
-        if accelerator.is_main_process:
-            self.output.mkdir(parents=True, exist_ok=True)
-        if config.run.trackers:
-            accelerator.init_trackers("log")
+        super().__init__(config.output, accelerator, bool(config.run.trackers))
         self.skipped_images = 0
         self._restart()
 
@@ -65,36 +59,25 @@ class TrainingLog:
             "skipped_images": self.skipped_images,
             **counters,
         }
-        self._put(step, "train", line)
+        self.put(step, "train", line)
         self._restart()
 
     def write_validation(self, step: int, losses: dict[str, float]) -> None:
         """A line for the held-out pairs."""
-        self._put(step, "validation", losses)
+        self.put(step, "validation", losses)
         self.say(f"step {step}: held-out total {losses['total']:.4f}, {losses['gap_left']:.2f} of copying's")
 
     def picture(self, step: int, picture: Tensor) -> None:
         """A picture (1, 3, H, W), in a file and in TensorBoard; other trackers want other shapes: they get curves."""
-        (self.output / "samples").mkdir(exist_ok=True)
-        save_image(self.output / "samples" / f"step-{step:08d}.png", picture)
+        (self.folder / "samples").mkdir(exist_ok=True)
+        save_image(self.folder / "samples" / f"step-{step:08d}.png", picture)
         for tracker in self.accelerator.trackers:
             if tracker.name == "tensorboard":
                 tracker.log_images({"samples": picture.cpu().numpy()}, step=step)
 
-    def say(self, message: str) -> None:
-        """A line for the reader, from the main process."""
-        if self.accelerator.is_main_process:
-            tqdm.write(message)
-
     def close(self) -> None:
         """Let the trackers finish."""
         self.accelerator.end_training()
-
-    def _put(self, step: int, kind: str, values: dict[str, Any]) -> None:
-        self.accelerator.log({f"{kind}/{name}": value for name, value in values.items()}, step=step)
-        if self.accelerator.is_main_process:
-            with (self.output / "log.jsonl").open("a") as file:
-                file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
 
 
 def picture_grid(*columns: Tensor) -> Tensor:

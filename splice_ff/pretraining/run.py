@@ -6,12 +6,10 @@ import json
 import math
 import signal
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 from timm.optim import param_groups_weight_decay
 from torch import Tensor
@@ -22,7 +20,6 @@ from splice_ff.data import seeded_generator
 from splice_ff.errors import InputError
 from splice_ff.images import atomic_write, resize_shorter_side
 from splice_ff.losses import VIT_SIZE
-from splice_ff.pair import default_device
 from splice_ff.pair_optimizer import DivergedError
 from splice_ff.pretraining.config import PretrainingConfig
 from splice_ff.pretraining.log import StageLog
@@ -33,6 +30,7 @@ from splice_ff.pretraining.schedules import cosine, warmed_up
 from splice_ff.pretraining.stages import DinoStage, DistillationStage, Stage
 from splice_ff.pretraining.student import Student, make_student, save_backbone
 from splice_ff.pretraining.teachers import load_teacher
+from splice_ff.processes import agree, make_accelerator
 from splice_ff.progress import progress_bar
 from splice_ff.signals import noted_signals
 from splice_ff.training_checkpoints import newest_checkpoint, save_checkpoint
@@ -62,7 +60,7 @@ def pretrain(config: PretrainingConfig, quiet: bool = False) -> bool:
     patch = student.features.patch_size[0]
     if config.dino is not None and config.dino.local_size % patch:
         raise InputError(f"dino.local_size: {config.dino.local_size} is not a multiple of the patch, {patch} pixels")
-    accelerator = make_accelerator(config, config.output)
+    accelerator = make_accelerator(config.run.precision, config.run.trackers, config.output)
     device = accelerator.device
     teacher = None
     if config.distillation is not None:
@@ -91,7 +89,7 @@ class StageRun:
         self.config, self.stage, self.pictures, self.probe = config, stage, pictures, probe
         self.noted, self.quiet = noted, quiet
         self.folder = config.output / stage.name
-        self.accelerator = make_accelerator(config, self.folder)
+        self.accelerator = make_accelerator(config.run.precision, config.run.trackers, self.folder)
         self.module = stage.module.to(self.accelerator.device)
         self.step_count = 0
         self.bad_in_a_row = 0
@@ -142,7 +140,7 @@ class StageRun:
                 if self._is_due(run.save_every):
                     self._save()
                 minutes = (time.monotonic() - last_checkpoint) / 60
-                stop, late = self._agree(bool(self.noted), minutes > run.checkpoint_minutes)
+                stop, late = agree(self.accelerator, bool(self.noted), minutes > run.checkpoint_minutes)
                 diverged = self.bad_in_a_row >= MAX_BAD_STEPS
                 if stop or late or diverged or self.step_count == settings.steps:
                     save_checkpoint(self.accelerator, self.folder, self.step_count, run.keep)
@@ -227,26 +225,9 @@ class StageRun:
     def _is_due(self, every: int) -> bool:
         return self.step_count % every == 0 or self.step_count == self.stage.optimizer.steps
 
-    def _agree(self, *flags: bool) -> list[bool]:
-        """Whether any process raised each flag: one that stops alone would leave the others waiting."""
-        if self.accelerator.num_processes == 1:
-            return list(flags)
-        raised = torch.tensor(flags, dtype=torch.float32, device=self.accelerator.device)
-        return [count > 0 for count in self.accelerator.reduce(raised, "sum").tolist()]
-
     def _bar(self) -> tqdm:  # type: ignore[type-arg]
         hidden = self.quiet or not self.accelerator.is_main_process
         return progress_bar(self.stage.optimizer.steps, "step", hidden, self.step_count, self.stage.name)
-
-
-def make_accelerator(config: PretrainingConfig, folder: Path) -> Accelerator:
-    """accelerate's view of the devices, with this run's precision and trackers."""
-    return Accelerator(
-        cpu=default_device().type == "cpu",  # else several processes without a GPU see one each
-        mixed_precision="no" if config.run.precision == "fp32" else config.run.precision,
-        log_with=list(config.run.trackers) or None,
-        project_dir=str(folder),
-    )
 
 
 def _check_and_write(config: PretrainingConfig) -> None:
