@@ -16,11 +16,11 @@ from typing import Annotated
 import torch
 import typer
 
-from splice_ff.commands.common import Device, errors, find_device, say
+from splice_ff.commands._options import Device, errors, find_device, say
+from splice_ff.data.image_dataset import open_dataset, preload
 from splice_ff.errors import InputError
-from splice_ff.image_dataset import open_dataset, preload
 from splice_ff.pretraining.probes import REFERENCES, cls_tokens, knn_accuracy, linear_accuracy, measure, with_labels
-from splice_ff.weights import load_backbone
+from splice_ff.vit.weights import load_backbone
 
 
 def main(

@@ -19,9 +19,9 @@ import torch
 import typer
 
 from splice_ff.images import load_image, save_image
-from splice_ff.pair import make_recipe
-from splice_ff.pair_optimizer import EVALUATE_EVERY, PairOptimizer
-from splice_ff.weights import load_backbone
+from splice_ff.per_pair.optimize import make_recipe
+from splice_ff.per_pair.optimizer import EVALUATE_EVERY, PairOptimizer
+from splice_ff.vit.weights import load_backbone
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 

@@ -6,7 +6,7 @@ On GPUs `accelerate launch --multi_gpu -m eval.evaluate PAIRS -o DIR ...`, on CP
 
 import typer
 
-from splice_ff.commands.evaluation import evaluate
+from splice_ff.commands.evaluate import evaluate
 
 if __name__ == "__main__":
     typer.run(evaluate)

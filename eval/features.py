@@ -17,14 +17,14 @@ import timm
 import torch
 import typer
 
-from splice_ff.backbone import ViTFeatures
-from splice_ff.correspondence import WEAK_BUDDIES, WEAK_COSINE, MatchStrength, match_strength
+from splice_ff.analysis.correspondence import WEAK_BUDDIES, WEAK_COSINE, MatchStrength, match_strength
+from splice_ff.analysis.inversion import FeatureInversion, InversionRecipe
+from splice_ff.analysis.pca import pca_pictures
 from splice_ff.images import load_image, save_image
-from splice_ff.inversion import FeatureInversion, InversionRecipe
 from splice_ff.losses import VIT_SIZE
-from splice_ff.patches import FACETS
-from splice_ff.pca import pca_pictures
-from splice_ff.weights import BACKBONES, load_backbone
+from splice_ff.vit.features import ViTFeatures
+from splice_ff.vit.inputs import FACETS
+from splice_ff.vit.weights import BACKBONES, load_backbone
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 

@@ -4,14 +4,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from splice_ff.backbone import Features, ViTFeatures
     from splice_ff.errors import InputError
     from splice_ff.images import load_image, save_image
     from splice_ff.losses import Losses, LossWeights, SpliceLoss
-    from splice_ff.pair import optimize_pair
-    from splice_ff.pair_optimizer import DivergedError, PairOptimizer, PairResult
-    from splice_ff.pipeline import SpliceFF
-    from splice_ff.presets import PRESETS, Recipe
+    from splice_ff.one_shot.pipeline import SpliceFF
+    from splice_ff.per_pair.optimize import optimize_pair
+    from splice_ff.per_pair.optimizer import DivergedError, PairOptimizer, PairResult
+    from splice_ff.per_pair.recipes import PRESETS, Recipe
+    from splice_ff.vit.features import Features, ViTFeatures
 
 __version__ = "0.1.0"
 __all__ = [
@@ -33,20 +33,20 @@ __all__ = [
 ]
 
 _MODULES = {
-    "PRESETS": "presets",
-    "DivergedError": "pair_optimizer",
-    "Features": "backbone",
+    "PRESETS": "per_pair.recipes",
+    "DivergedError": "per_pair.optimizer",
+    "Features": "vit.features",
     "InputError": "errors",
     "LossWeights": "losses",
     "Losses": "losses",
-    "PairOptimizer": "pair_optimizer",
-    "PairResult": "pair_optimizer",
-    "Recipe": "presets",
-    "SpliceFF": "pipeline",
+    "PairOptimizer": "per_pair.optimizer",
+    "PairResult": "per_pair.optimizer",
+    "Recipe": "per_pair.recipes",
+    "SpliceFF": "one_shot.pipeline",
     "SpliceLoss": "losses",
-    "ViTFeatures": "backbone",
+    "ViTFeatures": "vit.features",
     "load_image": "images",
-    "optimize_pair": "pair",
+    "optimize_pair": "per_pair.optimize",
     "save_image": "images",
 }
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from splice_ff.backbone import ViTFeatures, self_similarity
+from splice_ff.vit.features import ViTFeatures, self_similarity
 
 VIT_SIZE, VIT_MAX_SIZE = 224, 480
 """Shorter and longest side, in pixels, of what the ViT sees, as published."""

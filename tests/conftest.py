@@ -5,32 +5,16 @@ from pathlib import Path
 
 import pytest
 import timm
-import torch
 import torch.nn.functional as F
-from checkpoint_files import CONFIG, checkpoint_folder
-from feature_checks import FAMILIES
 from safetensors.torch import load_file
+from support.checkpoint_files import CONFIG, checkpoint_folder
+from support.feature_checks import FAMILIES
+from support.tiny_vit import make_vit, randomize
 from timm.models.vision_transformer import VisionTransformer
 
-from splice_ff.backbone import ViTFeatures
+from splice_ff.vit.features import ViTFeatures
 
-GOLDEN = Path(__file__).parent / "data" / "splice_reference.safetensors"
-
-
-@torch.no_grad()
-def randomize(model, seed=0):
-    """Give every parameter a size at which it matters: fresh biases are 0 and fresh layer scales 1e-5."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in model.named_parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
-        is_scale = parameter.ndim == 1 and not name.endswith("bias")
-        parameter.copy_(1 + 0.2 * noise if is_scale else noise * (0.2 if parameter.ndim == 1 else 0.08))
-    return model
-
-
-def make_vit(seed=0, **changes):
-    arguments = {"img_size": 48, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 6, "num_classes": 0}
-    return randomize(VisionTransformer(**arguments | changes), seed).eval()
+GOLDEN = Path(__file__).parent / "golden" / "splice_reference.safetensors"
 
 
 @pytest.fixture(scope="session")

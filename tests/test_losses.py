@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from splice_ff.backbone import ViTFeatures, self_similarity
 from splice_ff.losses import LossWeights, SpliceLoss, identity_loss, resize_for_vit
-from splice_ff.weights import BackboneSpec
+from splice_ff.vit.features import ViTFeatures, self_similarity
+from splice_ff.vit.weights import BackboneSpec
 
 NAMES = ("structure", "appearance", "identity")
 

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from splice_ff.commands.common import Debug, Quiet, errors, say
+from splice_ff.commands._options import Debug, Quiet, errors, say
 
 
 def main(
@@ -22,10 +22,10 @@ def main(
     debug: Debug = False,
 ) -> None:
     """Take a ViT through the stages of a config; docs/pretraining.md explains them."""
-    from splice_ff.pair_optimizer import DivergedError
+    from splice_ff.per_pair.optimizer import DivergedError
     from splice_ff.pretraining.config import PretrainingConfig
-    from splice_ff.pretraining.run import pretrain
-    from splice_ff.settings import read_settings
+    from splice_ff.pretraining.trainer import pretrain
+    from splice_ff.utils.config_file import read_settings
 
     with errors(debug):
         try:

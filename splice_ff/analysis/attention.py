@@ -6,8 +6,8 @@ import torch
 from timm.layers.pos_embed_sincos import apply_rot_embed_cat
 from torch import Tensor
 
-from splice_ff.backbone import ViTFeatures
 from splice_ff.errors import InputError
+from splice_ff.vit.features import ViTFeatures
 
 
 @torch.no_grad()

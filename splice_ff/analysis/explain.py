@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from splice_ff.backbone import ViTFeatures
-from splice_ff.correspondence import Matches, MatchStrength, match_images, match_strength
+from splice_ff.analysis.correspondence import Matches, MatchStrength, match_images, match_strength
 from splice_ff.errors import InputError
-from splice_ff.patches import resize_to_patches
+from splice_ff.vit.features import ViTFeatures
+from splice_ff.vit.inputs import resize_to_patches
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from splice_ff.correspondence import Matches
-from splice_ff.explain import Explanation
-from splice_ff.patches import enlarge_map
+from splice_ff.analysis.correspondence import Matches
+from splice_ff.analysis.explain import Explanation
+from splice_ff.vit.inputs import enlarge_map
 
 DPI = 150
 CELL = 2.1

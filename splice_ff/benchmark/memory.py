@@ -12,9 +12,9 @@ from splice_ff.benchmark.models import make_backbone, make_one_shot
 from splice_ff.benchmark.report import Part
 from splice_ff.benchmark.worker import launch
 from splice_ff.losses import SpliceLoss
-from splice_ff.memory import peak_memory
-from splice_ff.pair import make_recipe
-from splice_ff.pair_optimizer import PairOptimizer
+from splice_ff.per_pair.optimize import make_recipe
+from splice_ff.per_pair.optimizer import PairOptimizer
+from splice_ff.utils.memory import peak_memory
 
 
 def measure_memory(

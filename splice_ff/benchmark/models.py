@@ -5,12 +5,12 @@ from __future__ import annotations
 import timm
 import torch
 
-from splice_ff.backbone import ViTFeatures
 from splice_ff.errors import InputError
-from splice_ff.generators.amortized import AmortizedGenerator, GeneratorConfig
 from splice_ff.losses import VIT_SIZE
-from splice_ff.pipeline import SpliceFF
-from splice_ff.weights import BACKBONES, load_backbone
+from splice_ff.networks.amortized import AmortizedGenerator, GeneratorConfig
+from splice_ff.one_shot.pipeline import SpliceFF
+from splice_ff.vit.features import ViTFeatures
+from splice_ff.vit.weights import BACKBONES, load_backbone
 
 
 def make_backbone(name: str) -> ViTFeatures:

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from splice_ff.backbone import ViTFeatures
-from splice_ff.generators.skip_unet import CHANNELS, SKIP_CHANNELS
 from splice_ff.losses import appearance_loss, identity_loss, resize_for_vit, structure_loss
+from splice_ff.networks.skip_unet import CHANNELS, SKIP_CHANNELS
+from splice_ff.vit.features import ViTFeatures
 
 
 class NaiveSkipUNet(nn.Module):

@@ -14,7 +14,7 @@ from splice_ff.benchmark.models import make_one_shot
 from splice_ff.benchmark.report import Part, spread
 from splice_ff.benchmark.timing import Timing, Work, sum_of, time_in_turn
 from splice_ff.images import load_image, save_image
-from splice_ff.pipeline import SpliceFF
+from splice_ff.one_shot.pipeline import SpliceFF
 
 STAGES = ("reading", "appearance", "semantics", "UNet", "writing")
 

@@ -18,10 +18,10 @@ from splice_ff.benchmark.report import Part
 from splice_ff.benchmark.steps import measure_steps
 from splice_ff.benchmark.training import measure_scaling, measure_training, training_settings
 from splice_ff.errors import InputError
-from splice_ff.generators.cross_attention_unet import SIZES
-from splice_ff.pipeline import SpliceFF
-from splice_ff.presets import MIN_SIZE
-from splice_ff.weights import BACKBONES, BUNDLED, load_backbone
+from splice_ff.networks.cross_attention_unet import SIZES
+from splice_ff.one_shot.pipeline import SpliceFF
+from splice_ff.per_pair.recipes import MIN_SIZE
+from splice_ff.vit.weights import BACKBONES, BUNDLED, load_backbone
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from splice_ff.benchmark.naive import naive_step
 from splice_ff.benchmark.report import FLOOR_HEADER, Part, floor_cells, spread
 from splice_ff.benchmark.timing import Work, time_in_turn
 from splice_ff.losses import VIT_SIZE
-from splice_ff.pair import make_recipe
-from splice_ff.pair_optimizer import PairOptimizer
-from splice_ff.presets import PRESETS
+from splice_ff.per_pair.optimize import make_recipe
+from splice_ff.per_pair.optimizer import PairOptimizer
+from splice_ff.per_pair.recipes import PRESETS
 
 
 def measure_steps(

@@ -15,14 +15,14 @@ from torch import Tensor
 from splice_ff.benchmark.report import FLOOR_HEADER, Part, floor_cells, spread
 from splice_ff.benchmark.timing import Timing, Work, seconds_of, time_in_turn
 from splice_ff.benchmark.worker import launch
-from splice_ff.generators.amortized import Condition
 from splice_ff.images import save_image
 from splice_ff.losses import resize_for_vit
-from splice_ff.memory import peak_memory
-from splice_ff.training_config import TrainingConfig, load_config
+from splice_ff.networks.amortized import Condition
+from splice_ff.training.config import TrainingConfig, load_config
+from splice_ff.utils.memory import peak_memory
 
 if TYPE_CHECKING:
-    from splice_ff.training import Trainer
+    from splice_ff.training.trainer import Trainer
 
 PICTURES = 32
 """Random ones, for the settings that are used where none are given."""
@@ -148,7 +148,7 @@ def train_some_steps(config: dict[str, Any], repeats: int, device: str) -> dict[
 
     accelerate chooses among devices of the kind given.
     """
-    from splice_ff.training import Trainer  # here, because accelerate is slow to import
+    from splice_ff.training.trainer import Trainer  # here, because accelerate is slow to import
 
     settings = TrainingConfig.model_validate(config)
     trainer = Trainer(settings, quiet=True)

@@ -14,9 +14,9 @@ from splice_ff.errors import InputError
 if TYPE_CHECKING:
     import torch
 
-    from splice_ff.backbone import ViTFeatures
     from splice_ff.images import LoadedImage
-    from splice_ff.presets import Recipe
+    from splice_ff.per_pair.recipes import Recipe
+    from splice_ff.vit.features import ViTFeatures
 
 Structure = Annotated[Path, typer.Argument(help="Picture whose layout is kept.", show_default=False)]
 Appearance = Annotated[Path, typer.Argument(help="Picture whose look is taken.", show_default=False)]
@@ -89,7 +89,7 @@ def find_device(name: str | None) -> torch.device:
     """
     import torch
 
-    from splice_ff.pair import default_device
+    from splice_ff.per_pair.optimize import default_device
 
     try:
         device = torch.device(name) if name else default_device()
@@ -107,8 +107,8 @@ def find_backbone(
     A stand-in is announced even to those who asked for quiet, as it changes the result; `silent` is for all processes
     but one of several.
     """
-    from splice_ff.pair import choose_backbone
-    from splice_ff.presets import PRESETS
+    from splice_ff.per_pair.optimize import choose_backbone
+    from splice_ff.per_pair.recipes import PRESETS
 
     backbone, notice = choose_backbone(recipe or PRESETS["fast"], name, weights)
     if notice and not silent:

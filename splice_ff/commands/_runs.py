@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from splice_ff.commands.common import say
+from splice_ff.commands._options import say
 from splice_ff.errors import InputError
-from splice_ff.progress import progress_bar
+from splice_ff.utils.console import progress_bar
 
 if TYPE_CHECKING:
+    from splice_ff.analysis.inversion import FeatureInversion
     from splice_ff.images import LoadedImage
-    from splice_ff.inversion import FeatureInversion
-    from splice_ff.pair_optimizer import DivergedError, PairOptimizer, PairResult
+    from splice_ff.per_pair.optimizer import DivergedError, PairOptimizer, PairResult
 
     Failure = KeyboardInterrupt | DivergedError | None
 
@@ -30,7 +30,7 @@ def resume(run: PairOptimizer | FeatureInversion, state: Path | None, quiet: boo
     Raises:
         InputError: it is damaged, or another run's.
     """
-    from splice_ff.pair_optimizer import load_state
+    from splice_ff.per_pair.optimizer import load_state
 
     if state and state.exists():
         load_state(run, state)
@@ -59,7 +59,7 @@ def take_steps(
         What ended them early: ctrl-C, heard between two steps (the second one at once), or losses that are no longer
         finite. It is for `end_run`, once what there is has been written.
     """
-    from splice_ff.pair_optimizer import DivergedError, save_state
+    from splice_ff.per_pair.optimizer import DivergedError, save_state
 
     failure: Failure = None
     try:
@@ -89,7 +89,7 @@ def write_best(
         InputError: there is none, or it cannot be written.
     """
     from splice_ff.images import save_image
-    from splice_ff.pair_optimizer import DivergedError
+    from splice_ff.per_pair.optimizer import DivergedError
 
     try:
         result = run.result()

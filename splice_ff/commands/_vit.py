@@ -10,7 +10,7 @@ import splice_ff
 from splice_ff.errors import InputError
 
 if TYPE_CHECKING:
-    from splice_ff.backbone import ViTFeatures
+    from splice_ff.vit.features import ViTFeatures
 
 FACET_NAMES = {"self_similarity": "self-similarity"}
 """Facets whose names in pictures are not those in options."""

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import splice_ff
-from splice_ff.commands.common import Debug, Device, Folder, Quiet, Size, errors, say
+from splice_ff.commands._options import Debug, Device, Folder, Quiet, Size, errors, say
 from splice_ff.commands.transfer import (
     DEFAULT_MODEL,
     Backbone,
@@ -20,7 +20,7 @@ from splice_ff.commands.transfer import (
     load_model,
 )
 from splice_ff.errors import InputError
-from splice_ff.progress import progress_bar
+from splice_ff.utils.console import progress_bar
 
 SETTINGS = "batch.json"
 
@@ -52,9 +52,9 @@ def batch(
     Example: `splice-ff batch pairs.csv -o painted`
     """
     with errors(debug):
-        from splice_ff.batch import paint_pairs
+        from splice_ff.data.pair_list import read_pairs
         from splice_ff.images import check_place
-        from splice_ff.pair_list import read_pairs
+        from splice_ff.one_shot.batch import paint_pairs
 
         check_strength(strength)
         listed = read_pairs(pairs)

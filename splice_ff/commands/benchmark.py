@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from splice_ff.commands.common import Debug, Device, Quiet, errors, find_device, say
+from splice_ff.commands._options import Debug, Device, Quiet, errors, find_device, say
 
 
 def benchmark(
@@ -62,8 +62,8 @@ def benchmark(
     from splice_ff.benchmark import run
     from splice_ff.benchmark.floor import measure_rates, sensible_precisions
     from splice_ff.benchmark.report import Part
-    from splice_ff.evaluation import machine
     from splice_ff.images import atomic_write, check_place
+    from splice_ff.utils import commit as machine
 
     with errors(debug):
         chosen = run.check_parts(parts or [])

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from splice_ff.commands.common import Backbone, Debug, Device, Folder, Quiet, Weights, errors, find_device, say
+from splice_ff.commands._options import Backbone, Debug, Device, Folder, Quiet, Weights, errors, find_device, say
 from splice_ff.commands.transfer import DEFAULT_MODEL
 from splice_ff.errors import InputError
 
@@ -59,15 +59,16 @@ def evaluate(
     """  # fmt: skip
     from accelerate import PartialState
 
-    from splice_ff.evaluation import machine, report, run
+    from splice_ff.data.pair_list import read_pairs
+    from splice_ff.evaluation import report, run
     from splice_ff.evaluation.measure import Measurer, metrics_of
     from splice_ff.evaluation.methods import parse_method, parse_results
     from splice_ff.evaluation.perceptual import find_lpips, find_set_distances
     from splice_ff.evaluation.summary import distances_of_sets, summarise
     from splice_ff.images import check_place
-    from splice_ff.pair import choose_backbone, make_recipe
-    from splice_ff.pair_list import read_pairs
-    from splice_ff.weights import load_backbone
+    from splice_ff.per_pair.optimize import choose_backbone, make_recipe
+    from splice_ff.utils import commit as machine
+    from splice_ff.vit.weights import load_backbone
 
     with errors(debug):
         check_place(output / "report.html")

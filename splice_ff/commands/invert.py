@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from splice_ff.commands.common import (
+from splice_ff.commands._options import (
     Backbone,
     Debug,
     Device,
@@ -22,11 +22,11 @@ from splice_ff.commands.common import (
     load,
     say,
 )
-from splice_ff.commands.runs import end_run, resume, take_steps
-from splice_ff.commands.vit import FACET_NAMES, ViTSize, parse_layers
+from splice_ff.commands._runs import end_run, resume, take_steps
+from splice_ff.commands._vit import FACET_NAMES, ViTSize, parse_layers
 
 if TYPE_CHECKING:
-    from splice_ff.inversion import FeatureInversion
+    from splice_ff.analysis.inversion import FeatureInversion
 
 
 def invert(
@@ -58,8 +58,8 @@ def invert(
     Example: `splice-ff invert cat.jpg --feature cls --layers 2,5,8,11 --seeds 2 -o inverted`
     """
     with errors(debug):
+        from splice_ff.analysis.inversion import FeatureInversion, InversionRecipe
         from splice_ff.images import check_place, check_writable, save_image
-        from splice_ff.inversion import FeatureInversion, InversionRecipe
         from splice_ff.losses import VIT_SIZE
 
         # The recipe checks the two names itself.
@@ -93,7 +93,7 @@ def invert(
 
 def _write_grid(run: FeatureInversion, path: Path) -> None:
     """Input and inversions: layers across, seeds down, with the distances."""
-    from splice_ff.figures import grid_figure, picture_of
+    from splice_ff.analysis.figures import grid_figure, picture_of
     from splice_ff.images import save_image
 
     found = run.result()

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from splice_ff.commands.common import (
+from splice_ff.commands._options import (
     Appearance,
     Backbone,
     Debug,
@@ -24,7 +24,7 @@ from splice_ff.commands.common import (
     load,
     say,
 )
-from splice_ff.commands.vit import Layer, ViTSize, facts_of, parse_layers
+from splice_ff.commands._vit import Layer, ViTSize, facts_of, parse_layers
 
 
 def attention(
@@ -40,11 +40,11 @@ def attention(
 ) -> None:
     """Show where the [CLS] token looks, head by head."""
     with errors(debug):
-        from splice_ff.attention import cls_attention
-        from splice_ff.figures import attention_picture, picture_of, wrapped_figure
+        from splice_ff.analysis.attention import cls_attention
+        from splice_ff.analysis.figures import attention_picture, picture_of, wrapped_figure
         from splice_ff.images import check_writable, save_image
         from splice_ff.losses import VIT_SIZE
-        from splice_ff.patches import resize_to_patches
+        from splice_ff.vit.inputs import resize_to_patches
 
         check_writable(output)
         picture = load(image, quiet).rgb
@@ -78,8 +78,8 @@ def match(
     A transfer paints along such ties. Where there are few, or wrong ones, it must fail.
     """
     with errors(debug):
-        from splice_ff.correspondence import match_images, match_strength
-        from splice_ff.figures import matches_figure, picture_of
+        from splice_ff.analysis.correspondence import match_images, match_strength
+        from splice_ff.analysis.figures import matches_figure, picture_of
         from splice_ff.images import check_writable, save_image
         from splice_ff.losses import VIT_SIZE
 
@@ -113,8 +113,8 @@ def explain(
     Example: `splice-ff explain cat.jpg tiger.jpg tiger-cat.png -o explained.png`
     """
     with errors(debug):
-        from splice_ff.explain import explain as explain_result
-        from splice_ff.figures import explanation_figure, picture_of
+        from splice_ff.analysis.explain import explain as explain_result
+        from splice_ff.analysis.figures import explanation_figure, picture_of
         from splice_ff.images import check_writable, save_image
 
         check_writable(output)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import splice_ff
-from splice_ff.commands.common import (
+from splice_ff.commands._options import (
     Appearance,
     Debug,
     Device,
@@ -26,7 +26,7 @@ from splice_ff.commands.common import (
     load,
     say,
 )
-from splice_ff.commands.runs import end_pair, resume, take_steps, write_best
+from splice_ff.commands._runs import end_pair, resume, take_steps, write_best
 
 
 def optimize(
@@ -61,12 +61,12 @@ def optimize(
     Example: `splice-ff optimize cat.jpg tiger.jpg -o tiger-cat.png`
     """
     with errors(debug):
-        from splice_ff.checkpoint import save_generator
-        from splice_ff.correspondence import match_strength
+        from splice_ff.analysis.correspondence import match_strength
         from splice_ff.images import check_place, check_writable, save_image
         from splice_ff.losses import Losses
-        from splice_ff.pair import make_recipe
-        from splice_ff.pair_optimizer import PairOptimizer
+        from splice_ff.per_pair.generator_file import save_generator
+        from splice_ff.per_pair.optimize import make_recipe
+        from splice_ff.per_pair.optimizer import PairOptimizer
 
         recipe = make_recipe(preset, steps=steps, size=size, generator=generator, precision=precision)
         check_writable(output)
@@ -108,9 +108,9 @@ def apply(
     It has learned one look on one layout; expect good results on pictures like its own.
     """
     with errors(debug):
-        from splice_ff.checkpoint import load_generator
         from splice_ff.images import check_writable, save_image
-        from splice_ff.pair import apply_generator
+        from splice_ff.per_pair.generator_file import load_generator
+        from splice_ff.per_pair.optimize import apply_generator
 
         check_writable(output)
         net, settings = load_generator(generator)

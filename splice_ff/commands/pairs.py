@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from splice_ff.commands.common import Backbone, Debug, Device, Quiet, Weights, errors, find_backbone, find_device, say
+from splice_ff.commands._options import Backbone, Debug, Device, Quiet, Weights, errors, find_backbone, find_device, say
 from splice_ff.errors import InputError
 
 
@@ -33,9 +33,9 @@ def pairs(
     Example: `splice-ff pairs photos/ -o pairs.parquet`
     """
     with errors(debug):
-        from splice_ff.image_dataset import open_dataset
+        from splice_ff.data.image_dataset import open_dataset
+        from splice_ff.data.mining import mine_pairs
         from splice_ff.images import check_place
-        from splice_ff.mining import mine_pairs
 
         if output.suffix != ".parquet":
             raise InputError(f"{output}: pairs are written as .parquet; choose such a name")

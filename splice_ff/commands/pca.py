@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from splice_ff.commands.common import (
+from splice_ff.commands._options import (
     Debug,
     Device,
     Folder,
@@ -21,7 +21,7 @@ from splice_ff.commands.common import (
     load,
     say,
 )
-from splice_ff.commands.vit import FACET_NAMES, ViTSize, facts_of, parse_layers
+from splice_ff.commands._vit import FACET_NAMES, ViTSize, facts_of, parse_layers
 from splice_ff.errors import InputError
 
 
@@ -59,11 +59,11 @@ def pca(
     Example: `splice-ff pca cat.jpg tiger.jpg --joint --mask -o seen`
     """
     with errors(debug):
-        from splice_ff.figures import grid_figure, picture_of, thumbnail_size
+        from splice_ff.analysis.figures import grid_figure, picture_of, thumbnail_size
+        from splice_ff.analysis.pca import PCA_FACETS, pca_pictures
         from splice_ff.images import check_writable, save_image
         from splice_ff.losses import VIT_SIZE
-        from splice_ff.patches import enlarge_map
-        from splice_ff.pca import PCA_FACETS, pca_pictures
+        from splice_ff.vit.inputs import enlarge_map
 
         chosen = _choose(facets, PCA_FACETS)
         names: list[str | None] = [*dict.fromkeys(backbone)] if backbone else [None]

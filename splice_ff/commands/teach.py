@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from splice_ff.commands.common import (
+from splice_ff.commands._options import (
     Debug,
     Device,
     Folder,
@@ -24,7 +24,7 @@ from splice_ff.commands.common import (
 from splice_ff.errors import InputError
 
 if TYPE_CHECKING:
-    from splice_ff.teach import TeacherTask
+    from splice_ff.training.teacher import TeacherTask
 
 
 def teach(
@@ -61,9 +61,9 @@ def teach(
         from accelerate import PartialState
 
         from splice_ff.images import check_place
-        from splice_ff.pair import make_recipe
-        from splice_ff.teach import FAILED, SETTINGS, open_folder
-        from splice_ff.teach import teach as paint_pairs
+        from splice_ff.per_pair.optimize import make_recipe
+        from splice_ff.training.teacher import FAILED, SETTINGS, open_folder
+        from splice_ff.training.teacher import teach as paint_pairs
 
         recipe = make_recipe(preset, steps=steps, size=size)
         if recipe.size is None:
@@ -104,13 +104,13 @@ def teach(
 
 def _tasks(pairs: Path, data: str | None, split: str, seed: int) -> tuple[Sequence[TeacherTask], dict[str, str]]:
     """The pairs to paint, and what their names refer to."""
-    from splice_ff.teach import tasks_of_dataset, tasks_of_files
+    from splice_ff.training.teacher import tasks_of_dataset, tasks_of_files
 
     if pairs.suffix == ".parquet":
         if data is None:
             raise InputError(f"{pairs}: name the dataset that its pairs were found in with --data")
-        from splice_ff.image_dataset import open_dataset
-        from splice_ff.mining import read_mined_pairs
+        from splice_ff.data.image_dataset import open_dataset
+        from splice_ff.data.mining import read_mined_pairs
 
         mined, dataset = read_mined_pairs(pairs), open_dataset(data, split)
         mined.check(len(dataset), split)
@@ -119,6 +119,6 @@ def _tasks(pairs: Path, data: str | None, split: str, seed: int) -> tuple[Sequen
         return tasks_of_dataset(mined, dataset, seed), source
     if data is not None:
         raise InputError("--data goes with a .parquet of pairs")
-    from splice_ff.pair_list import read_pairs
+    from splice_ff.data.pair_list import read_pairs
 
     return tasks_of_files(read_pairs(pairs)), {"pairs": str(pairs.resolve())}

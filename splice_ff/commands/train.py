@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from splice_ff.commands.common import Debug, Quiet, errors, say
+from splice_ff.commands._options import Debug, Quiet, errors, say
 
 
 def train(
@@ -27,9 +27,9 @@ def train(
     Example: `splice-ff train train/configs/small.yaml data.source=photos/ output=runs/photos`
     """
     with errors(debug):
-        from splice_ff.pair_optimizer import DivergedError
-        from splice_ff.training import Trainer
-        from splice_ff.training_config import load_config
+        from splice_ff.per_pair.optimizer import DivergedError
+        from splice_ff.training.config import load_config
+        from splice_ff.training.trainer import Trainer
 
         trainer = Trainer(load_config(config, overrides or ()), quiet=quiet)
         try:

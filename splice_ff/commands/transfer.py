@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import splice_ff
-from splice_ff.commands.common import Debug, Device, Output, Quiet, Size, Structure, errors, find_device, load, say
-from splice_ff.commands.runs import end_pair, take_steps, write_best
+from splice_ff.commands._options import Debug, Device, Output, Quiet, Size, Structure, errors, find_device, load, say
+from splice_ff.commands._runs import end_pair, take_steps, write_best
 from splice_ff.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from splice_ff.images import LoadedImage
-    from splice_ff.pipeline import SpliceFF
+    from splice_ff.one_shot.pipeline import SpliceFF
 
 DEFAULT_MODEL = "pets-tiny"
 
@@ -65,7 +65,7 @@ def transfer(
     """
     with errors(debug):
         from splice_ff.images import check_writable, save_image
-        from splice_ff.looks import load_look
+        from splice_ff.one_shot.tokens_file import load_look
 
         paths = appearance or []
         _check_arguments(paths, look, weight, strength, refine)
@@ -111,7 +111,7 @@ def embed(
     """
     with errors(debug):
         from splice_ff.images import check_place
-        from splice_ff.looks import save_look
+        from splice_ff.one_shot.tokens_file import save_look
 
         _check_weights(appearance, weight)
         check_place(output)
@@ -124,7 +124,7 @@ def embed(
 
 def load_model(name: str, backbone: str | None, backbone_weights: Path | None, device: str | None) -> SpliceFF:
     """The model that a command was given, on its device."""
-    from splice_ff.pipeline import SpliceFF
+    from splice_ff.one_shot.pipeline import SpliceFF
 
     found = find_device(device)
     return SpliceFF.from_pretrained(name, backbone=backbone, weights=backbone_weights).to(found)
@@ -180,7 +180,7 @@ def _facts(
 def _warn_of_weak_matches(
     model: SpliceFF, structure: LoadedImage, paths: list[Path], appearances: list[LoadedImage]
 ) -> None:
-    from splice_ff.correspondence import match_strength
+    from splice_ff.analysis.correspondence import match_strength
 
     for path, image in zip(paths, appearances, strict=True):
         strength = match_strength(model.backbone, structure.rgb, image.rgb)
@@ -200,7 +200,7 @@ def _refine(
 ) -> None:
     """Take per-pair steps and write the best picture, also when they are interrupted or diverge."""
     from splice_ff.losses import Losses
-    from splice_ff.refine import refiner
+    from splice_ff.one_shot.refine import refiner
 
     run = refiner(model, structure.rgb, appearance.rgb, steps=steps, size=size)
     failure = take_steps(run, Losses.floats, quiet)

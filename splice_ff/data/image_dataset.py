@@ -22,7 +22,7 @@ from torchvision.transforms.v2 import functional as F
 
 from splice_ff.errors import InputError
 from splice_ff.images import MAX_PIXELS, MIN_SIDE, READABLE, ImageError, load_image
-from splice_ff.progress import progress_bar
+from splice_ff.utils.console import progress_bar
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -280,7 +280,7 @@ def _check_hub(source: str) -> None:
     from huggingface_hub import hf_hub_url
     from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HFValidationError, RepositoryNotFoundError
 
-    from splice_ff.weights import ask_hub  # here, because it imports timm, which pictures do without
+    from splice_ff.vit.weights import ask_hub  # here, because it imports timm, which pictures do without
 
     try:
         ask_hub(hf_hub_url(source, "README.md", repo_type="dataset"))

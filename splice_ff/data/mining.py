@@ -21,11 +21,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from splice_ff.backbone import ViTFeatures
+from splice_ff.data.image_dataset import decode, label_names
 from splice_ff.errors import InputError
-from splice_ff.image_dataset import decode, label_names
 from splice_ff.images import ImageError, atomic_write, check_place
-from splice_ff.progress import progress_bar
+from splice_ff.utils.console import progress_bar
+from splice_ff.vit.features import ViTFeatures
 
 if TYPE_CHECKING:
     from datasets import Dataset

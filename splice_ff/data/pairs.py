@@ -19,8 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from splice_ff.errors import InputError
-from splice_ff.image_dataset import (
+from splice_ff.data.image_dataset import (
     ImageCache,
     ImageRows,
     decode,
@@ -31,12 +30,13 @@ from splice_ff.image_dataset import (
     side_for_crops,
     square_crop,
 )
+from splice_ff.errors import InputError
 from splice_ff.images import ImageError
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
-    from splice_ff.mining import MinedPairs
+    from splice_ff.data.mining import MinedPairs
 
 __all__ = ["ImageCache", "ImageRows", "PairDataset", "PairMix", "StreamingPairs", "decode", "open_dataset", "preload"]
 
@@ -52,7 +52,7 @@ class PairMix:
         within: another picture with the same label. Without labels: any other picture.
         across: a picture with another label.
         identity: the same picture, cropped alike, twice.
-        mined: a nearest neighbour, found by `splice_ff.mining`.
+        mined: a nearest neighbour, found by `splice_ff.data.mining`.
 
     Raises:
         InputError: a negative number, or nothing but zeros.
@@ -89,7 +89,7 @@ class PairDataset(torch.utils.data.Dataset[dict[str, Any]]):
         size: pixels of the squares; at most the side of `images`.
         mix: how often which kind of pair.
         labels: keep only pictures with these labels, by name; by number where the dataset names none.
-        mined: from `splice_ff.mining.read_mined_pairs`; needed where `mix.mined` is not 0.
+        mined: from `splice_ff.data.mining.read_mined_pairs`; needed where `mix.mined` is not 0.
         seed: another seed, other pairs.
         augment: random squares, mirrored half of the time; False takes the middle, for validation.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from splice_ff.backbone import self_similarity
+from splice_ff.vit.features import self_similarity
 
 
 def self_sim(output_keys: Tensor, structure_keys: Tensor) -> float:

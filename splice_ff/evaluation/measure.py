@@ -11,11 +11,11 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
-from splice_ff.backbone import ViTFeatures
 from splice_ff.errors import InputError
 from splice_ff.evaluation import feature_metrics, image_metrics
 from splice_ff.evaluation.perceptual import Lpips
 from splice_ff.losses import SpliceLoss, Target, appearance_loss, identity_loss, structure_loss
+from splice_ff.vit.features import ViTFeatures
 
 MIN_SIDE = image_metrics.TILE + 2
 """Smallest side, in pixels, of an image that can be measured."""

@@ -11,15 +11,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from splice_ff.backbone import ViTFeatures
 from splice_ff.errors import InputError
-from splice_ff.evaluation.lab import match_colours
 from splice_ff.images import SUFFIXES, load_image
-from splice_ff.model_files import find_model, read_config
-from splice_ff.pair import apply_generator, optimize_pair
-from splice_ff.pipeline import SpliceFF
-from splice_ff.presets import PRESETS
-from splice_ff.refine import refine
+from splice_ff.one_shot.model_files import find_model, read_config
+from splice_ff.one_shot.pipeline import SpliceFF
+from splice_ff.one_shot.refine import refine
+from splice_ff.per_pair.optimize import apply_generator, optimize_pair
+from splice_ff.per_pair.recipes import PRESETS
+from splice_ff.utils.color import match_colours
+from splice_ff.vit.features import ViTFeatures
 
 KNOWN = "copy, colour, one-shot, one-shot+refine:STEPS, optimize-fast[:STEPS], optimize-paper[:STEPS]"
 
@@ -185,7 +185,7 @@ def parse_method(text: str, backbone: ViTFeatures, model: str, device: torch.dev
 
     Raises:
         InputError: an unknown name, or no number of steps where one is needed.
-        splice_ff.files.CheckpointError: the model cannot be used.
+        splice_ff.utils.files.CheckpointError: the model cannot be used.
     """
     match = re.fullmatch(r"(copy|colour|one-shot|one-shot\+refine|optimize-fast|optimize-paper)(?::([1-9]\d*))?", text)
     if not match:

@@ -8,10 +8,10 @@ from typing import Literal, get_args
 from einops import rearrange
 from torch import Tensor, nn
 
-from splice_ff.backbone import Features, ViTFeatures
 from splice_ff.errors import InputError
-from splice_ff.generators.appearance_encoder import AppearanceEncoder
-from splice_ff.generators.cross_attention_unet import SIZES, CrossAttentionUNet
+from splice_ff.networks.appearance_encoder import AppearanceEncoder
+from splice_ff.networks.cross_attention_unet import SIZES, CrossAttentionUNet
+from splice_ff.vit.features import Features, ViTFeatures
 
 Context = Literal["cls", "cls+patches"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from splice_ff.generators.attention import CrossAttention, FeedForward
+from splice_ff.networks.layers import CrossAttention, FeedForward
 
 BLOCKS = 2
 """Rounds of attention to the context and among the appearance tokens."""

@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from splice_ff.generators.attention import CrossAttention, FeedForward
+from splice_ff.networks.layers import CrossAttention, FeedForward
 
 MARGIN = 0.02
 """Colours are brought this far inside [0, 1] before the logit, so that black and white can still be changed."""

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from splice_ff.data.pair_list import PairFiles
 from splice_ff.errors import InputError
 from splice_ff.images import LoadedImage, load_image, save_image
-from splice_ff.pair_list import PairFiles
-from splice_ff.pipeline import SpliceFF
+from splice_ff.one_shot.pipeline import SpliceFF
 
 MAX_WAITING = 64_000_000
 """Pixels of structure images that may wait for others of their size."""

@@ -13,11 +13,11 @@ import torch
 from huggingface_hub import hf_hub_url, snapshot_download
 
 from splice_ff.errors import InputError
-from splice_ff.files import CheckpointError, read_tensors, write_tensors
-from splice_ff.generators.amortized import AmortizedGenerator, GeneratorConfig
 from splice_ff.images import atomic_write
-from splice_ff.model_card import model_card
-from splice_ff.weights import ask_hub, checkpoints_dir
+from splice_ff.networks.amortized import AmortizedGenerator, GeneratorConfig
+from splice_ff.one_shot.model_card import model_card
+from splice_ff.utils.files import CheckpointError, read_tensors, write_tensors
+from splice_ff.vit.weights import ask_hub, checkpoints_dir
 
 FORMAT = "splice-ff amortized generator 1"
 FILES = ("config.json", "model.safetensors", "README.md")
@@ -42,7 +42,7 @@ class ModelConfig:
     size: int
     """Shorter side, in pixels, at which the generator works by default."""
     training: dict[str, Any] = field(default_factory=dict)
-    """Facts for the model card; see `splice_ff.model_card`."""
+    """Facts for the model card; see `splice_ff.one_shot.model_card`."""
 
     def __post_init__(self) -> None:
         for name in ("vit_size", "size"):

@@ -10,17 +10,17 @@ import torch
 from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
 
-from splice_ff.backbone import ViTFeatures
 from splice_ff.errors import InputError
-from splice_ff.files import CheckpointError
-from splice_ff.generators.amortized import AmortizedGenerator, Condition
 from splice_ff.images import MAX_PIXELS, MIN_SIDE, resize_shorter_side
 from splice_ff.losses import VIT_MAX_SIZE, VIT_SIZE
-from splice_ff.model_files import DiskType, ModelConfig, find_model, fingerprint, load_model, save_model
-from splice_ff.pair_optimizer import to_full_size
-from splice_ff.patches import resize_to_patches
-from splice_ff.tiles import MAX_UNTILED, paint_in_tiles
-from splice_ff.weights import load_backbone
+from splice_ff.networks.amortized import AmortizedGenerator, Condition
+from splice_ff.one_shot.model_files import DiskType, ModelConfig, find_model, fingerprint, load_model, save_model
+from splice_ff.one_shot.tiles import MAX_UNTILED, paint_in_tiles
+from splice_ff.per_pair.optimizer import to_full_size
+from splice_ff.utils.files import CheckpointError
+from splice_ff.vit.features import ViTFeatures
+from splice_ff.vit.inputs import resize_to_patches
+from splice_ff.vit.weights import load_backbone
 
 
 class SpliceFF(nn.Module, ModelHubMixin):
@@ -31,7 +31,7 @@ class SpliceFF(nn.Module, ModelHubMixin):
         backbone: its ViT.
         vit_size: shorter side, in pixels, of what the ViT sees, as in training.
         size: shorter side, in pixels, at which the generator works unless told otherwise.
-        card: facts of the training for config.json and the model card; see `splice_ff.model_card`.
+        card: facts of the training for config.json and the model card; see `splice_ff.one_shot.model_card`.
 
     Raises:
         InputError: sizes that cannot be; a generator made for a ViT of another depth or width.
@@ -172,7 +172,7 @@ class SpliceFF(nn.Module, ModelHubMixin):
         Raises:
             CheckpointError: no such model, damaged or unknown files, NaN weights, or another backbone than the one it
                 was trained with.
-            splice_ff.weights.WeightsError: the backbone cannot be loaded.
+            splice_ff.vit.weights.WeightsError: the backbone cannot be loaded.
         """
         folder = find_model(name)
         generator, config = load_model(folder)

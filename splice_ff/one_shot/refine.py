@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from splice_ff.losses import Losses
-from splice_ff.pair_optimizer import PairOptimizer, PairResult
-from splice_ff.pipeline import SpliceFF, check_size
-from splice_ff.presets import PRESETS, Recipe
+from splice_ff.one_shot.pipeline import SpliceFF, check_size
+from splice_ff.per_pair.optimizer import PairOptimizer, PairResult
+from splice_ff.per_pair.recipes import PRESETS, Recipe
 
 REFINE = replace(
     PRESETS["fast"], steps=100, learning_rate=1e-3, copy_steps=0, views=4, identity_every=4, average=0.0, patience=0

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as TF
 
-from splice_ff.generators.cross_attention_unet import CrossAttentionUNet
+from splice_ff.networks.cross_attention_unet import CrossAttentionUNet
 
 MAX_UNTILED = 1280 * 1280
 """Pixels up to which a picture goes in one pass."""

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from torch import nn
 
-from splice_ff.files import CheckpointError, read_tensors, write_tensors
-from splice_ff.generators.skip_unet import SkipUNet
+from splice_ff.networks.skip_unet import SkipUNet
+from splice_ff.utils.files import CheckpointError, read_tensors, write_tensors
 
 FORMAT = "splice-ff per-pair generator"
 

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from splice_ff.backbone import ViTFeatures
 from splice_ff.errors import InputError
 from splice_ff.images import load_image
 from splice_ff.losses import Losses
-from splice_ff.pair_optimizer import PairOptimizer, PairResult, to_full_size, working_size
-from splice_ff.presets import PRESETS, Recipe
-from splice_ff.weights import load_backbone, load_default_backbone
+from splice_ff.per_pair.optimizer import PairOptimizer, PairResult, to_full_size, working_size
+from splice_ff.per_pair.recipes import PRESETS, Recipe
+from splice_ff.vit.features import ViTFeatures
+from splice_ff.vit.weights import load_backbone, load_default_backbone
 
 
 def optimize_pair(

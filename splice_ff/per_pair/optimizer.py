@@ -15,15 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from splice_ff.augment import appearance_views, structure_views
-from splice_ff.backbone import ViTFeatures
 from splice_ff.errors import InputError
-from splice_ff.generators.skip_unet import SkipUNet
 from splice_ff.images import ImageError, atomic_write, resize_shorter_side
 from splice_ff.losses import Losses, SpliceLoss, Target
-from splice_ff.precision import fastest_dtype
-from splice_ff.presets import MIN_SIZE, Recipe
-from splice_ff.upsample import guided_upsample
+from splice_ff.networks.skip_unet import SkipUNet
+from splice_ff.per_pair.augment import appearance_views, structure_views
+from splice_ff.per_pair.recipes import MIN_SIZE, Recipe
+from splice_ff.utils.precision import fastest_dtype
+from splice_ff.utils.resize import guided_upsample
+from splice_ff.vit.features import ViTFeatures
 
 EVALUATE_EVERY = 25
 """Steps between looks at the whole picture without augmentation, which choose the best so far."""
@@ -63,7 +63,7 @@ class PairOptimizer:
     Args:
         structure, appearance: (1, 3, H, W) in [0, 1].
         backbone: the frozen ViT.
-        recipe: see `splice_ff.presets`.
+        recipe: see `splice_ff.per_pair.recipes`.
         seed: of the generator's initial weights and of the augmentations.
         compile: torch.compile the generator and the ViT.
         device: where to compute.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from splice_ff.errors import InputError
-from splice_ff.generators.skip_unet import VARIANTS
+from splice_ff.networks.skip_unet import VARIANTS
 
 Precision = Literal["auto", "fp32", "bf16"]
 MIN_SIZE = 64

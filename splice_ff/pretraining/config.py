@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from splice_ff.settings import Count, Section, Share
+from splice_ff.utils.config_file import Count, Section, Share
 
 Area = tuple[Share, Share]
 """Smallest and largest share of a picture's area."""
@@ -17,7 +17,7 @@ class PicturesConfig(Section):
     """Which pictures, held decoded in memory."""
 
     source: str
-    """A folder, parquet files, WebDataset tars or a hub name; see `splice_ff.image_dataset.open_dataset`."""
+    """A folder, parquet files, WebDataset tars or a hub name; see `splice_ff.data.image_dataset.open_dataset`."""
     split: str = "train"
     side: int = Field(160, ge=32)
     """Pixels of the squares that are held: 3 * side**2 bytes a picture."""

@@ -10,8 +10,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from splice_ff.memory import peak_memory
-from splice_ff.run_log import RunLog
+from splice_ff.training.run_log import RunLog
+from splice_ff.utils.memory import peak_memory
 
 
 class StageLog(RunLog):

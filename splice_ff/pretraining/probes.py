@@ -10,8 +10,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
-from splice_ff.backbone import ViTFeatures
-from splice_ff.evaluation.lab import rgb_to_lab
+from splice_ff.utils.color import rgb_to_lab
+from splice_ff.vit.features import ViTFeatures
 
 NEIGHBOURS = 15
 REFERENCES = 0.7

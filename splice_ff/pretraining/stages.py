@@ -1,4 +1,4 @@
-"""The two stages, seen alike by the loop in `splice_ff.pretraining.run`: crops of a batch in, losses out."""
+"""The two stages, seen alike by the loop in `splice_ff.pretraining.trainer`: crops of a batch in, losses out."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any, Protocol
 from accelerate import Accelerator
 from torch import Generator, Tensor, nn
 
-from splice_ff.data import seeded_generator
+from splice_ff.data.pairs import seeded_generator
 from splice_ff.pretraining.config import DinoConfig, DistillationConfig, OptimizerConfig, PretrainingConfig
 from splice_ff.pretraining.crops import crops
 from splice_ff.pretraining.dino import Dino
 from splice_ff.pretraining.distillation import Distillation
-from splice_ff.pretraining.pictures import HeldPictures
+from splice_ff.pretraining.images import HeldPictures
 from splice_ff.pretraining.schedules import cosine, linear
 from splice_ff.pretraining.student import Student
 from splice_ff.pretraining.teachers import Teacher

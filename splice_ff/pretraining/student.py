@@ -11,13 +11,13 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from splice_ff.backbone import UNUSED, ViTFeatures
 from splice_ff.errors import InputError
-from splice_ff.files import write_tensors
 from splice_ff.images import atomic_write
 from splice_ff.losses import LossWeights
 from splice_ff.pretraining.config import StudentConfig
-from splice_ff.weights import load_backbone
+from splice_ff.utils.files import write_tensors
+from splice_ff.vit.features import UNUSED, ViTFeatures
+from splice_ff.vit.weights import load_backbone
 
 ARCHITECTURE = "timm.models.VisionTransformer"
 

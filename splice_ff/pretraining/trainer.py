@@ -15,25 +15,25 @@ from timm.optim import param_groups_weight_decay
 from torch import Tensor
 from tqdm import tqdm
 
-from splice_ff.backbone import ViTFeatures
-from splice_ff.data import seeded_generator
+from splice_ff.data.pairs import seeded_generator
 from splice_ff.errors import InputError
 from splice_ff.images import atomic_write, resize_shorter_side
 from splice_ff.losses import VIT_SIZE
-from splice_ff.pair_optimizer import DivergedError
+from splice_ff.per_pair.optimizer import DivergedError
 from splice_ff.pretraining.config import PretrainingConfig
+from splice_ff.pretraining.images import HeldPictures
 from splice_ff.pretraining.log import StageLog
-from splice_ff.pretraining.pictures import HeldPictures
 from splice_ff.pretraining.probes import cls_tokens, measure
 from splice_ff.pretraining.scales import loss_scales
 from splice_ff.pretraining.schedules import cosine, warmed_up
 from splice_ff.pretraining.stages import DinoStage, DistillationStage, Stage
 from splice_ff.pretraining.student import Student, make_student, save_backbone
 from splice_ff.pretraining.teachers import load_teacher
-from splice_ff.processes import agree, make_accelerator
-from splice_ff.progress import progress_bar
-from splice_ff.signals import noted_signals
-from splice_ff.training_checkpoints import newest_checkpoint, save_checkpoint
+from splice_ff.training.checkpoints import newest_checkpoint, save_checkpoint
+from splice_ff.training.runtime import agree, make_accelerator
+from splice_ff.utils.console import progress_bar
+from splice_ff.utils.signals import noted_signals
+from splice_ff.vit.features import ViTFeatures
 
 MAX_BAD_STEPS = 10
 """So many steps in a row with NaN or infinite gradients end the run."""

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
-from splice_ff.data import ImageRows, PairDataset, PairMix, StreamingPairs, open_dataset, preload
+from splice_ff.data.image_dataset import side_for_crops
+from splice_ff.data.pairs import ImageRows, PairDataset, PairMix, StreamingPairs, open_dataset, preload
 from splice_ff.errors import InputError
-from splice_ff.image_dataset import side_for_crops
-from splice_ff.training_config import TrainingConfig
+from splice_ff.training.config import TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class TrainingData:
         else:
             mined = None
             if settings.mined_pairs:
-                from splice_ff.mining import read_mined_pairs
+                from splice_ff.data.mining import read_mined_pairs
 
                 mined = read_mined_pairs(settings.mined_pairs)
                 mined.check(len(dataset), settings.split)
@@ -120,7 +120,7 @@ class TrainingData:
             )
         self.lessons: Dataset[dict[str, Any]] | None = None
         if config.distill:
-            from splice_ff.teach import TeacherPairs
+            from splice_ff.training.teacher import TeacherPairs
 
             self.lessons = Endless(TeacherPairs(config.distill.source, settings.size, seed=config.seed))
             self.lessons_a_batch = max(1, round(config.distill.share * self.batch_size))

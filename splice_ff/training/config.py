@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from splice_ff.generators.amortized import Context
-from splice_ff.settings import Count, Section, Share, read_settings
+from splice_ff.networks.amortized import Context
+from splice_ff.utils.config_file import Count, Section, Share, read_settings
 
 Points = Annotated[list[tuple[int, float]], Field(min_length=1)]
 
@@ -31,7 +31,7 @@ class DataConfig(Section):
     """Which images, and how they are paired."""
 
     source: str
-    """A folder, parquet files, WebDataset tars or a hub name; see `splice_ff.data.open_dataset`."""
+    """A folder, parquet files, WebDataset tars or a hub name; see `splice_ff.data.pairs.open_dataset`."""
     split: str = "train"
     held_out: str | None = None
     """Split for validation; none: no validation."""

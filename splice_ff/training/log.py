@@ -12,9 +12,9 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from splice_ff.images import save_image
-from splice_ff.memory import peak_memory
-from splice_ff.run_log import RunLog
-from splice_ff.training_config import TrainingConfig
+from splice_ff.training.config import TrainingConfig
+from splice_ff.training.run_log import RunLog
+from splice_ff.utils.memory import peak_memory
 
 
 class TrainingLog(RunLog):

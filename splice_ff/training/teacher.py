@@ -22,16 +22,16 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from splice_ff.backbone import ViTFeatures
-from splice_ff.data import seeded_generator
+from splice_ff.data.image_dataset import load_row, side_for_crops, square_crop
+from splice_ff.data.mining import MinedPairs
+from splice_ff.data.pair_list import PairFiles
+from splice_ff.data.pairs import seeded_generator
 from splice_ff.errors import InputError
-from splice_ff.image_dataset import load_row, side_for_crops, square_crop
 from splice_ff.images import atomic_write
-from splice_ff.mining import MinedPairs
-from splice_ff.pair_list import PairFiles
-from splice_ff.pair_optimizer import DivergedError, PairOptimizer
-from splice_ff.presets import Recipe
-from splice_ff.progress import progress_bar
+from splice_ff.per_pair.optimizer import DivergedError, PairOptimizer
+from splice_ff.per_pair.recipes import Recipe
+from splice_ff.utils.console import progress_bar
+from splice_ff.vit.features import ViTFeatures
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -183,8 +183,8 @@ class TeacherPairs(torch.utils.data.Dataset[dict[str, Tensor]]):
 
     Item i is `{"structure", "appearance", "output"}`, each (3, size, size) uint8. Structure and output have the same
     random crop and mirroring, appearance has its own; they depend on the seed, the epoch and i only. It comes shuffled
-    already, as `splice_ff.data.PairDataset` does: give it to a DataLoader without `shuffle`. Pictures are decoded when
-    asked for, their shorter side resized to an eighth more than `size`.
+    already, as `splice_ff.data.pairs.PairDataset` does: give it to a DataLoader without `shuffle`. Pictures are
+    decoded when asked for, their shorter side resized to an eighth more than `size`.
 
     Args:
         folder: that `teach` wrote; pairs that are added later are not seen.

@@ -21,7 +21,7 @@ def describe(device: torch.device) -> str:
 
 def version() -> str:
     """The package's version, with the commit where it runs from a git checkout, and whether that was changed."""
-    git = ["git", "-C", str(Path(__file__).parent)]
+    git = ["git", "-C", str(Path(__file__).parents[1])]
     try:
         commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
         changes = subprocess.run([*git, "status", "--porcelain", "."], capture_output=True, text=True, check=True)

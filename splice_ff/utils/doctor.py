@@ -9,9 +9,9 @@ from importlib.metadata import version
 import torch
 from PIL import features
 
-from splice_ff.model_files import bundled_models
-from splice_ff.precision import matmul_rate
-from splice_ff.weights import BACKBONES, BUNDLED, cached_weights, checkpoints_dir, load_backbone
+from splice_ff.one_shot.model_files import bundled_models
+from splice_ff.utils.precision import matmul_rate
+from splice_ff.vit.weights import BACKBONES, BUNDLED, cached_weights, checkpoints_dir, load_backbone
 
 
 def report() -> Iterator[str]:

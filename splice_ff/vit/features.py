@@ -21,7 +21,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from splice_ff.weights import BackboneSpec
+    from splice_ff.vit.weights import BackboneSpec
 
 FACETS = ("queries", "keys", "values")
 UNUSED = ("head.", "fc_norm.", "attn_pool.")
@@ -98,13 +98,13 @@ class ViTFeatures(nn.Module):
         """Load a backbone by short name (`dino_vitb8`, ...), timm name, or checkpoint folder.
 
         Args:
-            name: see `splice_ff.weights.BACKBONES`.
+            name: see `splice_ff.vit.weights.BACKBONES`.
             weights: a .safetensors or .pth file, or a folder with one, instead of the hub's weights.
 
         Raises:
-            splice_ff.weights.WeightsError: unknown name, unreachable hub, or a file that does not fit.
+            splice_ff.vit.weights.WeightsError: unknown name, unreachable hub, or a file that does not fit.
         """
-        from splice_ff.weights import load_backbone  # here, because weights.py needs this class
+        from splice_ff.vit.weights import load_backbone  # here, because weights.py needs this class
 
         return load_backbone(name, weights)
 

@@ -7,8 +7,8 @@ from einops import rearrange
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from splice_ff.backbone import Features, ViTFeatures
 from splice_ff.losses import VIT_SIZE
+from splice_ff.vit.features import Features, ViTFeatures
 
 FACETS = ("keys", "queries", "values", "tokens")
 MAX_ASPECT = 4

@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
-from splice_ff.backbone import UNUSED, ViTFeatures
 from splice_ff.errors import InputError
 from splice_ff.losses import LossWeights
+from splice_ff.vit.features import UNUSED, ViTFeatures
 
 HUB_TIMEOUT = 10.0
 """Seconds without an answer after which the hub counts as unreachable."""
@@ -67,7 +67,7 @@ BUNDLED = "vit_mini"
 
 def checkpoints_dir() -> Path:
     """Folder of the bundled checkpoints: inside the installed package, or beside it in a source tree."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     inside = package / "checkpoints"
     return inside if inside.is_dir() else package.parent / "checkpoints"
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 from timm.models.eva import Eva
 
-from splice_ff.attention import cls_attention
-from splice_ff.backbone import ViTFeatures
-from splice_ff.correspondence import Matches, best_buddies, match_images, match_strength
+from splice_ff.analysis.attention import cls_attention
+from splice_ff.analysis.correspondence import Matches, best_buddies, match_images, match_strength
 from splice_ff.errors import InputError
-from splice_ff.patches import resize_to_patches
+from splice_ff.vit.features import ViTFeatures
+from splice_ff.vit.inputs import resize_to_patches
 
 
 def noise(seed=0, height=48, width=64):
@@ -71,9 +71,9 @@ def test_a_picture_is_no_weak_match_with_itself(tiny_backbone):
 @pytest.mark.parametrize(("cosine", "share", "weak"), [(0.5, 0.05, True), (0.5, 0.2, False), (0.9, 0.05, False)])
 def test_weak_needs_both_numbers_low(tiny_backbone, monkeypatch, cosine, share, weak):
     patches = 28 * 28
-    monkeypatch.setattr("splice_ff.correspondence.F.cosine_similarity", lambda *a, **k: torch.tensor(cosine))
+    monkeypatch.setattr("splice_ff.analysis.correspondence.F.cosine_similarity", lambda *a, **k: torch.tensor(cosine))
     found = Matches(torch.zeros(int(share * patches), 2, 2), torch.zeros(int(share * patches)), ((28, 28),) * 2)
-    monkeypatch.setattr("splice_ff.correspondence.best_buddies", lambda *a: found)
+    monkeypatch.setattr("splice_ff.analysis.correspondence.best_buddies", lambda *a: found)
     strength = match_strength(tiny_backbone(), noise(), noise(1))
     assert strength.is_weak == weak and ("weak" in strength.text) == weak
 

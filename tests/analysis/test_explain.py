@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from splice_ff.analysis.explain import explain
 from splice_ff.errors import InputError
-from splice_ff.explain import explain
 from splice_ff.losses import structure_loss
 
 

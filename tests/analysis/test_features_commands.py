@@ -10,10 +10,10 @@ from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from typer.testing import CliRunner
 
+from splice_ff.analysis.correspondence import MatchStrength
+from splice_ff.analysis.pca import PCA_FACETS
 from splice_ff.cli import app
-from splice_ff.correspondence import MatchStrength
 from splice_ff.losses import VIT_SIZE
-from splice_ff.pca import PCA_FACETS
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_invert_writes_pictures_previews_and_a_grid_and_goes_on(run, tmp_path):
 
 
 def test_ctrl_c_writes_what_is_there(run, tmp_path, monkeypatch):
-    from splice_ff.inversion import FeatureInversion
+    from splice_ff.analysis.inversion import FeatureInversion
 
     step = FeatureInversion.step
 
@@ -139,7 +139,7 @@ def test_explain_gives_a_verdict(run):
 @pytest.mark.parametrize("quiet", [False, True])
 def test_optimize_warns_of_a_weak_match(run, monkeypatch, quiet):
     weak = MatchStrength(0.1, 2, True, "semantic match: weak (for the test)")
-    monkeypatch.setattr("splice_ff.correspondence.match_strength", lambda *_: weak)
+    monkeypatch.setattr("splice_ff.analysis.correspondence.match_strength", lambda *_: weak)
     result, made = run("optimize", "a", "b", "--steps", "1", "--precision", "fp32", *(["-q"] if quiet else []))
     assert result.exit_code == 0 and made.exists(), result.output
     assert ("note: semantic match: weak" in result.stderr) == (not quiet)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from splice_ff.analysis.inversion import FeatureInversion, InversionRecipe, noise_std
 from splice_ff.errors import InputError
-from splice_ff.inversion import FeatureInversion, InversionRecipe, noise_std
-from splice_ff.pair_optimizer import DivergedError, load_state, save_state
+from splice_ff.per_pair.optimizer import DivergedError, load_state, save_state
 
 
 def image(seed=0):
@@ -76,7 +76,7 @@ def test_runs_do_not_influence_each_other(make):
 
 
 def test_one_pass_a_step_for_all_runs_and_one_for_the_target(make, monkeypatch):
-    from splice_ff.backbone import ViTFeatures
+    from splice_ff.vit.features import ViTFeatures
 
     batches, blocks, forward = [], [], ViTFeatures.forward
     monkeypatch.setattr(ViTFeatures, "forward", lambda s, x, **k: (batches.append(len(x)), forward(s, x, **k))[1])

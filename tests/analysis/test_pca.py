@@ -4,8 +4,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from splice_ff.backbone import self_similarity
-from splice_ff.pca import PCA_FACETS, foreground, pca_pictures, principal_components, self_similarity_descriptors
+from splice_ff.analysis.pca import (
+    PCA_FACETS,
+    foreground,
+    pca_pictures,
+    principal_components,
+    self_similarity_descriptors,
+)
+from splice_ff.vit.features import self_similarity
 
 
 def photo(seed=0, height=48, width=64):

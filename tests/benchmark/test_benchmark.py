@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from training_setup import read_config, write_run
+from support.training_setup import read_config, write_run
 from typer.testing import CliRunner
 
 from splice_ff.benchmark import training, worker

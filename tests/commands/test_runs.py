@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 import typer
 
-from splice_ff.commands.runs import end_run, take_steps, write_best
+from splice_ff.commands._runs import end_run, take_steps, write_best
 from splice_ff.errors import InputError
-from splice_ff.pair_optimizer import DivergedError
+from splice_ff.per_pair.optimizer import DivergedError
 
 
 class Run:

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import RepositoryNotFoundError
-from picture_sets import LABELS, colour, encoded, index_of, make_dataset, noise_image
 from PIL import Image
+from support.image_folders import LABELS, colour, encoded, index_of, make_dataset, noise_image
 
+from splice_ff.data.image_dataset import ImageRows, decode, label_names, load_row, open_dataset, preload, square_crop
 from splice_ff.errors import InputError
-from splice_ff.image_dataset import ImageRows, decode, label_names, load_row, open_dataset, preload, square_crop
 from splice_ff.images import ImageError, load_image
 
 
@@ -134,7 +134,7 @@ def test_a_name_that_is_nothing_is_one_line(monkeypatch, error, message):
         assert url.endswith("/datasets/photos/resolve/main/README.md")
         raise error.__new__(error)
 
-    monkeypatch.setattr("splice_ff.weights.ask_hub", answer)
+    monkeypatch.setattr("splice_ff.vit.weights.ask_hub", answer)
     with pytest.raises(InputError, match=f"^photos: no such folder or file.*{message}"):
         open_dataset("photos")
     with pytest.raises(InputError, match=r"^my photos: no such folder or file, nor a dataset"):

@@ -8,14 +8,14 @@ import pyarrow.parquet as parquet
 import pytest
 import torch
 import torch.nn.functional as F
-from picture_sets import LABELS, encoded, make_dataset, noise_image
 from PIL import Image
+from support.image_folders import LABELS, encoded, make_dataset, noise_image
 from typer.testing import CliRunner
 
-import splice_ff.mining as mining
+import splice_ff.data.mining as mining
 from splice_ff.cli import app
+from splice_ff.data.mining import mine_pairs, nearest_neighbours, read_mined_pairs
 from splice_ff.errors import InputError
-from splice_ff.mining import mine_pairs, nearest_neighbours, read_mined_pairs
 
 ABOUT = {"data": "made here", "split": "train"}
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from splice_ff.data.pair_list import PairFiles, read_pairs
 from splice_ff.errors import InputError
-from splice_ff.pair_list import PairFiles, read_pairs
 
-SHARED = Path(__file__).parents[2] / "shared" / "data" / "pairs"
+SHARED = Path(__file__).parents[3] / "shared" / "data" / "pairs"
 
 
 def put(path, text=""):

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
-from picture_sets import LABELS, colour, index_of, make_dataset
+from support.image_folders import LABELS, colour, index_of, make_dataset
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
-from splice_ff.data import ImageRows, PairDataset, PairMix, StreamingPairs, open_dataset, preload
+from splice_ff.data.image_dataset import ImageCache
+from splice_ff.data.mining import MinedPairs
+from splice_ff.data.pairs import ImageRows, PairDataset, PairMix, StreamingPairs, open_dataset, preload
 from splice_ff.errors import InputError
-from splice_ff.image_dataset import ImageCache
-from splice_ff.mining import MinedPairs
 
 ALL = PairMix(within=0.4, across=0.3, identity=0.3)
 

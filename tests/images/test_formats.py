@@ -3,8 +3,8 @@ import os
 import numpy as np
 import pytest
 import torch
-from picture_files import LOSSLESS, LOSSY, complaint, noise, reopened, saved, unit
 from PIL import Image
+from support.image_files import LOSSLESS, LOSSY, complaint, noise, reopened, saved, unit
 
 from splice_ff.images import load_image
 

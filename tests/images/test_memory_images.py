@@ -3,8 +3,8 @@ import io
 import numpy as np
 import pytest
 import torch
-from picture_files import complaint, noise, saved, swapped_profile, unit
 from PIL import ExifTags, Image
+from support.image_files import complaint, noise, saved, swapped_profile, unit
 
 from splice_ff.images import load_image
 

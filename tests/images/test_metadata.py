@@ -1,8 +1,17 @@
 import numpy as np
 import pytest
 import torch
-from picture_files import grey_profile, noise, reopened, saved, srgb_profile, swapped_profile, unit, white_ink_profile
 from PIL import ExifTags, Image
+from support.image_files import (
+    grey_profile,
+    noise,
+    reopened,
+    saved,
+    srgb_profile,
+    swapped_profile,
+    unit,
+    white_ink_profile,
+)
 
 from splice_ff.images import load_image
 

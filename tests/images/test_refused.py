@@ -3,8 +3,8 @@ import warnings
 import zlib
 
 import pytest
-from picture_files import LOSSLESS, LOSSY, complaint, needs_permissions, noise, saved
 from PIL import Image
+from support.image_files import LOSSLESS, LOSSY, complaint, needs_permissions, noise, saved
 
 from splice_ff.images import load_image
 

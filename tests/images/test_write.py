@@ -4,8 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from picture_files import LOSSLESS, LOSSY, complaint, needs_permissions, noise, reopened, unit
 from PIL import ExifTags, Image, features
+from support.image_files import LOSSLESS, LOSSY, complaint, needs_permissions, noise, reopened, unit
 
 from splice_ff.images import check_writable, load_image, save_image
 

@@ -5,10 +5,10 @@ import torch
 from torch.nn import functional as F
 
 from splice_ff import InputError
-from splice_ff.generators.amortized import AmortizedGenerator, GeneratorConfig
-from splice_ff.generators.appearance_encoder import AppearanceEncoder
-from splice_ff.generators.attention import CrossAttention
-from splice_ff.generators.cross_attention_unet import SIZES, CrossAttentionUNet, UNetSize, _Conv
+from splice_ff.networks.amortized import AmortizedGenerator, GeneratorConfig
+from splice_ff.networks.appearance_encoder import AppearanceEncoder
+from splice_ff.networks.cross_attention_unet import SIZES, CrossAttentionUNet, UNetSize, _Conv
+from splice_ff.networks.layers import CrossAttention
 
 LAYERS, WIDTH = 3, 24
 SMALL = UNetSize((8, 16, 16), 1, 1, 2, 16, 16)

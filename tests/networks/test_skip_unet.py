@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from splice_ff.benchmark.naive import NaiveSkipUNet
-from splice_ff.generators.skip_unet import MIN_SIDE, VARIANTS, SkipUNet
+from splice_ff.networks.skip_unet import MIN_SIDE, VARIANTS, SkipUNet
 
 
 def plain_twin(net: SkipUNet) -> NaiveSkipUNet:

@@ -4,14 +4,14 @@ import json
 
 import pytest
 import torch
-from one_shot_model import make_model, picture
 from safetensors.torch import load_file, save_file
+from support.one_shot_model import make_model, picture
 
 from splice_ff.errors import InputError
-from splice_ff.files import CheckpointError
 from splice_ff.images import resize_shorter_side
-from splice_ff.pipeline import SpliceFF
-from splice_ff.tiles import paint_in_tiles
+from splice_ff.one_shot.pipeline import SpliceFF
+from splice_ff.one_shot.tiles import paint_in_tiles
+from splice_ff.utils.files import CheckpointError
 
 FACTS = {"data": "a folder of 40 cats", "steps": 1234, "loss": {"appearance": 0.125}, "limits": "cats only"}
 
@@ -75,8 +75,10 @@ def test_large_sizes_go_in_tiles(model, monkeypatch):
     structure, tokens = picture(1, 64, 96), model.embed(picture(2))
     whole = model.paint(structure, tokens)
     calls = []
-    monkeypatch.setattr("splice_ff.pipeline.MAX_UNTILED", 64 * 95)
-    monkeypatch.setattr("splice_ff.pipeline.paint_in_tiles", lambda *a: calls.append(a) or paint_in_tiles(*a, core=32))
+    monkeypatch.setattr("splice_ff.one_shot.pipeline.MAX_UNTILED", 64 * 95)
+    monkeypatch.setattr(
+        "splice_ff.one_shot.pipeline.paint_in_tiles", lambda *a: calls.append(a) or paint_in_tiles(*a, core=32)
+    )
     torch.testing.assert_close(model.paint(structure, tokens), whole, atol=2e-5, rtol=0)
     assert len(calls) == 1
 
@@ -162,7 +164,7 @@ def test_another_backbone_is_refused(folder, model, tiny_backbone):
 
 
 def test_the_backbone_may_lie_elsewhere(tmp_path, vit_folder, blank_folder):
-    from splice_ff.weights import load_backbone
+    from splice_ff.vit.weights import load_backbone
 
     make_model(load_backbone(str(vit_folder))).save_pretrained(tmp_path / "model")
     SpliceFF.from_pretrained(tmp_path / "model", backbone=vit_folder)
@@ -248,7 +250,7 @@ def test_weights_that_are_not_finite_are_not_saved(model, tmp_path):
 
 
 def test_bundled_models_go_by_name(folder, model, monkeypatch):
-    monkeypatch.setattr("splice_ff.model_files.checkpoints_dir", lambda: folder.parent)
+    monkeypatch.setattr("splice_ff.one_shot.model_files.checkpoints_dir", lambda: folder.parent)
     (folder.parent / "vit_mini").mkdir()
     (folder.parent / "vit_mini" / "config.json").write_text('{"architecture": "timm.models.VisionTransformer"}')
     assert SpliceFF.from_pretrained("model", backbone=model.backbone).config == model.config
@@ -267,8 +269,8 @@ def test_hub_ids_are_downloaded_and_then_cached(folder, model, monkeypatch):
         assert repository == "someone/cats" and local_files_only is not hub["reachable"]
         return str(folder)
 
-    monkeypatch.setattr("splice_ff.model_files.ask_hub", ask)
-    monkeypatch.setattr("splice_ff.model_files.snapshot_download", download)
+    monkeypatch.setattr("splice_ff.one_shot.model_files.ask_hub", ask)
+    monkeypatch.setattr("splice_ff.one_shot.model_files.snapshot_download", download)
     for hub["reachable"] in (True, False):
         assert SpliceFF.from_pretrained("someone/cats", backbone=model.backbone).config == model.config
     assert "someone/cats" in asked[0]
@@ -278,8 +280,8 @@ def test_an_unreachable_hub_is_one_line(model, monkeypatch):
     def fail(*args, **options):
         raise TimeoutError("no\nanswer")
 
-    monkeypatch.setattr("splice_ff.model_files.ask_hub", fail)
-    monkeypatch.setattr("splice_ff.model_files.snapshot_download", fail)
+    monkeypatch.setattr("splice_ff.one_shot.model_files.ask_hub", fail)
+    monkeypatch.setattr("splice_ff.one_shot.model_files.snapshot_download", fail)
     refusal("someone/cats", model, "someone/cats", "TimeoutError")
 
 

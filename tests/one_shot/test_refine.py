@@ -2,16 +2,16 @@
 
 import pytest
 import torch
-from one_shot_model import make_model, picture
+from support.one_shot_model import make_model, picture
 
 from splice_ff.errors import InputError
-from splice_ff.refine import PairGenerator, refine, refiner
+from splice_ff.one_shot.refine import PairGenerator, refine, refiner
 
 
 @pytest.fixture(autouse=True)
 def _float32(monkeypatch):
     """Not timed: that takes seconds where bfloat16 is emulated."""
-    monkeypatch.setattr("splice_ff.pair_optimizer.fastest_dtype", lambda device: torch.float32)
+    monkeypatch.setattr("splice_ff.per_pair.optimizer.fastest_dtype", lambda device: torch.float32)
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import sys
 import pytest
 import torch
 
-from splice_ff.generators.cross_attention_unet import CrossAttentionUNet, UNetSize
-from splice_ff.tiles import freeze_statistics, paint_in_tiles, reach
+from splice_ff.networks.cross_attention_unet import CrossAttentionUNet, UNetSize
+from splice_ff.one_shot.tiles import freeze_statistics, paint_in_tiles, reach
 
 SIZE = UNetSize((16, 16, 32), 1, 1, 2, 4, 16)
 WIDTH = 12
@@ -75,7 +75,7 @@ def test_reduced_statistics_leave_no_seams(unet):
 @torch.no_grad()
 def test_without_a_margin_there_are_seams(unet, monkeypatch):
     """What the test above would find."""
-    monkeypatch.setattr("splice_ff.tiles.reach", lambda unet: 0)
+    monkeypatch.setattr("splice_ff.one_shot.tiles.reach", lambda unet: 0)
     structure, tokens, semantics = inputs(256, 256, seed=1)
     tiled = paint_in_tiles(unet, structure, tokens, semantics, core=64, statistics_pixels=128 * 128)
     step = (tiled - unet(structure, tokens, semantics)).diff(dim=-1).abs().amax((0, 1, 2))
@@ -92,8 +92,8 @@ def test_the_unet_is_left_as_it_was(unet):
 
 MEMORY = """
 import resource, torch
-from splice_ff.generators.cross_attention_unet import CrossAttentionUNet, UNetSize
-from splice_ff.tiles import paint_in_tiles
+from splice_ff.networks.cross_attention_unet import CrossAttentionUNet, UNetSize
+from splice_ff.one_shot.tiles import paint_in_tiles
 unet = CrossAttentionUNet(UNetSize((16, 16, 32), 1, 1, 2, 4, 16), 12).eval()
 structure = torch.rand(1, 3, 1024, 1024)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

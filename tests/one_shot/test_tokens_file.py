@@ -4,11 +4,11 @@ import os
 
 import pytest
 import torch
-from one_shot_model import make_model, picture
 from safetensors.torch import save_file
+from support.one_shot_model import make_model, picture
 
-from splice_ff.files import CheckpointError
-from splice_ff.looks import FORMAT, load_look, save_look
+from splice_ff.one_shot.tokens_file import FORMAT, load_look, save_look
+from splice_ff.utils.files import CheckpointError
 
 
 @pytest.fixture

@@ -5,21 +5,21 @@ import json
 import numpy as np
 import pytest
 import torch
-from checkpoint_files import CONFIG, checkpoint_folder
-from one_shot_model import make_model, picture
 from PIL import Image
+from support.checkpoint_files import CONFIG, checkpoint_folder
+from support.one_shot_model import make_model, picture
 from typer.testing import CliRunner
 
 from splice_ff.cli import app
 from splice_ff.images import load_image, save_image
-from splice_ff.pipeline import SpliceFF
-from splice_ff.weights import load_backbone
+from splice_ff.one_shot.pipeline import SpliceFF
+from splice_ff.vit.weights import load_backbone
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A folder with pictures (a.png, b.png, c.png), a backbone and a model. Shared: do not change it."""
-    from conftest import make_vit
+    from support.tiny_vit import make_vit
 
     folder = tmp_path_factory.mktemp("place")
     checkpoint_folder(folder / "vit", CONFIG, make_vit(depth=2).state_dict())
@@ -38,7 +38,7 @@ def model(place):
 def run(place, monkeypatch):
     """Run a command on the model; names of pictures are those of `place`."""
     # not timed: that takes seconds where bfloat16 is emulated
-    monkeypatch.setattr("splice_ff.pair_optimizer.fastest_dtype", lambda device: torch.float32)
+    monkeypatch.setattr("splice_ff.per_pair.optimizer.fastest_dtype", lambda device: torch.float32)
 
     def call(*arguments):
         arguments = [place / f"{a}.png" if a in ("a", "b", "c") else a for a in arguments]
@@ -110,7 +110,7 @@ def test_refine(run, tmp_path):
 
 
 def test_refine_that_diverges_leaves_the_best_picture(run, tmp_path, monkeypatch):
-    from splice_ff.pair_optimizer import DivergedError, PairOptimizer
+    from splice_ff.per_pair.optimizer import DivergedError, PairOptimizer
 
     def fail(self):
         raise DivergedError("the losses are no longer finite at step 1")
@@ -122,7 +122,7 @@ def test_refine_that_diverges_leaves_the_best_picture(run, tmp_path, monkeypatch
 
 
 def test_an_interrupted_refine_writes_the_best_picture(run, tmp_path, monkeypatch):
-    from splice_ff.pair_optimizer import PairOptimizer
+    from splice_ff.per_pair.optimizer import PairOptimizer
 
     def interrupt(self):
         raise KeyboardInterrupt
@@ -134,10 +134,10 @@ def test_an_interrupted_refine_writes_the_best_picture(run, tmp_path, monkeypatc
 
 
 def test_weak_matches_are_told(run, tmp_path, monkeypatch):
-    from splice_ff.correspondence import MatchStrength
+    from splice_ff.analysis.correspondence import MatchStrength
 
     weak = MatchStrength(0.1, 0, True, "semantic match: weak (made up)")
-    monkeypatch.setattr("splice_ff.correspondence.match_strength", lambda *_: weak)
+    monkeypatch.setattr("splice_ff.analysis.correspondence.match_strength", lambda *_: weak)
     result = run("transfer", "a", "b", "-o", tmp_path / "out.png")
     assert result.exit_code == 0 and "weak (made up)" in result.stderr and "b.png" in result.stderr
     assert not run("transfer", "a", "b", "-o", tmp_path / "out.png", "--quiet").stderr
@@ -224,7 +224,7 @@ def test_equal_sizes_share_a_pass(run, pairs, tmp_path, monkeypatch):
     run("batch", pairs, "-o", tmp_path / "apart", "--batch-size", "1")
     assert sorted(s[0] for s in sizes) == [1, 1, 1]
     sizes.clear()
-    monkeypatch.setattr("splice_ff.batch.MAX_WAITING", 72 * 96)  # a second one does not wait
+    monkeypatch.setattr("splice_ff.one_shot.batch.MAX_WAITING", 72 * 96)  # a second one does not wait
     run("batch", pairs, "-o", tmp_path / "bounded")
     assert sizes == [(1, 3, 72, 96), (1, 3, 72, 96), (1, 3, 64, 64)]
 
@@ -259,7 +259,7 @@ def test_a_list_that_is_none(run, tmp_path):
 
 
 def test_a_size_that_one_shape_cannot_have_fails_those_pairs(run, place, tmp_path, monkeypatch):
-    monkeypatch.setattr("splice_ff.pipeline.MAX_PIXELS", 1_000_000)
+    monkeypatch.setattr("splice_ff.one_shot.pipeline.MAX_PIXELS", 1_000_000)
     Image.fromarray(np.zeros((16, 4000, 3), np.uint8)).save(tmp_path / "long.png")
     rows = f"one,{place / 'a.png'},{place / 'b.png'}\nlong,{tmp_path / 'long.png'},{place / 'b.png'}\n"
     (tmp_path / "pairs.csv").write_text("name,structure,appearance\n" + rows)

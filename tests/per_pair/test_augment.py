@@ -4,7 +4,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from splice_ff.augment import appearance_views, structure_views
+from splice_ff.per_pair.augment import appearance_views, structure_views
 
 VIEWS = [structure_views, appearance_views]
 SHAPES = {"square": (100, 100), "landscape": (40, 60), "portrait": (60, 40), "nearly square": (41, 40)}

@@ -7,9 +7,9 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from splice_ff import DivergedError, InputError, PairOptimizer, ViTFeatures, optimize_pair
-from splice_ff.checkpoint import CheckpointError, load_generator, save_generator
-from splice_ff.pair import apply_generator, make_recipe
-from splice_ff.pair_optimizer import EVALUATE_EVERY, load_state, save_state
+from splice_ff.per_pair.generator_file import CheckpointError, load_generator, save_generator
+from splice_ff.per_pair.optimize import apply_generator, make_recipe
+from splice_ff.per_pair.optimizer import EVALUATE_EVERY, load_state, save_state
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +197,7 @@ def test_paper_at_the_images_own_size_refuses_tiny_ones(backbone):
 
 
 def test_the_stand_in_is_announced(pair, monkeypatch):
-    from splice_ff import weights
+    from splice_ff.vit import weights
 
     def unreachable(spec):
         raise weights.HubError("no network")

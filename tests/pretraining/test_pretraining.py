@@ -11,21 +11,21 @@ import torch
 import typer
 import yaml
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from picture_sets import noise_image
 from safetensors.torch import load_file, save_file
+from support.image_folders import noise_image
 from typer.testing import CliRunner
 
 from splice_ff import InputError
-from splice_ff.pretraining import run as loop
+from splice_ff.pretraining import trainer as loop
 from splice_ff.pretraining.config import PretrainingConfig
 from splice_ff.pretraining.distillation import patch_layers
-from splice_ff.pretraining.pictures import HeldPictures
-from splice_ff.pretraining.run import StageRun, pretrain
+from splice_ff.pretraining.images import HeldPictures
 from splice_ff.pretraining.stages import DinoStage, DistillationStage
 from splice_ff.pretraining.student import architecture, make_student, save_backbone
 from splice_ff.pretraining.teachers import load_teacher
-from splice_ff.settings import read_settings
-from splice_ff.weights import load_backbone
+from splice_ff.pretraining.trainer import StageRun, pretrain
+from splice_ff.utils.config_file import read_settings
+from splice_ff.vit.weights import load_backbone
 
 CONFIGS = sorted(Path("train/configs/backbone").glob("*.yaml"))
 

@@ -5,8 +5,6 @@ import math
 import pytest
 import torch
 
-from splice_ff.backbone import ViTFeatures
-from splice_ff.evaluation.lab import rgb_to_lab
 from splice_ff.pretraining.probes import (
     cls_tokens,
     colour_statistics,
@@ -17,6 +15,8 @@ from splice_ff.pretraining.probes import (
 )
 from splice_ff.pretraining.scales import APPEARANCE, IDENTITY, loss_scales
 from splice_ff.pretraining.statistics import Standardise, appearance_statistics, pooled
+from splice_ff.utils.color import rgb_to_lab
+from splice_ff.vit.features import ViTFeatures
 
 
 def generator(seed=0):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 class FakeHub:
@@ -106,7 +106,7 @@ if os.fork() == 0:
     near.close()
 
 import huggingface_hub
-from splice_ff import weights
+from splice_ff.vit import weights
 
 weights.HUB_TIMEOUT = 1.0
 huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT = 0.3  # between two pieces of a download

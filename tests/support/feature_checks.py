@@ -1,4 +1,4 @@
-"""What the tests of splice_ff.backbone ask for and how they compare it."""
+"""What the tests of splice_ff.vit.features ask for and how they compare it."""
 
 import torch
 

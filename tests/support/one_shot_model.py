@@ -3,8 +3,8 @@
 import torch
 import torch.nn.functional as F
 
-from splice_ff.generators.amortized import AmortizedGenerator, GeneratorConfig
-from splice_ff.pipeline import SpliceFF
+from splice_ff.networks.amortized import AmortizedGenerator, GeneratorConfig
+from splice_ff.one_shot.pipeline import SpliceFF
 
 
 def make_model(backbone, seed=0, context="cls", **options):

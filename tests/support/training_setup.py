@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 import yaml
-from checkpoint_files import CONFIG, checkpoint_folder
+from support.checkpoint_files import CONFIG, checkpoint_folder
 from torch.nn import functional as F
 
 from splice_ff.images import save_image
-from splice_ff.training_config import load_config
+from splice_ff.training.config import load_config
 
 
 def write_run(folder: Path, vit_state, pictures: int = 12, **changes) -> Path:

@@ -9,11 +9,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
+from support.training_setup import read_config, write_run
 from torch.utils.data import DataLoader
-from training_setup import read_config, write_run
 
 from splice_ff import InputError
-from splice_ff.training_data import Endless, Ordinals, TrainingData
+from splice_ff.training.batches import Endless, Ordinals, TrainingData
 
 
 class Numbers(torch.utils.data.Dataset):

@@ -6,8 +6,8 @@ from typing import get_args
 import pytest
 
 from splice_ff import InputError
-from splice_ff.generators.cross_attention_unet import SIZES
-from splice_ff.training_config import GeneratorSettings, load_config, weight_at
+from splice_ff.networks.cross_attention_unet import SIZES
+from splice_ff.training.config import GeneratorSettings, load_config, weight_at
 
 MINIMAL = "output: out\ndata: {source: photos}\noptimizer: {steps: 10}\n"
 

@@ -6,14 +6,14 @@ import datasets
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from support.training_setup import log_lines, read_config, write_run
 from torch.nn import functional as F
-from training_setup import log_lines, read_config, write_run
 
+from splice_ff.data.pair_list import read_pairs
 from splice_ff.images import save_image
-from splice_ff.pair import make_recipe
-from splice_ff.pair_list import read_pairs
-from splice_ff.teach import open_folder, tasks_of_files, teach
-from splice_ff.training import Trainer
+from splice_ff.per_pair.optimize import make_recipe
+from splice_ff.training.teacher import open_folder, tasks_of_files, teach
+from splice_ff.training.trainer import Trainer
 
 RECIPE = replace(make_recipe("fast", steps=1, size=64, precision="fp32"), copy_steps=1, views=1)
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_setup import log_lines, write_run
+from support.training_setup import log_lines, write_run
 
 from splice_ff.images import save_image
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def launch(processes, home, *program):

@@ -9,20 +9,20 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
-from checkpoint_files import CONFIG, checkpoint_folder
 from PIL import Image
+from support.checkpoint_files import CONFIG, checkpoint_folder
 from typer.testing import CliRunner
 
-import splice_ff.teach
+import splice_ff.training.teacher
 from splice_ff.cli import app
+from splice_ff.data.image_dataset import open_dataset
+from splice_ff.data.mining import MinedPairs
+from splice_ff.data.pair_list import read_pairs
 from splice_ff.errors import InputError
-from splice_ff.image_dataset import open_dataset
-from splice_ff.mining import MinedPairs
-from splice_ff.pair import make_recipe
-from splice_ff.pair_list import read_pairs
-from splice_ff.pair_optimizer import DivergedError, PairOptimizer
-from splice_ff.presets import PRESETS
-from splice_ff.teach import TeacherPairs, open_folder, tasks_of_dataset, tasks_of_files, teach
+from splice_ff.per_pair.optimize import make_recipe
+from splice_ff.per_pair.optimizer import DivergedError, PairOptimizer
+from splice_ff.per_pair.recipes import PRESETS
+from splice_ff.training.teacher import TeacherPairs, open_folder, tasks_of_dataset, tasks_of_files, teach
 
 RECIPE = replace(make_recipe("fast", steps=2, size=64, precision="fp32"), copy_steps=1, views=1)
 TINY = {"depth": 2, "patch_size": 24}
@@ -93,7 +93,7 @@ def test_datasets_reads_what_teach_writes(paint, tmp_path, pairs, tiny_backbone)
 
 def test_structure_and_appearance_are_not_swapped(paint, tmp_path, pairs):
     paint()
-    row = splice_ff.teach._read(tmp_path / "teacher" / "pair-b.parquet")
+    row = splice_ff.training.teacher._read(tmp_path / "teacher" / "pair-b.parquet")
     for name in ("structure", "appearance"):
         kept = Image.open(BytesIO(row[name]["bytes"]))
         original = Image.open(pairs / "b" / f"{name}.png").resize(kept.size, Image.Resampling.BICUBIC)
@@ -204,12 +204,12 @@ def squares(tmp_path):
         random = np.random.default_rng(0)
         for i in range(count):
             structure, appearance = torch.from_numpy(random.integers(0, 255, (2, 3, 64, 96), dtype=np.uint8))
-            png = splice_ff.teach._png
+            png = splice_ff.training.teacher._png
             row = {"name": str(i), "steps": 1, "seconds": 1.0, "settings": "{}"}
             row["losses"] = dict.fromkeys(("total", "structure", "appearance", "identity"), 0.0)
             pictures = {"structure": structure, "appearance": appearance, "output": structure}
             row |= {name: {"bytes": png(picture), "path": None} for name, picture in pictures.items()}
-            splice_ff.teach._write(tmp_path / f"pair-{i}.parquet", row)
+            splice_ff.training.teacher._write(tmp_path / f"pair-{i}.parquet", row)
         return TeacherPairs(tmp_path, size, **options)
 
     return make
@@ -229,7 +229,9 @@ def test_structure_and_output_get_the_same_square(squares):
 
 def test_crops_move_and_are_mirrored(squares, tmp_path):
     pairs = squares(count=1)
-    whole = splice_ff.teach.load_row({"image": splice_ff.teach._read(tmp_path / "pair-0.parquet")["structure"]}, 36)
+    whole = splice_ff.training.teacher.load_row(
+        {"image": splice_ff.training.teacher._read(tmp_path / "pair-0.parquet")["structure"]}, 36
+    )
     corners, mirrored = set(), set()
     for epoch in range(12):
         pairs.set_epoch(epoch)
@@ -257,8 +259,8 @@ def test_items_depend_on_seed_epoch_and_place_only(squares):
 
 def test_every_pair_once_an_epoch_in_another_order(squares, monkeypatch):
     pairs = squares()
-    read, opened = splice_ff.teach._read, []
-    monkeypatch.setattr(splice_ff.teach, "_read", lambda path: opened.append(path) or read(path))
+    read, opened = splice_ff.training.teacher._read, []
+    monkeypatch.setattr(splice_ff.training.teacher, "_read", lambda path: opened.append(path) or read(path))
     for epoch in range(2):
         pairs.set_epoch(epoch)
         list(pairs)

@@ -12,14 +12,14 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
-from training_setup import log_lines, read_config, write_run
+from support.training_setup import log_lines, read_config, write_run
 
 from splice_ff import InputError
 from splice_ff.losses import SpliceLoss
-from splice_ff.pair_optimizer import DivergedError
-from splice_ff.pipeline import SpliceFF
-from splice_ff.training import Trainer, learning_rate_at
-from splice_ff.training_config import OptimizerConfig
+from splice_ff.one_shot.pipeline import SpliceFF
+from splice_ff.per_pair.optimizer import DivergedError
+from splice_ff.training.config import OptimizerConfig
+from splice_ff.training.trainer import Trainer, learning_rate_at
 
 CURVES = ("total", "structure", "appearance", "identity", "gradient_norm", "learning_rate")
 

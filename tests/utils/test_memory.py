@@ -6,11 +6,11 @@ import sys
 import numpy as np
 import torch
 
-from splice_ff.memory import peak_memory
+from splice_ff.utils.memory import peak_memory
 
 GROW = """
 import torch
-from splice_ff.memory import peak_memory
+from splice_ff.utils.memory import peak_memory
 before = peak_memory(torch.device("cpu"))
 held = torch.ones(64 * 2**20)
 del held

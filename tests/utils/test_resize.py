@@ -1,7 +1,7 @@
 import torch
 import torch.nn.functional as F
 
-from splice_ff.upsample import guided_upsample
+from splice_ff.utils.resize import guided_upsample
 
 
 def scene(h, w):

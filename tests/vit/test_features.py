@@ -3,16 +3,16 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from feature_checks import EVERYTHING, FACETS, assert_same, images, relative_error
+from support.feature_checks import EVERYTHING, FACETS, assert_same, images, relative_error
 
-from splice_ff.backbone import self_similarity
+from splice_ff.vit.features import self_similarity
 
 
 def test_the_golden_file_is_the_published_one():
-    shared = Path(__file__).parents[2] / "shared" / "golden" / "splice_reference.safetensors"
+    shared = Path(__file__).parents[3] / "shared" / "golden" / "splice_reference.safetensors"
     if not shared.is_file():
         pytest.skip(f"{shared} is not here to compare with")
-    copy = Path(__file__).parent / "data" / shared.name
+    copy = Path(__file__).parents[1] / "golden" / shared.name
     assert copy.read_bytes() == shared.read_bytes()
 
 

@@ -1,5 +1,5 @@
 import torch
-from feature_checks import EVERYTHING, assert_same, images, relative_error
+from support.feature_checks import EVERYTHING, assert_same, images, relative_error
 
 
 def test_bfloat16_copy(tiny_backbone):

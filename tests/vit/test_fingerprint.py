@@ -1,6 +1,6 @@
 import torch
 
-from splice_ff.backbone import ViTFeatures
+from splice_ff.vit.features import ViTFeatures
 
 
 def test_fingerprint_survives_storage_in_half_precision(tiny_vit):

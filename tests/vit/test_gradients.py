@@ -1,6 +1,6 @@
 import pytest
 import torch
-from feature_checks import EVERYTHING, FACETS, assert_same, images, relative_error
+from support.feature_checks import EVERYTHING, FACETS, assert_same, images, relative_error
 from torch import nn
 
 

@@ -4,12 +4,12 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from feature_checks import EVERYTHING, FACETS, FAMILIES, assert_same, images, relative_error
+from support.feature_checks import EVERYTHING, FACETS, FAMILIES, assert_same, images, relative_error
 from timm.layers import Attention
 from timm.models.eva import Eva
 from timm.models.vision_transformer import ResPostBlock
 
-from splice_ff.backbone import ViTFeatures
+from splice_ff.vit.features import ViTFeatures
 
 PREFIX_TOKENS = {"dinov2_reg": 5, "dinov3": 5}
 

@@ -1,10 +1,10 @@
 import pytest
 import torch
-from checkpoint_files import CONFIG, checkpoint_folder, refusal
 from safetensors.torch import save_file
+from support.checkpoint_files import CONFIG, checkpoint_folder, refusal
 
-from splice_ff.backbone import ViTFeatures
-from splice_ff.weights import load_backbone
+from splice_ff.vit.features import ViTFeatures
+from splice_ff.vit.weights import load_backbone
 
 KEY = "blocks.1.attn.qkv.weight"
 

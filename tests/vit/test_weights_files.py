@@ -3,13 +3,13 @@ import argparse
 import pytest
 import timm
 import torch
-from checkpoint_files import prefixed
 from safetensors.torch import save_file
+from support.checkpoint_files import prefixed
 from torch import nn
 
-from splice_ff.backbone import ViTFeatures
 from splice_ff.losses import LossWeights
-from splice_ff.weights import load_backbone, read_state
+from splice_ff.vit.features import ViTFeatures
+from splice_ff.vit.weights import load_backbone, read_state
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "module.backbone."])

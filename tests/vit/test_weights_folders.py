@@ -2,10 +2,10 @@ import json
 import re
 
 import pytest
-from checkpoint_files import CONFIG
+from support.checkpoint_files import CONFIG
 
 from splice_ff.losses import LossWeights
-from splice_ff.weights import WeightsError, load_backbone
+from splice_ff.vit.weights import WeightsError, load_backbone
 
 
 def test_a_folder_says_all(vit_folder, vit_fingerprint):

@@ -2,11 +2,11 @@ import os
 
 import pytest
 import timm
-from fake_hub import Client, FakeHub
 from safetensors.torch import save_file
+from support.fake_hub import Client, FakeHub
 
-from splice_ff import weights
-from splice_ff.weights import WeightsError, load_backbone
+from splice_ff.vit import weights
+from splice_ff.vit.weights import WeightsError, load_backbone
 
 NAMES = ["test_vit", "test_vit2", "test_vit3"]
 

@@ -8,11 +8,11 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from splice_ff.backbone import ViTFeatures
 from splice_ff.losses import LossWeights
-from splice_ff.weights import BACKBONES, HubError, WeightsError, load_backbone, load_default_backbone
+from splice_ff.vit.features import ViTFeatures
+from splice_ff.vit.weights import BACKBONES, HubError, WeightsError, load_backbone, load_default_backbone
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_bundled_backbone():

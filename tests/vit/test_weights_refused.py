@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_files import refusal
 from safetensors.torch import load_file, save_file
+from support.checkpoint_files import refusal
 from torch import nn
 
-from splice_ff.weights import WeightsError, load_backbone, read_state
+from splice_ff.vit.weights import WeightsError, load_backbone, read_state
 
 KEY = "blocks.1.attn.qkv.weight"
 

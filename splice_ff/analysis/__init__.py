@@ -1,0 +1,1 @@
+"""What the features of a ViT mean: PCA, attention, correspondence and inversion."""

@@ -1,0 +1,1 @@
+"""Images in folders, files and streams, and how they are paired."""

@@ -1,0 +1,1 @@
+"""The networks that paint: the per-pair skip UNet and the amortized cross-attention UNet."""

@@ -1,0 +1,1 @@
+"""Training the amortized generator on many pairs."""
