@@ -4,14 +4,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from splice_ff.errors import InputError
+    from splice_ff.errors import DivergedError, InputError
     from splice_ff.images import load_image, save_image
-    from splice_ff.losses import Losses, LossWeights, SpliceLoss
+    from splice_ff.losses import Losses, SpliceLoss
     from splice_ff.one_shot.pipeline import SpliceFF
     from splice_ff.per_pair.optimize import optimize_pair
-    from splice_ff.per_pair.optimizer import DivergedError, PairOptimizer, PairResult
+    from splice_ff.per_pair.optimizer import PairOptimizer, PairResult
     from splice_ff.per_pair.recipes import PRESETS, Recipe
     from splice_ff.vit.features import Features, ViTFeatures
+    from splice_ff.vit.spec import LossWeights
 
 __version__ = "0.1.0"
 __all__ = [

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import os
 import threading
-import uuid
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -23,10 +21,10 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from splice_ff.errors import InputError
+from splice_ff.errors import ImageError
+from splice_ff.utils.files import atomic_write, check_place, reason
 
 MAX_PIXELS = 64_000_000
 MIN_SIDE = 16  # a ViT patch, and the generator's five halvings, need this much
@@ -43,14 +41,6 @@ QUALITY: dict[str, dict[str, Any]] = {
 }
 
 _pillow_globals = threading.Lock()
-
-
-class ImageError(InputError):
-    """A picture cannot be read or written; the message is one line that names it and says what to do."""
-
-    def __init__(self, message: str) -> None:
-        # A file name, or a library's own message, may hold line breaks.
-        super().__init__(" ".join(message.splitlines()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,18 +101,6 @@ def load_image(source: str | os.PathLike[str] | Image.Image | NDArray[Any] | Ten
         raise ImageError(f"{name}: {_why_unreadable(error)}") from error
 
 
-def resize_shorter_side(image: Tensor, size: int) -> Tensor:
-    """Resize `(B, C, H, W)` in [0, 1] so that its shorter side has `size` pixels, keeping the aspect ratio.
-
-    Antialiased bicubic, clamped to [0, 1] because bicubic overshoots at edges. Smaller images are enlarged;
-    one that fits is returned as it is.
-    """
-    if min(image.shape[-2:]) == size:
-        return image
-    resized: Tensor = F.resize(image, [size], interpolation=InterpolationMode.BICUBIC, antialias=True)
-    return resized.clamp(0, 1)
-
-
 def save_image(
     path: str | os.PathLike[str],
     rgb: Tensor,
@@ -163,7 +141,7 @@ def save_image(
     try:
         atomic_write(path, lambda temporary: image.save(temporary, format=image_format, **options))
     except (OSError, ValueError) as error:
-        raise _cannot_write(path, error) from error
+        raise ImageError(f"{path}: cannot be written ({reason(error)}); choose another name or folder") from error
     return path
 
 
@@ -175,45 +153,6 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     """
     _format_for(Path(path))
     check_place(path)
-
-
-def check_place(path: str | os.PathLike[str]) -> None:
-    """Find out before long work whether `atomic_write` could write `path`; leaves nothing behind.
-
-    Raises:
-        ImageError: `path` is a folder or a device, or its folder takes no file.
-    """
-    path = Path(path)
-    try:
-        folder = next(parent for parent in _replaceable(path).parents if parent.exists())
-        # Trying is the only sure test: permission bits say nothing to root or about a read-only disk.
-        with TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise _cannot_write(path, error) from error
-
-
-def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
-    """Write any file so that it is whole or absent; an existing one stays until the new one is complete.
-
-    Args:
-        path: the file to make. A missing folder is created, a symbolic link followed.
-        write: makes the file at the temporary path that it is given, in the same folder with the same suffix.
-
-    Raises:
-        OSError: the place takes no file. What `write` raises passes through; the temporary file is removed.
-    """
-    target = _replaceable(Path(path))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # Not from tempfile, whose files only their owner may read: one that `write` opens follows the umask.
-    temporary = target.with_name(f".{uuid.uuid4().hex}{target.suffix}")
-    try:
-        write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _open(path: Path) -> Image.Image:
@@ -366,15 +305,3 @@ def _to_pil(path: Path, rgb: Tensor, alpha: Tensor | None) -> Image.Image:
         raise ImageError(f"{path}: not written: the picture holds NaN or infinity; check the run before it")
     image: Image.Image = F.to_pil_image((planes.clamp(0, 1) * 255).round().to(torch.uint8).cpu())
     return image
-
-
-def _replaceable(path: Path) -> Path:
-    """The real path behind links, once it is known that os.replace may put a regular file there."""
-    if path.exists() and not path.is_file():  # a folder, or a device: /dev/null must survive root
-        raise OSError("it is not a regular file")
-    return Path(os.path.realpath(path))
-
-
-def _cannot_write(path: Path, error: Exception) -> ImageError:
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-    return ImageError(f"{path}: cannot be written ({reason}); choose another name or folder")

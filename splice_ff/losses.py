@@ -11,12 +11,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.v2 import functional as TF
 
 from splice_ff.vit.features import ViTFeatures, self_similarity
-
-VIT_SIZE, VIT_MAX_SIZE = 224, 480
-"""Shorter and longest side, in pixels, of what the ViT sees, as published."""
+from splice_ff.vit.inputs import VIT_MAX_SIZE, VIT_SIZE, resize_for_vit
+from splice_ff.vit.spec import LossWeights
 
 
 def structure_loss(output_keys: Tensor, structure_keys: Tensor) -> Tensor:
@@ -32,15 +30,6 @@ def appearance_loss(output_cls: Tensor, appearance_cls: Tensor) -> Tensor:
 def identity_loss(identity_keys: Tensor, appearance_keys: Tensor) -> Tensor:
     """Mean squared difference of keys (B, heads, T, d): the generator should leave the appearance image as it is."""
     return F.mse_loss(identity_keys.float(), appearance_keys.float())
-
-
-@dataclass(frozen=True)
-class LossWeights:
-    """Weights of the three losses in their sum; the published ones by default."""
-
-    structure: float = 1.0
-    appearance: float = 10.0
-    identity: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -65,14 +54,6 @@ class Target:
     """Deepest layer, (B, heads, T, d)."""
     cls: Tensor
     """Deepest layer, (B, D)."""
-
-
-def resize_for_vit(images: Tensor, size: int = VIT_SIZE, max_size: int = VIT_MAX_SIZE) -> Tensor:
-    """Resize (B, 3, H, W) so that the shorter side is `size`, unless the longer then exceeds `max_size`.
-
-    Bilinear and antialiased, as in the published code.
-    """
-    return TF.resize(images, [size], max_size=max_size, antialias=True)
 
 
 class SpliceLoss:

@@ -1,9 +1,10 @@
 import pytest
 import torch
 
-from splice_ff.losses import LossWeights, SpliceLoss, identity_loss, resize_for_vit
+from splice_ff.losses import SpliceLoss, identity_loss
 from splice_ff.vit.features import ViTFeatures, self_similarity
-from splice_ff.vit.weights import BackboneSpec
+from splice_ff.vit.inputs import resize_for_vit
+from splice_ff.vit.spec import BackboneSpec, LossWeights
 
 NAMES = ("structure", "appearance", "identity")
 

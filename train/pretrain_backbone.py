@@ -22,7 +22,7 @@ def main(
     debug: Debug = False,
 ) -> None:
     """Take a ViT through the stages of a config; docs/pretraining.md explains them."""
-    from splice_ff.per_pair.optimizer import DivergedError
+    from splice_ff.errors import DivergedError
     from splice_ff.pretraining.config import PretrainingConfig
     from splice_ff.pretraining.trainer import pretrain
     from splice_ff.utils.config_file import read_settings

@@ -10,9 +10,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
 from splice_ff.errors import InputError
-from splice_ff.losses import VIT_SIZE
 from splice_ff.vit.features import ViTFeatures
-from splice_ff.vit.inputs import patch_descriptors, resize_to_patches
+from splice_ff.vit.inputs import VIT_SIZE, patch_descriptors, resize_to_patches
 
 WEAK_COSINE = 0.56
 WEAK_BUDDIES = 0.09

@@ -17,12 +17,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from splice_ff.errors import InputError
-from splice_ff.losses import VIT_SIZE
+from splice_ff.errors import DivergedError, InputError
 from splice_ff.networks.skip_unet import MIN_SIDE, SkipUNet
-from splice_ff.per_pair.optimizer import DivergedError
 from splice_ff.vit.features import ViTFeatures, self_similarity
-from splice_ff.vit.inputs import resize_to_patches
+from splice_ff.vit.inputs import VIT_SIZE, resize_to_patches
 
 Feature = Literal["cls", "keys", "self_similarity"]
 Prior = Literal["cnn", "pixels"]

@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from splice_ff.losses import VIT_SIZE
 from splice_ff.vit.features import Features, ViTFeatures
-from splice_ff.vit.inputs import FACETS, patch_descriptors, resize_to_patches
+from splice_ff.vit.inputs import FACETS, VIT_SIZE, patch_descriptors, resize_to_patches
 
 PCA_FACETS = (*FACETS, "self_similarity")
 CLIPPED = 0.01

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from splice_ff.utils.precision import matmul_rate
+from splice_ff.utils.machine import matmul_rate
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SENSIBLE = 0.25

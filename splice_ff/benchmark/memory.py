@@ -14,7 +14,7 @@ from splice_ff.benchmark.worker import launch
 from splice_ff.losses import SpliceLoss
 from splice_ff.per_pair.optimize import make_recipe
 from splice_ff.per_pair.optimizer import PairOptimizer
-from splice_ff.utils.memory import peak_memory
+from splice_ff.utils.machine import peak_memory
 
 
 def measure_memory(

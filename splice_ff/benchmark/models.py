@@ -6,11 +6,12 @@ import timm
 import torch
 
 from splice_ff.errors import InputError
-from splice_ff.losses import VIT_SIZE
 from splice_ff.networks.amortized import AmortizedGenerator, GeneratorConfig
 from splice_ff.one_shot.pipeline import SpliceFF
 from splice_ff.vit.features import ViTFeatures
-from splice_ff.vit.weights import BACKBONES, load_backbone
+from splice_ff.vit.inputs import VIT_SIZE
+from splice_ff.vit.spec import BACKBONES
+from splice_ff.vit.weights import load_backbone
 
 
 def make_backbone(name: str) -> ViTFeatures:

@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from splice_ff.losses import appearance_loss, identity_loss, resize_for_vit, structure_loss
+from splice_ff.losses import appearance_loss, identity_loss, structure_loss
 from splice_ff.networks.skip_unet import CHANNELS, SKIP_CHANNELS
 from splice_ff.vit.features import ViTFeatures
+from splice_ff.vit.inputs import resize_for_vit
 
 
 class NaiveSkipUNet(nn.Module):

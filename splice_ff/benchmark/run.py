@@ -21,7 +21,8 @@ from splice_ff.errors import InputError
 from splice_ff.networks.cross_attention_unet import SIZES
 from splice_ff.one_shot.pipeline import SpliceFF
 from splice_ff.per_pair.recipes import MIN_SIZE
-from splice_ff.vit.weights import BACKBONES, BUNDLED, load_backbone
+from splice_ff.vit.spec import BACKBONES, BUNDLED
+from splice_ff.vit.weights import load_backbone
 
 
 @dataclass(frozen=True)

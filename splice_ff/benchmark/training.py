@@ -16,10 +16,10 @@ from splice_ff.benchmark.report import FLOOR_HEADER, Part, floor_cells, spread
 from splice_ff.benchmark.timing import Timing, Work, seconds_of, time_in_turn
 from splice_ff.benchmark.worker import launch
 from splice_ff.images import save_image
-from splice_ff.losses import resize_for_vit
 from splice_ff.networks.amortized import Condition
 from splice_ff.training.config import TrainingConfig, load_config
-from splice_ff.utils.memory import peak_memory
+from splice_ff.utils.machine import peak_memory
+from splice_ff.vit.inputs import resize_for_vit
 
 if TYPE_CHECKING:
     from splice_ff.training.trainer import Trainer

@@ -89,7 +89,7 @@ def find_device(name: str | None) -> torch.device:
     """
     import torch
 
-    from splice_ff.per_pair.optimize import default_device
+    from splice_ff.utils.machine import default_device
 
     try:
         device = torch.device(name) if name else default_device()

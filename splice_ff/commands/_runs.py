@@ -16,8 +16,9 @@ from splice_ff.utils.console import progress_bar
 
 if TYPE_CHECKING:
     from splice_ff.analysis.inversion import FeatureInversion
+    from splice_ff.errors import DivergedError
     from splice_ff.images import LoadedImage
-    from splice_ff.per_pair.optimizer import DivergedError, PairOptimizer, PairResult
+    from splice_ff.per_pair.optimizer import PairOptimizer, PairResult
 
     Failure = KeyboardInterrupt | DivergedError | None
 
@@ -59,7 +60,8 @@ def take_steps(
         What ended them early: ctrl-C, heard between two steps (the second one at once), or losses that are no longer
         finite. It is for `end_run`, once what there is has been written.
     """
-    from splice_ff.per_pair.optimizer import DivergedError, save_state
+    from splice_ff.errors import DivergedError
+    from splice_ff.per_pair.optimizer import save_state
 
     failure: Failure = None
     try:
@@ -88,8 +90,8 @@ def write_best(
     Raises:
         InputError: there is none, or it cannot be written.
     """
+    from splice_ff.errors import DivergedError
     from splice_ff.images import save_image
-    from splice_ff.per_pair.optimizer import DivergedError
 
     try:
         result = run.result()

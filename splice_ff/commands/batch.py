@@ -53,8 +53,8 @@ def batch(
     """
     with errors(debug):
         from splice_ff.data.pair_list import read_pairs
-        from splice_ff.images import check_place
         from splice_ff.one_shot.batch import paint_pairs
+        from splice_ff.utils.files import check_place
 
         check_strength(strength)
         listed = read_pairs(pairs)
@@ -95,7 +95,7 @@ def _open_folder(folder: Path, settings: dict[str, str]) -> None:
     Raises:
         InputError: the folder's pictures were made with another model or other settings.
     """
-    from splice_ff.images import atomic_write
+    from splice_ff.utils.files import atomic_write
 
     file = folder / SETTINGS
     if file.exists():

@@ -62,8 +62,8 @@ def benchmark(
     from splice_ff.benchmark import run
     from splice_ff.benchmark.floor import measure_rates, sensible_precisions
     from splice_ff.benchmark.report import Part
-    from splice_ff.images import atomic_write, check_place
-    from splice_ff.utils import commit as machine
+    from splice_ff.utils import machine
+    from splice_ff.utils.files import atomic_write, check_place
 
     with errors(debug):
         chosen = run.check_parts(parts or [])

@@ -65,9 +65,9 @@ def evaluate(
     from splice_ff.evaluation.methods import parse_method, parse_results
     from splice_ff.evaluation.perceptual import find_lpips, find_set_distances
     from splice_ff.evaluation.summary import distances_of_sets, summarise
-    from splice_ff.images import check_place
     from splice_ff.per_pair.optimize import choose_backbone, make_recipe
-    from splice_ff.utils import commit as machine
+    from splice_ff.utils import machine
+    from splice_ff.utils.files import check_place
     from splice_ff.vit.weights import load_backbone
 
     with errors(debug):

@@ -59,8 +59,9 @@ def invert(
     """
     with errors(debug):
         from splice_ff.analysis.inversion import FeatureInversion, InversionRecipe
-        from splice_ff.images import check_place, check_writable, save_image
-        from splice_ff.losses import VIT_SIZE
+        from splice_ff.images import check_writable, save_image
+        from splice_ff.utils.files import check_place
+        from splice_ff.vit.inputs import VIT_SIZE
 
         # The recipe checks the two names itself.
         recipe = InversionRecipe(feature, prior, steps, size or VIT_SIZE)  # type: ignore[arg-type]

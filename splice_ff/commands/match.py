@@ -43,8 +43,7 @@ def attention(
         from splice_ff.analysis.attention import cls_attention
         from splice_ff.analysis.figures import attention_picture, picture_of, wrapped_figure
         from splice_ff.images import check_writable, save_image
-        from splice_ff.losses import VIT_SIZE
-        from splice_ff.vit.inputs import resize_to_patches
+        from splice_ff.vit.inputs import VIT_SIZE, resize_to_patches
 
         check_writable(output)
         picture = load(image, quiet).rgb
@@ -81,7 +80,7 @@ def match(
         from splice_ff.analysis.correspondence import match_images, match_strength
         from splice_ff.analysis.figures import matches_figure, picture_of
         from splice_ff.images import check_writable, save_image
-        from splice_ff.losses import VIT_SIZE
+        from splice_ff.vit.inputs import VIT_SIZE
 
         check_writable(output)
         a, b = (load(path, quiet).rgb for path in (image_a, image_b))

@@ -62,11 +62,12 @@ def optimize(
     """
     with errors(debug):
         from splice_ff.analysis.correspondence import match_strength
-        from splice_ff.images import check_place, check_writable, save_image
+        from splice_ff.images import check_writable, save_image
         from splice_ff.losses import Losses
         from splice_ff.per_pair.generator_file import save_generator
         from splice_ff.per_pair.optimize import make_recipe
         from splice_ff.per_pair.optimizer import PairOptimizer
+        from splice_ff.utils.files import check_place
 
         recipe = make_recipe(preset, steps=steps, size=size, generator=generator, precision=precision)
         check_writable(output)

@@ -35,7 +35,7 @@ def pairs(
     with errors(debug):
         from splice_ff.data.image_dataset import open_dataset
         from splice_ff.data.mining import mine_pairs
-        from splice_ff.images import check_place
+        from splice_ff.utils.files import check_place
 
         if output.suffix != ".parquet":
             raise InputError(f"{output}: pairs are written as .parquet; choose such a name")

@@ -62,8 +62,7 @@ def pca(
         from splice_ff.analysis.figures import grid_figure, picture_of, thumbnail_size
         from splice_ff.analysis.pca import PCA_FACETS, pca_pictures
         from splice_ff.images import check_writable, save_image
-        from splice_ff.losses import VIT_SIZE
-        from splice_ff.vit.inputs import enlarge_map
+        from splice_ff.vit.inputs import VIT_SIZE, enlarge_map
 
         chosen = _choose(facets, PCA_FACETS)
         names: list[str | None] = [*dict.fromkeys(backbone)] if backbone else [None]

@@ -60,10 +60,10 @@ def teach(
     with errors(debug):
         from accelerate import PartialState
 
-        from splice_ff.images import check_place
         from splice_ff.per_pair.optimize import make_recipe
         from splice_ff.training.teacher import FAILED, SETTINGS, open_folder
         from splice_ff.training.teacher import teach as paint_pairs
+        from splice_ff.utils.files import check_place
 
         recipe = make_recipe(preset, steps=steps, size=size)
         if recipe.size is None:

@@ -27,7 +27,7 @@ def train(
     Example: `splice-ff train train/configs/small.yaml data.source=photos/ output=runs/photos`
     """
     with errors(debug):
-        from splice_ff.per_pair.optimizer import DivergedError
+        from splice_ff.errors import DivergedError
         from splice_ff.training.config import load_config
         from splice_ff.training.trainer import Trainer
 

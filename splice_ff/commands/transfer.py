@@ -110,8 +110,8 @@ def embed(
     Example: `splice-ff embed tiger.jpg -o tiger.safetensors`
     """
     with errors(debug):
-        from splice_ff.images import check_place
         from splice_ff.one_shot.tokens_file import save_look
+        from splice_ff.utils.files import check_place
 
         _check_weights(appearance, weight)
         check_place(output)

@@ -20,8 +20,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from splice_ff.errors import InputError
-from splice_ff.images import MAX_PIXELS, MIN_SIDE, READABLE, ImageError, load_image
+from splice_ff.errors import ImageError, InputError
+from splice_ff.images import MAX_PIXELS, MIN_SIDE, READABLE, load_image
 from splice_ff.utils.console import progress_bar
 
 if TYPE_CHECKING:
@@ -280,7 +280,7 @@ def _check_hub(source: str) -> None:
     from huggingface_hub import hf_hub_url
     from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HFValidationError, RepositoryNotFoundError
 
-    from splice_ff.vit.weights import ask_hub  # here, because it imports timm, which pictures do without
+    from splice_ff.utils.hub import ask_hub
 
     try:
         ask_hub(hf_hub_url(source, "README.md", repo_type="dataset"))

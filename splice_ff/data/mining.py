@@ -22,9 +22,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from splice_ff.data.image_dataset import decode, label_names
-from splice_ff.errors import InputError
-from splice_ff.images import ImageError, atomic_write, check_place
+from splice_ff.errors import ImageError, InputError
 from splice_ff.utils.console import progress_bar
+from splice_ff.utils.files import atomic_write, check_place
 from splice_ff.vit.features import ViTFeatures
 
 if TYPE_CHECKING:

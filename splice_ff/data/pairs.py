@@ -30,8 +30,8 @@ from splice_ff.data.image_dataset import (
     side_for_crops,
     square_crop,
 )
-from splice_ff.errors import InputError
-from splice_ff.images import ImageError
+from splice_ff.errors import ImageError, InputError
+from splice_ff.utils.seeding import seeded_generator
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -349,12 +349,6 @@ def _known_labels(wanted: Sequence[str | int], labels: Sequence[str] | None) -> 
     if unknown:
         raise InputError(f"no label {', '.join(unknown)} in the dataset; it has {', '.join(known) or 'none'}")
     return [str(label) for label in wanted]
-
-
-def seeded_generator(*seeds: int) -> torch.Generator:
-    """Independent random numbers for every combination of seeds."""
-    state = np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
 
 def _randint(count: int, generator: torch.Generator) -> int:

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from splice_ff.images import resize_shorter_side
 from splice_ff.utils.color import rgb_to_lab
+from splice_ff.utils.resize import resize_shorter_side
 
 SIZE = 256
 """Shorter side, in pixels, at which colour, texture and edges are compared: sizes of files should not matter."""

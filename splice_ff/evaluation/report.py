@@ -18,7 +18,8 @@ from torchvision.transforms.v2 import functional as TF
 from splice_ff.errors import InputError
 from splice_ff.evaluation import plots, tables
 from splice_ff.evaluation.run import Row
-from splice_ff.images import atomic_write, load_image
+from splice_ff.images import load_image
+from splice_ff.utils.files import atomic_write
 
 Summary = dict[str, Any]
 THUMBNAIL = 220

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 
 from splice_ff.data.pair_list import PairFiles
-from splice_ff.errors import InputError
+from splice_ff.errors import DivergedError, InputError
 from splice_ff.evaluation.measure import Measurer, Reference
 from splice_ff.evaluation.methods import Folder, Method
-from splice_ff.images import atomic_write, load_image, save_image
-from splice_ff.per_pair.optimizer import DivergedError
+from splice_ff.images import load_image, save_image
 from splice_ff.utils.console import progress_bar
+from splice_ff.utils.files import atomic_write
 
 Row = dict[str, Any]
 """One method on one pair: `pair`, `domain`, `method`, paths of `structure`, `appearance` and `picture`, `seconds` (None

@@ -12,12 +12,11 @@ from typing import Any, Literal, get_args
 import torch
 from huggingface_hub import hf_hub_url, snapshot_download
 
-from splice_ff.errors import InputError
-from splice_ff.images import atomic_write
+from splice_ff.errors import CheckpointError, InputError
 from splice_ff.networks.amortized import AmortizedGenerator, GeneratorConfig
 from splice_ff.one_shot.model_card import model_card
-from splice_ff.utils.files import CheckpointError, read_tensors, write_tensors
-from splice_ff.vit.weights import ask_hub, checkpoints_dir
+from splice_ff.utils.files import atomic_write, checkpoints_dir, read_tensors, write_tensors
+from splice_ff.utils.hub import ask_hub
 
 FORMAT = "splice-ff amortized generator 1"
 FILES = ("config.json", "model.safetensors", "README.md")

@@ -10,16 +10,14 @@ import torch
 from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
 
-from splice_ff.errors import InputError
-from splice_ff.images import MAX_PIXELS, MIN_SIDE, resize_shorter_side
-from splice_ff.losses import VIT_MAX_SIZE, VIT_SIZE
+from splice_ff.errors import CheckpointError, InputError
+from splice_ff.images import MAX_PIXELS, MIN_SIDE
 from splice_ff.networks.amortized import AmortizedGenerator, Condition
 from splice_ff.one_shot.model_files import DiskType, ModelConfig, find_model, fingerprint, load_model, save_model
 from splice_ff.one_shot.tiles import MAX_UNTILED, paint_in_tiles
-from splice_ff.per_pair.optimizer import to_full_size
-from splice_ff.utils.files import CheckpointError
+from splice_ff.utils.resize import resize_shorter_side, to_full_size
 from splice_ff.vit.features import ViTFeatures
-from splice_ff.vit.inputs import resize_to_patches
+from splice_ff.vit.inputs import VIT_MAX_SIZE, VIT_SIZE, resize_to_patches
 from splice_ff.vit.weights import load_backbone
 
 

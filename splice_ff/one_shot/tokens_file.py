@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from splice_ff.errors import CheckpointError
 from splice_ff.one_shot.pipeline import SpliceFF
-from splice_ff.utils.files import CheckpointError, read_tensors, write_tensors
+from splice_ff.utils.files import read_tensors, write_tensors
 
 FORMAT = "splice-ff look 1"
 

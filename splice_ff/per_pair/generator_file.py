@@ -8,8 +8,9 @@ from pathlib import Path
 
 from torch import nn
 
+from splice_ff.errors import CheckpointError
 from splice_ff.networks.skip_unet import SkipUNet
-from splice_ff.utils.files import CheckpointError, read_tensors, write_tensors
+from splice_ff.utils.files import read_tensors, write_tensors
 
 FORMAT = "splice-ff per-pair generator"
 

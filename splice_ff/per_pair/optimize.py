@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from splice_ff.errors import InputError
 from splice_ff.images import load_image
 from splice_ff.losses import Losses
-from splice_ff.per_pair.optimizer import PairOptimizer, PairResult, to_full_size, working_size
+from splice_ff.per_pair.optimizer import PairOptimizer, PairResult, working_size
 from splice_ff.per_pair.recipes import PRESETS, Recipe
+from splice_ff.utils.machine import default_device
+from splice_ff.utils.resize import to_full_size
 from splice_ff.vit.features import ViTFeatures
 from splice_ff.vit.weights import load_backbone, load_default_backbone
 
@@ -102,8 +104,3 @@ def choose_backbone(recipe: Recipe, name: str | None, weights: str | Path | None
     if name or weights:
         return load_backbone(name or recipe.backbone, weights), None
     return load_default_backbone(recipe.backbone)
-
-
-def default_device() -> torch.device:
-    """A CUDA GPU if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

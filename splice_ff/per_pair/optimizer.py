@@ -15,24 +15,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from splice_ff.errors import InputError
-from splice_ff.images import ImageError, atomic_write, resize_shorter_side
+from splice_ff.errors import DivergedError, ImageError, InputError
 from splice_ff.losses import Losses, SpliceLoss, Target
 from splice_ff.networks.skip_unet import SkipUNet
 from splice_ff.per_pair.augment import appearance_views, structure_views
 from splice_ff.per_pair.recipes import MIN_SIZE, Recipe
-from splice_ff.utils.precision import fastest_dtype
-from splice_ff.utils.resize import guided_upsample
+from splice_ff.utils.files import atomic_write
+from splice_ff.utils.machine import fastest_dtype
+from splice_ff.utils.resize import resize_shorter_side, to_full_size
 from splice_ff.vit.features import ViTFeatures
 
 EVALUATE_EVERY = 25
 """Steps between looks at the whole picture without augmentation, which choose the best so far."""
 MIN_GAIN = 0.01
 """Share by which the best total must fall for an evaluation to count as progress."""
-
-
-class DivergedError(RuntimeError):
-    """The losses are no longer finite. The best picture so far is kept."""
 
 
 @dataclass(frozen=True)
@@ -335,13 +331,3 @@ def working_size(image: Tensor, size: int | None) -> Tensor:
             f"(at least {MIN_SIZE}): give a size"
         )
     return image
-
-
-def to_full_size(picture: Tensor, structure: Tensor, full_structure: Tensor) -> Tensor:
-    """A picture of the size of `structure` at the size of `full_structure`."""
-    size = list(full_structure.shape[-2:])
-    if list(picture.shape[-2:]) == size:
-        return picture
-    if picture.shape[-1] > size[-1]:
-        return F.interpolate(picture, size, mode="bicubic", antialias=True).clamp(0, 1)
-    return guided_upsample(picture, structure, full_structure)

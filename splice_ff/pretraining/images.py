@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from splice_ff.data.image_dataset import open_dataset, preload
-from splice_ff.data.pairs import seeded_generator
 from splice_ff.errors import InputError
 from splice_ff.pretraining.config import PicturesConfig
+from splice_ff.utils.seeding import seeded_generator
 
 
 class HeldPictures:

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from splice_ff.training.run_log import RunLog
-from splice_ff.utils.memory import peak_memory
+from splice_ff.utils.machine import peak_memory
 
 
 class StageLog(RunLog):

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from splice_ff.losses import LossWeights
 from splice_ff.vit.features import ViTFeatures, self_similarity
+from splice_ff.vit.spec import LossWeights
 
 APPEARANCE = 0.57
 IDENTITY = 1.1

@@ -9,7 +9,6 @@ from typing import Any, Protocol
 from accelerate import Accelerator
 from torch import Generator, Tensor, nn
 
-from splice_ff.data.pairs import seeded_generator
 from splice_ff.pretraining.config import DinoConfig, DistillationConfig, OptimizerConfig, PretrainingConfig
 from splice_ff.pretraining.crops import crops
 from splice_ff.pretraining.dino import Dino
@@ -18,6 +17,7 @@ from splice_ff.pretraining.images import HeldPictures
 from splice_ff.pretraining.schedules import cosine, linear
 from splice_ff.pretraining.student import Student
 from splice_ff.pretraining.teachers import Teacher
+from splice_ff.utils.seeding import seeded_generator
 
 MEASURED = 1024
 """Pictures from which the targets' means and spreads are taken."""

@@ -12,11 +12,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from splice_ff.errors import InputError
-from splice_ff.images import atomic_write
-from splice_ff.losses import LossWeights
 from splice_ff.pretraining.config import StudentConfig
-from splice_ff.utils.files import write_tensors
+from splice_ff.utils.files import atomic_write, write_tensors
 from splice_ff.vit.features import UNUSED, ViTFeatures
+from splice_ff.vit.spec import LossWeights
 from splice_ff.vit.weights import load_backbone
 
 ARCHITECTURE = "timm.models.VisionTransformer"

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from splice_ff.errors import InputError
 from splice_ff.pretraining.open_nsfw import CHANNELS, MEAN, STD, load_open_nsfw
-from splice_ff.vit.weights import BackboneSpec, ask_hub, cached_weights
+from splice_ff.utils.hub import ask_hub
+from splice_ff.vit.spec import BackboneSpec
+from splice_ff.vit.weights import cached_weights
 
 STAGES = 4
 """How many of the deepest feature maps are used, as far as the model has so many."""

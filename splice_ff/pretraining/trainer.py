@@ -15,11 +15,7 @@ from timm.optim import param_groups_weight_decay
 from torch import Tensor
 from tqdm import tqdm
 
-from splice_ff.data.pairs import seeded_generator
-from splice_ff.errors import InputError
-from splice_ff.images import atomic_write, resize_shorter_side
-from splice_ff.losses import VIT_SIZE
-from splice_ff.per_pair.optimizer import DivergedError
+from splice_ff.errors import DivergedError, InputError
 from splice_ff.pretraining.config import PretrainingConfig
 from splice_ff.pretraining.images import HeldPictures
 from splice_ff.pretraining.log import StageLog
@@ -31,9 +27,12 @@ from splice_ff.pretraining.student import Student, make_student, save_backbone
 from splice_ff.pretraining.teachers import load_teacher
 from splice_ff.training.checkpoints import newest_checkpoint, save_checkpoint
 from splice_ff.training.runtime import agree, make_accelerator
-from splice_ff.utils.console import progress_bar
-from splice_ff.utils.signals import noted_signals
+from splice_ff.utils.console import noted_signals, progress_bar
+from splice_ff.utils.files import atomic_write
+from splice_ff.utils.resize import resize_shorter_side
+from splice_ff.utils.seeding import seeded_generator
 from splice_ff.vit.features import ViTFeatures
+from splice_ff.vit.inputs import VIT_SIZE
 
 MAX_BAD_STEPS = 10
 """So many steps in a row with NaN or infinite gradients end the run."""

@@ -14,7 +14,7 @@ from torchvision.utils import make_grid
 from splice_ff.images import save_image
 from splice_ff.training.config import TrainingConfig
 from splice_ff.training.run_log import RunLog
-from splice_ff.utils.memory import peak_memory
+from splice_ff.utils.machine import peak_memory
 
 
 class TrainingLog(RunLog):

@@ -8,12 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from splice_ff.data.pairs import seeded_generator
-from splice_ff.losses import Losses, LossWeights, SpliceLoss, Target, resize_for_vit
+from splice_ff.losses import Losses, SpliceLoss, Target
 from splice_ff.networks.amortized import AmortizedGenerator, Condition
 from splice_ff.training.batches import Batch
 from splice_ff.training.config import LossConfig, TrainingConfig, weight_at
+from splice_ff.utils.seeding import seeded_generator
 from splice_ff.vit.features import ViTFeatures
+from splice_ff.vit.inputs import resize_for_vit
+from splice_ff.vit.spec import LossWeights
 
 Model = Callable[..., Tensor]
 """The generator as accelerate wraps it."""

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from splice_ff.errors import InputError
-from splice_ff.per_pair.optimize import default_device
+from splice_ff.utils.machine import default_device
 
 
 def make_accelerator(precision: str, trackers: Sequence[str], folder: Path, accumulation: int = 1) -> Accelerator:

@@ -25,12 +25,12 @@ from torchvision.transforms.v2 import functional as F
 from splice_ff.data.image_dataset import load_row, side_for_crops, square_crop
 from splice_ff.data.mining import MinedPairs
 from splice_ff.data.pair_list import PairFiles
-from splice_ff.data.pairs import seeded_generator
-from splice_ff.errors import InputError
-from splice_ff.images import atomic_write
-from splice_ff.per_pair.optimizer import DivergedError, PairOptimizer
+from splice_ff.errors import DivergedError, InputError
+from splice_ff.per_pair.optimizer import PairOptimizer
 from splice_ff.per_pair.recipes import Recipe
 from splice_ff.utils.console import progress_bar
+from splice_ff.utils.files import atomic_write
+from splice_ff.utils.seeding import seeded_generator
 from splice_ff.vit.features import ViTFeatures
 
 if TYPE_CHECKING:

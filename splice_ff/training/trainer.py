@@ -17,20 +17,18 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from splice_ff.errors import InputError
-from splice_ff.images import atomic_write, check_place
+from splice_ff.errors import DivergedError, InputError
 from splice_ff.losses import Losses
 from splice_ff.networks.amortized import AmortizedGenerator, GeneratorConfig
 from splice_ff.one_shot.pipeline import SpliceFF
-from splice_ff.per_pair.optimizer import DivergedError
 from splice_ff.training.batches import Batch, TrainingData
 from splice_ff.training.checkpoints import newest_checkpoint, save_checkpoint
 from splice_ff.training.config import OptimizerConfig, TrainingConfig
 from splice_ff.training.log import TrainingLog, picture_grid
 from splice_ff.training.losses import PairLosses
 from splice_ff.training.runtime import agree, make_accelerator
-from splice_ff.utils.console import progress_bar
-from splice_ff.utils.signals import noted_signals
+from splice_ff.utils.console import noted_signals, progress_bar
+from splice_ff.utils.files import atomic_write, check_place
 from splice_ff.vit.weights import load_backbone
 
 CONFIG = "config.yaml"

@@ -1,8 +1,12 @@
-"""The progress bar that every long job shows."""
+"""The progress bar that every long job shows, and being asked to stop without losing what is under way."""
 
 from __future__ import annotations
 
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from tqdm import tqdm
 
@@ -19,3 +23,19 @@ def progress_bar(total: int, unit: str, quiet: bool, initial: int = 0, what: str
     """
     interval = 0.1 if sys.stderr.isatty() else 10
     return tqdm(total=total, initial=initial, disable=quiet, unit=unit, desc=what, mininterval=interval)
+
+
+@contextmanager
+def noted_signals() -> Iterator[list[int]]:
+    """While inside, SIGTERM and ctrl-C only add their number to the list; whoever is inside looks there and stops."""
+    noted: list[int] = []
+
+    def note(number: int, _: Any) -> None:
+        noted.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -10,8 +10,10 @@ import torch
 from PIL import features
 
 from splice_ff.one_shot.model_files import bundled_models
-from splice_ff.utils.precision import matmul_rate
-from splice_ff.vit.weights import BACKBONES, BUNDLED, cached_weights, checkpoints_dir, load_backbone
+from splice_ff.utils.files import checkpoints_dir
+from splice_ff.utils.machine import matmul_rate
+from splice_ff.vit.spec import BACKBONES, BUNDLED
+from splice_ff.vit.weights import cached_weights, load_backbone
 
 
 def report() -> Iterator[str]:

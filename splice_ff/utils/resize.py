@@ -1,8 +1,8 @@
-"""From the working size back to the structure image's own, with its fine detail.
+"""Between an image's own size and the working size: down by antialiased bicubic, back up along its edges.
 
-Fast guided filter (He and Sun, 2015, arXiv:1505.00996) with a colour guide: around each pixel the small output is
-written as an affine function of the small structure image's colours; the functions are enlarged, which they bear
-well as they are smooth, and applied to the large structure image.
+The way back is a fast guided filter (He and Sun, 2015, arXiv:1505.00996) with a color guide: around each pixel the
+small output is written as an affine function of the small structure image's colors; the functions are enlarged, which
+they bear well as they are smooth, and applied to the large structure image.
 """
 
 from __future__ import annotations
@@ -10,11 +10,35 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as TF
 
 RADIUS = 2
 """Of the window, in pixels of the working size."""
 REGULARISATION = 1e-3
 """Variance of the guide below which a window counts as flat, colours in [0, 1]."""
+
+
+def resize_shorter_side(image: Tensor, size: int) -> Tensor:
+    """Resize `(B, C, H, W)` in [0, 1] so that its shorter side has `size` pixels, keeping the aspect ratio.
+
+    Antialiased bicubic, clamped to [0, 1] because bicubic overshoots at edges. Smaller images are enlarged;
+    one that fits is returned as it is.
+    """
+    if min(image.shape[-2:]) == size:
+        return image
+    resized: Tensor = TF.resize(image, [size], interpolation=InterpolationMode.BICUBIC, antialias=True)
+    return resized.clamp(0, 1)
+
+
+def to_full_size(picture: Tensor, structure: Tensor, full_structure: Tensor) -> Tensor:
+    """A picture of the size of `structure` at the size of `full_structure`."""
+    size = list(full_structure.shape[-2:])
+    if list(picture.shape[-2:]) == size:
+        return picture
+    if picture.shape[-1] > size[-1]:
+        return F.interpolate(picture, size, mode="bicubic", antialias=True).clamp(0, 1)
+    return guided_upsample(picture, structure, full_structure)
 
 
 def guided_upsample(output: Tensor, small_guide: Tensor, guide: Tensor) -> Tensor:

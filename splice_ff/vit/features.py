@@ -21,7 +21,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from splice_ff.vit.weights import BackboneSpec
+    from splice_ff.vit.spec import BackboneSpec
 
 FACETS = ("queries", "keys", "values")
 UNUSED = ("head.", "fc_norm.", "attn_pool.")

@@ -7,12 +7,22 @@ from einops import rearrange
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from splice_ff.losses import VIT_SIZE
 from splice_ff.vit.features import Features, ViTFeatures
+
+VIT_SIZE, VIT_MAX_SIZE = 224, 480
+"""Shorter and longest side, in pixels, of what the ViT sees, as published."""
 
 FACETS = ("keys", "queries", "values", "tokens")
 MAX_ASPECT = 4
 """A narrower picture is seen smaller: its longer side is this many times the size asked for, not more."""
+
+
+def resize_for_vit(images: Tensor, size: int = VIT_SIZE, max_size: int = VIT_MAX_SIZE) -> Tensor:
+    """Resize (B, 3, H, W) so that the shorter side is `size`, unless the longer then exceeds `max_size`.
+
+    Bilinear and antialiased, as in the published code.
+    """
+    return TF.resize(images, [size], max_size=max_size, antialias=True)
 
 
 def resize_to_patches(images: Tensor, backbone: ViTFeatures, size: int = VIT_SIZE) -> Tensor:

@@ -1,75 +1,23 @@
-"""Which backbones there are, and where their weights come from: hub, cache, a file, or a folder."""
+"""Backbones and where their weights come from: hub, cache, a file, or a folder."""
 
 from __future__ import annotations
 
 import json
-import queue
-import threading
 from argparse import Namespace
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
-from splice_ff.errors import InputError
-from splice_ff.losses import LossWeights
+from splice_ff.errors import HubError, WeightsError, first_line
+from splice_ff.utils.files import checkpoints_dir
+from splice_ff.utils.hub import cached_file, hub_file
 from splice_ff.vit.features import UNUSED, ViTFeatures
-
-HUB_TIMEOUT = 10.0
-"""Seconds without an answer after which the hub counts as unreachable."""
-
-
-class WeightsError(InputError):
-    """A backbone's weights are missing, damaged, or another model's."""
-
-
-class HubError(WeightsError):
-    """Weights are neither cached nor can they be downloaded."""
-
-
-@dataclass(frozen=True)
-class BackboneSpec:
-    """Where a backbone comes from, as data."""
-
-    name: str
-    timm_name: str
-    loss_scales: LossWeights = field(default_factory=lambda: LossWeights(1.0, 1.0, 1.0))
-    """Factors on the loss weights, for backbones whose features have another scale than DINO's."""
-
-
-BACKBONES = {
-    name: BackboneSpec(name, timm_name)
-    for name, timm_name in {
-        # the paper's
-        "dino_vits16": "vit_small_patch16_224.dino",
-        "dino_vits8": "vit_small_patch8_224.dino",
-        "dino_vitb16": "vit_base_patch16_224.dino",
-        "dino_vitb8": "vit_base_patch8_224.dino",
-        # others, for comparison; no loss weights have been tuned for them
-        "dinov2_vits14": "vit_small_patch14_dinov2.lvd142m",
-        "dinov2_vitb14": "vit_base_patch14_dinov2.lvd142m",
-        "dinov2_vits14_reg": "vit_small_patch14_reg4_dinov2.lvd142m",
-        "dinov2_vitb14_reg": "vit_base_patch14_reg4_dinov2.lvd142m",
-        "dinov3_vits16": "vit_small_patch16_dinov3.lvd1689m",
-        "dinov3_vitb16": "vit_base_patch16_dinov3.lvd1689m",
-        "clip_vitb16": "vit_base_patch16_clip_224.openai",
-    }.items()
-}
-BUNDLED = "vit_mini"
-"""The small stand-in that comes with the project. Not DINO; see its model card."""
-
-
-def checkpoints_dir() -> Path:
-    """Folder of the bundled checkpoints: inside the installed package, or beside it in a source tree."""
-    package = Path(__file__).parents[1]
-    inside = package / "checkpoints"
-    return inside if inside.is_dir() else package.parent / "checkpoints"
+from splice_ff.vit.spec import BACKBONES, BUNDLED, BackboneSpec, LossWeights
 
 
 def load_backbone(name: str, weights: str | Path | None = None) -> ViTFeatures:
@@ -137,7 +85,7 @@ def read_state(file: Path) -> dict[str, Tensor]:
             with torch.serialization.safe_globals([Namespace]):  # DINO's full checkpoints keep their options in one
                 state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle fails in any way: IndexError, struct.error, AssertionError, ...
-        raise WeightsError(f"{file}: not a readable weights file ({_first_line(error)})") from error
+        raise WeightsError(f"{file}: not a readable weights file ({first_line(error)})") from error
     for key in ("teacher", "state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
@@ -152,10 +100,6 @@ def read_state(file: Path) -> dict[str, Tensor]:
     return state
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def _from_config(file: Path) -> tuple[nn.Module, BackboneSpec, list[float], list[float]]:
     """The ViT that a checkpoint folder's config.json describes, without its weights."""
     try:
@@ -167,7 +111,7 @@ def _from_config(file: Path) -> tuple[nn.Module, BackboneSpec, list[float], list
         scales = LossWeights(**{"structure": 1.0, "appearance": 1.0, "identity": 1.0, **config.get("loss_scales", {})})
         return vit, BackboneSpec(file.parent.name, str(file.parent), scales), config["mean"], config["std"]
     except Exception as error:  # whatever timm makes of a wrong value: it asserts, divides by it, ...
-        raise WeightsError(f"{file}: not a backbone's config ({type(error).__name__}: {_first_line(error)})") from error
+        raise WeightsError(f"{file}: not a backbone's config ({type(error).__name__}: {first_line(error)})") from error
 
 
 def _weights_file(path: str | Path) -> Path:
@@ -177,8 +121,7 @@ def _weights_file(path: str | Path) -> Path:
 
 def cached_weights(spec: BackboneSpec) -> Path | None:
     """The weights file in the hub's cache, if it is there; the network is not asked."""
-    cached = try_to_load_from_cache(_hub_repository(spec), "model.safetensors")
-    return Path(cached) if isinstance(cached, str) else None
+    return cached_file(_hub_repository(spec), "model.safetensors")
 
 
 def _hub_repository(spec: BackboneSpec) -> str:
@@ -190,42 +133,14 @@ def _hub_repository(spec: BackboneSpec) -> str:
 
 def _from_hub(spec: BackboneSpec) -> Path:
     """The weights file in the hub's cache, downloaded if it is not there yet."""
-    if (cached := cached_weights(spec)) is not None:
-        return cached
     repo = _hub_repository(spec)
     try:
-        # One short question first: the download itself retries for minutes where nobody answers.
-        ask_hub(hf_hub_url(repo, "model.safetensors"))
-        return Path(hf_hub_download(repo, "model.safetensors"))
-    except Exception as error:  # the HTTP client under huggingface_hub, and with it the exceptions, vary
+        return hub_file(repo, "model.safetensors")
+    except HubError as error:
         raise HubError(
-            f"weights of {spec.name} (hub repository {repo}) are not cached and could not be downloaded "
-            f"({type(error).__name__}). Two ways on: --weights FILE, or the bundled --backbone {BUNDLED}"
+            f"weights of {spec.name} (hub repository {repo}) {error}. Two ways on: --weights FILE, or the bundled "
+            f"--backbone {BUNDLED}"
         ) from error
-
-
-def ask_hub(url: str) -> None:
-    """Return if the hub has this file; raise what huggingface_hub raises, or TimeoutError after HUB_TIMEOUT.
-
-    In a thread, because a socket's timeout starts anew with every address of a host and every byte received, and
-    does not cover the look-up of the host's name.
-    """
-    answers: queue.Queue[Exception | None] = queue.Queue()
-
-    def ask() -> None:
-        try:
-            get_hf_file_metadata(url, timeout=HUB_TIMEOUT)
-            answers.put(None)
-        except Exception as error:
-            answers.put(error)
-
-    threading.Thread(target=ask, daemon=True).start()
-    try:
-        error = answers.get(timeout=HUB_TIMEOUT)
-    except queue.Empty:
-        raise TimeoutError(f"no answer within {HUB_TIMEOUT} seconds") from None
-    if error is not None:
-        raise error
 
 
 def _load_into(vit: nn.Module, state: dict[str, Tensor], file: Path) -> None:
@@ -239,7 +154,7 @@ def _load_into(vit: nn.Module, state: dict[str, Tensor], file: Path) -> None:
             raise WeightsError(f"{file}: has no tensor {error}, which this backbone needs") from error
         except Exception as error:  # it takes shapes for granted
             raise WeightsError(
-                f"{file}: has no tensor '{missing[0]}', nor is it of another known layout ({_first_line(error)})"
+                f"{file}: has no tensor '{missing[0]}', nor is it of another known layout ({first_line(error)})"
             ) from error
     for key, tensor in expected.items():
         if key not in state:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from splice_ff.analysis.correspondence import MatchStrength
 from splice_ff.analysis.pca import PCA_FACETS
 from splice_ff.cli import app
-from splice_ff.losses import VIT_SIZE
+from splice_ff.vit.inputs import VIT_SIZE
 
 
 @pytest.fixture(scope="module")

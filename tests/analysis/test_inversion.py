@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from splice_ff.analysis.inversion import FeatureInversion, InversionRecipe, noise_std
-from splice_ff.errors import InputError
-from splice_ff.per_pair.optimizer import DivergedError, load_state, save_state
+from splice_ff.errors import DivergedError, InputError
+from splice_ff.per_pair.optimizer import load_state, save_state
 
 
 def image(seed=0):

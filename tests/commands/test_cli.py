@@ -248,7 +248,8 @@ def test_a_saved_generator_paints_other_pictures(optimize, pictures, tmp_path):
 
 
 def test_nan_leaves_the_last_good_picture(optimize, pictures, monkeypatch):
-    from splice_ff.per_pair.optimizer import DivergedError, PairOptimizer
+    from splice_ff.errors import DivergedError
+    from splice_ff.per_pair.optimizer import PairOptimizer
 
     step = PairOptimizer.step
 

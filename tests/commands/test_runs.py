@@ -7,8 +7,7 @@ import pytest
 import typer
 
 from splice_ff.commands._runs import end_run, take_steps, write_best
-from splice_ff.errors import InputError
-from splice_ff.per_pair.optimizer import DivergedError
+from splice_ff.errors import DivergedError, InputError
 
 
 class Run:

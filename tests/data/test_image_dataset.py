@@ -13,8 +13,8 @@ from PIL import Image
 from support.image_folders import LABELS, colour, encoded, index_of, make_dataset, noise_image
 
 from splice_ff.data.image_dataset import ImageRows, decode, label_names, load_row, open_dataset, preload, square_crop
-from splice_ff.errors import InputError
-from splice_ff.images import ImageError, load_image
+from splice_ff.errors import ImageError, InputError
+from splice_ff.images import load_image
 
 
 @pytest.fixture(autouse=True)

@@ -11,13 +11,12 @@ from typer.testing import CliRunner
 
 from splice_ff.cli import app
 from splice_ff.data.pair_list import read_pairs
-from splice_ff.errors import InputError
+from splice_ff.errors import DivergedError, InputError
 from splice_ff.evaluation import methods, run
 from splice_ff.evaluation.measure import METRICS, Measurer, Reference
 from splice_ff.evaluation.methods import Colour, Copy, Folder, NoPictureError, parse_method, parse_results
 from splice_ff.images import load_image, save_image
 from splice_ff.networks.skip_unet import SkipUNet
-from splice_ff.per_pair.optimizer import DivergedError
 from splice_ff.utils.color import rgb_to_lab
 from splice_ff.vit.weights import load_backbone
 

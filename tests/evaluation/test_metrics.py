@@ -18,8 +18,8 @@ from splice_ff.evaluation.image_metrics import (
     texture_distance,
 )
 from splice_ff.evaluation.measure import METRICS, Measurer, metrics_of
-from splice_ff.images import resize_shorter_side
 from splice_ff.utils.color import lab_to_rgb, match_colours, rgb_to_lab
+from splice_ff.utils.resize import resize_shorter_side
 
 
 def noise(seed, size=256, scale=1.0):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from splice_ff.images import resize_shorter_side
+from splice_ff.utils.resize import resize_shorter_side
 
 
 @pytest.mark.parametrize(("shape", "size", "expected"), [

@@ -7,11 +7,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.one_shot_model import make_model, picture
 
-from splice_ff.errors import InputError
-from splice_ff.images import resize_shorter_side
+from splice_ff.errors import CheckpointError, InputError
 from splice_ff.one_shot.pipeline import SpliceFF
 from splice_ff.one_shot.tiles import paint_in_tiles
-from splice_ff.utils.files import CheckpointError
+from splice_ff.utils.resize import resize_shorter_side
 
 FACTS = {"data": "a folder of 40 cats", "steps": 1234, "loss": {"appearance": 0.125}, "limits": "cats only"}
 

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import save_file
 from support.one_shot_model import make_model, picture
 
+from splice_ff.errors import CheckpointError
 from splice_ff.one_shot.tokens_file import FORMAT, load_look, save_look
-from splice_ff.utils.files import CheckpointError
 
 
 @pytest.fixture

@@ -110,7 +110,8 @@ def test_refine(run, tmp_path):
 
 
 def test_refine_that_diverges_leaves_the_best_picture(run, tmp_path, monkeypatch):
-    from splice_ff.per_pair.optimizer import DivergedError, PairOptimizer
+    from splice_ff.errors import DivergedError
+    from splice_ff.per_pair.optimizer import PairOptimizer
 
     def fail(self):
         raise DivergedError("the losses are no longer finite at step 1")

@@ -7,7 +7,8 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from splice_ff import DivergedError, InputError, PairOptimizer, ViTFeatures, optimize_pair
-from splice_ff.per_pair.generator_file import CheckpointError, load_generator, save_generator
+from splice_ff.errors import CheckpointError
+from splice_ff.per_pair.generator_file import load_generator, save_generator
 from splice_ff.per_pair.optimize import apply_generator, make_recipe
 from splice_ff.per_pair.optimizer import EVALUATE_EVERY, load_state, save_state
 

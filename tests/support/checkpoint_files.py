@@ -5,7 +5,8 @@ import json
 import pytest
 from safetensors.torch import save_file
 
-from splice_ff.vit.weights import HubError, WeightsError, load_backbone
+from splice_ff.errors import HubError, WeightsError
+from splice_ff.vit.weights import load_backbone
 
 TINY = {"img_size": 48, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 6, "num_classes": 0}
 CONFIG = {"architecture": "timm.models.VisionTransformer", "mean": [0.5, 0.4, 0.3], "std": [0.3, 0.2, 0.1]} | TINY

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms, features
 
-from splice_ff.images import ImageError
+from splice_ff.errors import ImageError
 
 LOSSLESS = [".png", ".tif", ".tiff", ".bmp"]
 LOSSY = [".jpg", ".jpeg", ".webp"] + ([".avif"] if features.check("avif") else [])

@@ -18,9 +18,9 @@ from splice_ff.cli import app
 from splice_ff.data.image_dataset import open_dataset
 from splice_ff.data.mining import MinedPairs
 from splice_ff.data.pair_list import read_pairs
-from splice_ff.errors import InputError
+from splice_ff.errors import DivergedError, InputError
 from splice_ff.per_pair.optimize import make_recipe
-from splice_ff.per_pair.optimizer import DivergedError, PairOptimizer
+from splice_ff.per_pair.optimizer import PairOptimizer
 from splice_ff.per_pair.recipes import PRESETS
 from splice_ff.training.teacher import TeacherPairs, open_folder, tasks_of_dataset, tasks_of_files, teach
 

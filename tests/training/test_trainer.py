@@ -15,9 +15,9 @@ from PIL import Image
 from support.training_setup import log_lines, read_config, write_run
 
 from splice_ff import InputError
+from splice_ff.errors import DivergedError
 from splice_ff.losses import SpliceLoss
 from splice_ff.one_shot.pipeline import SpliceFF
-from splice_ff.per_pair.optimizer import DivergedError
 from splice_ff.training.config import OptimizerConfig
 from splice_ff.training.trainer import Trainer, learning_rate_at
 

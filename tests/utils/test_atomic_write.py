@@ -3,7 +3,7 @@ import os
 import pytest
 
 from splice_ff import images
-from splice_ff.images import atomic_write
+from splice_ff.utils.files import atomic_write
 
 
 def test_atomic_write(tmp_path):

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import torch
 
-from splice_ff.utils.memory import peak_memory
+from splice_ff.utils.machine import peak_memory
 
 GROW = """
 import torch

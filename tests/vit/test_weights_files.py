@@ -7,8 +7,8 @@ from safetensors.torch import save_file
 from support.checkpoint_files import prefixed
 from torch import nn
 
-from splice_ff.losses import LossWeights
 from splice_ff.vit.features import ViTFeatures
+from splice_ff.vit.spec import LossWeights
 from splice_ff.vit.weights import load_backbone, read_state
 
 

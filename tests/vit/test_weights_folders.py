@@ -4,8 +4,9 @@ import re
 import pytest
 from support.checkpoint_files import CONFIG
 
-from splice_ff.losses import LossWeights
-from splice_ff.vit.weights import WeightsError, load_backbone
+from splice_ff.errors import WeightsError
+from splice_ff.vit.spec import LossWeights
+from splice_ff.vit.weights import load_backbone
 
 
 def test_a_folder_says_all(vit_folder, vit_fingerprint):

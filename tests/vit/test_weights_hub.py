@@ -5,8 +5,9 @@ import timm
 from safetensors.torch import save_file
 from support.fake_hub import Client, FakeHub
 
+from splice_ff.errors import WeightsError
 from splice_ff.vit import weights
-from splice_ff.vit.weights import WeightsError, load_backbone
+from splice_ff.vit.weights import load_backbone
 
 NAMES = ["test_vit", "test_vit2", "test_vit3"]
 

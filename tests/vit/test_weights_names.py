@@ -8,9 +8,10 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from splice_ff.losses import LossWeights
+from splice_ff.errors import HubError, WeightsError
 from splice_ff.vit.features import ViTFeatures
-from splice_ff.vit.weights import BACKBONES, HubError, WeightsError, load_backbone, load_default_backbone
+from splice_ff.vit.spec import BACKBONES, LossWeights
+from splice_ff.vit.weights import load_backbone, load_default_backbone
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 from support.checkpoint_files import refusal
 from torch import nn
 
-from splice_ff.vit.weights import WeightsError, load_backbone, read_state
+from splice_ff.errors import WeightsError
+from splice_ff.vit.weights import load_backbone, read_state
 
 KEY = "blocks.1.attn.qkv.weight"
 

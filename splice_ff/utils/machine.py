@@ -1,0 +1,95 @@
+"""This machine: its device and fastest number format, its memory, and what a reader needs to know to judge figures."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import subprocess
+import sys
+import time
+from functools import cache
+from pathlib import Path
+
+import torch
+
+import splice_ff
+
+
+def default_device() -> torch.device:
+    """A CUDA GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@cache
+def fastest_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where its matrix products are faster than float32's, else float32.
+
+    GPUs are asked what they support. CPUs are timed, once a process, on products small enough not to be felt: with
+    AMX bfloat16 is several times faster, with AVX512-bf16 alone it can be either, without both it is emulated and a
+    hundred times slower.
+    """
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    if device.type != "cpu":
+        return torch.float32
+    return max((torch.float32, torch.bfloat16), key=lambda dtype: matmul_rate(device, dtype, 256))
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype, n: int | None = None) -> float:
+    """Floating-point operations a second of a product of two n x n matrices, best of five.
+
+    Without n, of a size that keeps the device busy.
+    """
+    n = n or (8192 if device.type == "cuda" else 512)
+    random = torch.Generator(device).manual_seed(0)
+    a, b = (torch.randn(n, n, device=device, generator=random).to(dtype) for _ in range(2))
+    seconds = []
+    for _ in range(6):
+        start = time.perf_counter()
+        a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return 2 * n**3 / min(seconds[1:])  # the first call also sets the kernel up
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes at most so far: allocated on a GPU, or resident in this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # Linux hands a parent's ru_maxrss on to its children; the high-water mark is a process's own.
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    own = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
+    return own or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def describe(device: torch.device) -> str:
+    """The machine in one line: processor or GPU, threads, torch."""
+    count = torch.get_num_threads()
+    threads = f"{count} thread{'s' * (count > 1)} of {_processor()}"
+    gpu = f"{torch.cuda.get_device_name(device)}, " if device.type == "cuda" else ""
+    return f"{gpu}{threads}, torch {torch.__version__}"
+
+
+def version() -> str:
+    """The package's version, with the commit where it runs from a git checkout, and whether that was changed."""
+    try:
+        _git(
+            "ls-files", "--error-unmatch", "__init__.py"
+        )  # installed inside another project's checkout, it is not ours
+        commit, changes = _git("rev-parse", "--short", "HEAD"), _git("status", "--porcelain")
+    except (OSError, subprocess.CalledProcessError):
+        return splice_ff.__version__
+    return f"{splice_ff.__version__}, commit {commit}{' with changes' if changes else ''}"
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(Path(splice_ff.__file__).parent), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), platform.machine())

@@ -1,0 +1,46 @@
+"""Which backbones there are, as data; the weights of the three losses, and how a backbone scales them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights of the three losses in their sum; the published ones by default."""
+
+    structure: float = 1.0
+    appearance: float = 10.0
+    identity: float = 1.0
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """Where a backbone comes from, as data."""
+
+    name: str
+    timm_name: str
+    loss_scales: LossWeights = field(default_factory=lambda: LossWeights(1.0, 1.0, 1.0))
+    """Factors on the loss weights, for backbones whose features have another scale than DINO's."""
+
+
+BACKBONES = {
+    name: BackboneSpec(name, timm_name)
+    for name, timm_name in {
+        # the paper's
+        "dino_vits16": "vit_small_patch16_224.dino",
+        "dino_vits8": "vit_small_patch8_224.dino",
+        "dino_vitb16": "vit_base_patch16_224.dino",
+        "dino_vitb8": "vit_base_patch8_224.dino",
+        # others, for comparison; no loss weights have been tuned for them
+        "dinov2_vits14": "vit_small_patch14_dinov2.lvd142m",
+        "dinov2_vitb14": "vit_base_patch14_dinov2.lvd142m",
+        "dinov2_vits14_reg": "vit_small_patch14_reg4_dinov2.lvd142m",
+        "dinov2_vitb14_reg": "vit_base_patch14_reg4_dinov2.lvd142m",
+        "dinov3_vits16": "vit_small_patch16_dinov3.lvd1689m",
+        "dinov3_vitb16": "vit_base_patch16_dinov3.lvd1689m",
+        "clip_vitb16": "vit_base_patch16_clip_224.openai",
+    }.items()
+}
+BUNDLED = "vit_mini"
+"""The small stand-in that comes with the project. Not DINO; see its model card."""
