@@ -1,4 +1,4 @@
-# make demo   install, paint the example pair, print where the picture is
+# make demo   install, paint the example pair, print where the image is
 # make test   install, run the tests
 # make lint   install, check style and types
 PYTHON ?= python3
@@ -13,7 +13,7 @@ demo: .venv/installed
 	@$(BIN)/splice-ff transfer examples/raccoon.jpg examples/cat.jpg -o out/refined.png --refine 100
 	@$(BIN)/python -m eval.grid out/side-by-side.png \
 		examples/raccoon.jpg examples/cat.jpg out/one-shot.png out/refined.png
-	@echo "pictures: $(CURDIR)/out/one-shot.png $(CURDIR)/out/refined.png"
+	@echo "images: $(CURDIR)/out/one-shot.png $(CURDIR)/out/refined.png"
 	@echo "beside structure and appearance: $(CURDIR)/out/side-by-side.png"
 
 test: .venv/installed

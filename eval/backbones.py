@@ -1,11 +1,11 @@
-"""What a backbone's [CLS] knows: labels and colours, as a table.
+"""What a backbone's [CLS] knows: labels and colors, as a table.
 
     python -m eval.backbones ../shared/data/train/train-004.parquet -b vit_mini -b runs/backbone/dino/backbone \
         --subset cat --subset dog
 
 k-NN: the k = 15 nearest by cosine of the normed [CLS], by majority. Linear: ridge regression to one-hot labels, in
-closed form. Colour, spread: R^2 of the pictures' Lab means and deviations, read from [CLS] by ridge regression; the
-mean of L*, a* and b*. The first 70 % of the pictures are references; the others are judged.
+closed form. Color, spread: R^2 of the images' Lab means and deviations, read from [CLS] by ridge regression; the
+mean of L*, a* and b*. The first 70 % of the images are references; the others are judged.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main(
     device: Device = None,
     debug: bool = False,
 ) -> None:
-    """Measure backbones on labelled pictures."""
+    """Measure backbones on labeled images."""
     with errors(debug):
         where = find_device(device)
         cache = preload(open_dataset(source, split), side)
@@ -45,8 +45,8 @@ def main(
         if subset and len({labels[i] for i in chosen}) < 2:
             raise InputError(f"--subset {' --subset '.join(subset)}: fewer than two of these labels are in {source}")
         few = " and ".join(subset or ())
-        names = ["k-NN", "linear"] + ([f"k-NN {few}", f"linear {few}"] if subset else []) + ["colour R²", "spread R²"]
-        typer.echo(f"{len(labels)} pictures, {len(set(labels))} labels" + (f"; {len(chosen)} {few}" if subset else ""))
+        names = ["k-NN", "linear"] + ([f"k-NN {few}", f"linear {few}"] if subset else []) + ["color R²", "spread R²"]
+        typer.echo(f"{len(labels)} images, {len(set(labels))} labels" + (f"; {len(chosen)} {few}" if subset else ""))
         typer.echo("| backbone | " + " | ".join(names) + " |\n|---|" + "---|" * len(names))
         for name in backbone:
             start = time.perf_counter()
@@ -57,7 +57,7 @@ def main(
                 few_labels, few_features = [labels[i] for i in chosen], features[chosen]
                 references = round(REFERENCES * len(chosen))
                 values += [f(few_features, few_labels, references) for f in (knn_accuracy, linear_accuracy)]
-            shown = [f"{100 * v:.1f} %" for v in values] + [f"{found[k]:.2f}" for k in ("colour", "spread")]
+            shown = [f"{100 * v:.1f} %" for v in values] + [f"{found[k]:.2f}" for k in ("color", "spread")]
             typer.echo(f"| {name} | " + " | ".join(shown) + " |")
             say(f"{name}: {time.perf_counter() - start:.0f} s")
 

@@ -4,7 +4,7 @@
     python -m eval.convergence run ROWS.jsonl --preset fast PAIR_FOLDER...
     python -m eval.convergence table ROWS.jsonl
 
-A pair folder holds structure.* and appearance.*. Losses are those of the whole pictures, without augmentation, in
+A pair folder holds structure.* and appearance.*. Losses are those of the whole images, without augmentation, in
 float32. Seconds are CPU seconds of one thread, so that runs can share a machine.
 """
 
@@ -37,7 +37,7 @@ def run(
     size: int = 192,
     seed: int = 0,
 ) -> None:
-    """Optimise pairs and append a row each; rows that are there are not made again. Pictures lie beside the rows."""
+    """Optimize pairs and append a row each; rows that are there are not made again. Images lie beside the rows."""
     torch.set_num_threads(1)
     recipe = make_recipe(preset, steps=steps, size=size, generator=generator, precision="fp32")
     label = f"{preset}-{recipe.generator}-{recipe.steps}-{size}-{seed}"

@@ -41,7 +41,7 @@ FALSE_ALARMS = 0.05
 
 @app.command()
 def pca(backbone: str = "dino_vits16", repeats: int = 5) -> None:
-    """Seconds for one picture at 3 layers x 4 facets, official size, random weights."""
+    """Seconds for one image at 3 layers x 4 facets, official size, random weights."""
     torch.manual_seed(0)
     vit = ViTFeatures(timm.create_model(BACKBONES[backbone].timm_name, num_classes=0))
     image = torch.rand(1, 3, VIT_SIZE, VIT_SIZE)
@@ -71,7 +71,7 @@ def invert(
 ) -> None:
     """How far the distance falls, in how many seconds and ViT passes.
 
-    A pass is one call of the ViT, however many pictures are in its batch. The original program inverts one feature of
+    A pass is one call of the ViT, however many images are in its batch. The original program inverts one feature of
     one layer once, with one pass a step: as many passes a step as there are runs.
     """
     vit = load_backbone(backbone)

@@ -1,4 +1,4 @@
-"""Pictures side by side: python -m eval.grid OUT IMAGE..."""
+"""Images side by side: python -m eval.grid OUT IMAGE..."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from splice_ff.images import load_image, save_image
 
 
 def side_by_side(paths: list[str], height: int = 300) -> torch.Tensor:
-    """Pictures at one height with a white line between: (1, 3, height, W) in [0, 1]."""
+    """Images at one height with a white line between: (1, 3, height, W) in [0, 1]."""
     gap = torch.ones(1, 3, height, 8)
     row = [gap]
     for path in paths:

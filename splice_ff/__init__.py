@@ -1,4 +1,4 @@
-"""Semantic appearance transfer: the layout of one picture with the look of another."""
+"""Semantic appearance transfer: the layout of one image with the look of another."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -26,7 +26,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
-    help="Paint one picture with the look of another: its layout stays, its appearance changes.",
+    help="Paint one image with the look of another: its layout stays, its appearance changes.",
 )
 for command in (
     transfer.transfer,

@@ -1,7 +1,7 @@
-"""Reading pictures into tensors and writing tensors as pictures, safely.
+"""Reading images into tensors and writing tensors as images, safely.
 
-Inside the library a picture is a float32 sRGB tensor `(1, 3, H, W)` in [0, 1]. Everything that files do
-differently (orientation tags, colour profiles, palettes, alpha, 16 bits) is settled here, at the border.
+Inside the library an image is a float32 sRGB tensor `(1, 3, H, W)` in [0, 1]. Everything that files do
+differently (orientation tags, color profiles, palettes, alpha, 16 bits) is settled here, at the border.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _pillow_globals = threading.Lock()
 
 @dataclass(frozen=True, eq=False)
 class LoadedImage:
-    """A picture as the library wants it.
+    """An image as the library wants it.
 
     Attributes:
         rgb: `(1, 3, H, W)` float32 in [0, 1], sRGB.
@@ -66,21 +66,21 @@ class LoadedImage:
 
 
 def load_image(source: str | os.PathLike[str] | Image.Image | NDArray[Any] | Tensor) -> LoadedImage:
-    """Read a picture from a file or take one from memory.
+    """Read an image from a file or take one from memory.
 
     Args:
         source: one of these, where a fourth channel is alpha, not premultiplied
 
             - a path to a PNG, JPEG, WebP, TIFF, BMP, AVIF or GIF file, or a PIL image, of any mode. The EXIF
-              orientation is applied and an embedded colour profile converted to sRGB (not for 16-bit grey,
-              with a note). Of an animated file the first frame is used, with a note. 32-bit grey must hold
+              orientation is applied and an embedded color profile converted to sRGB (not for 16-bit gray,
+              with a note). Of an animated file the first frame is used, with a note. 32-bit gray must hold
               integers in [0, 65535] or floats in [0, 1].
             - an array `(H, W)`, `(H, W, 3)` or `(H, W, 4)`: bool, uint8, uint16, or float in [0, 1].
             - a tensor `(C, H, W)` or `(1, C, H, W)` with 1, 3 or 4 channels: uint8, or float in [0, 1]. It is
               copied and stays on its device.
 
     Raises:
-        ImageError: the file is missing, a folder, empty, unreadable, damaged or not a picture; it has more
+        ImageError: the file is missing, a folder, empty, unreadable, damaged or not an image; it has more
             than `MAX_PIXELS` pixels or a side under `MIN_SIDE`; or its shape, type or values are other ones.
     """
     if isinstance(source, Tensor):
@@ -108,7 +108,7 @@ def save_image(
     alpha: Tensor | None = None,
     settings: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write a picture, whole or not at all, in the format that the suffix of `path` names.
+    """Write an image, whole or not at all, in the format that the suffix of `path` names.
 
     A missing folder is created. Values outside [0, 1] are clamped, then rounded to 8 bits.
 
@@ -116,7 +116,7 @@ def save_image(
         path: ends in .png, .jpg, .jpeg, .webp, .tif, .tiff, .bmp or .avif.
         rgb: `(3, H, W)` or `(1, 3, H, W)`, sRGB in [0, 1], any float type and device.
         alpha: `(1, H, W)` or `(1, 1, H, W)` in [0, 1]; left out of JPEG and BMP, which cannot hold it.
-        settings: what made the picture. In PNG one text entry each; in JPEG, WebP, TIFF and AVIF
+        settings: what made the image. In PNG one text entry each; in JPEG, WebP, TIFF and AVIF
             "key=value; key=value" in UTF-8 as the EXIF image description; left out of BMP.
 
     Returns:
@@ -206,35 +206,35 @@ def _from_pil(image: Image.Image, source: str, notes: tuple[str, ...] = ()) -> L
     profile = image.info.get("icc_profile")
 
     if image.mode == "F" or image.mode.startswith("I"):
-        # 16- and 32-bit grey. Pillow would clip it to 8 bits; as an array it keeps its range.
+        # 16- and 32-bit gray. Pillow would clip it to 8 bits; as an array it keeps its range.
         array = np.asarray(image)
         if array.dtype == np.int32:
             if array.min() < 0 or array.max() > 65535:
-                raise ImageError(f"{source}: grey values outside [0, 65535]; export it with 8 or 16 bits")
+                raise ImageError(f"{source}: gray values outside [0, 65535]; export it with 8 or 16 bits")
             array = array.astype(np.uint16)
         if profile:
-            notes += ("colour profile of 16-bit grey ignored",)
+            notes += ("color profile of 16-bit gray ignored",)
         return _from_array(array, source, notes)
 
     alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
-    # A profile describes the channels as stored, so grey and CMYK meet theirs before they become RGB.
+    # A profile describes the channels as stored, so gray and CMYK meet theirs before they become RGB.
     mode = {"L": "L", "LA": "L", "CMYK": "CMYK"}.get(image.mode, "RGB")
-    colours = image.convert(mode)
+    colors = image.convert(mode)
     if profile:
         try:
-            colours = _to_srgb(colours, profile)
+            colors = _to_srgb(colors, profile)
         except (ImageCms.PyCMSError, OSError, ValueError):
-            notes += ("damaged or unsuitable colour profile ignored",)
-    colours = colours.convert("RGB")
+            notes += ("damaged or unsuitable color profile ignored",)
+    colors = colors.convert("RGB")
     if alpha is not None:
-        colours.putalpha(alpha)
-    return _finish(F.pil_to_tensor(colours)[None].float() / 255, source, notes)
+        colors.putalpha(alpha)
+    return _finish(F.pil_to_tensor(colors)[None].float() / 255, source, notes)
 
 
 def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
     parsed = ImageCms.ImageCmsProfile(BytesIO(profile))
     if image.mode == "L" and parsed.profile.xcolor_space.strip() == "RGB":
-        image = image.convert("RGB")  # grey saved from an RGB editor keeps that editor's profile
+        image = image.convert("RGB")  # gray saved from an RGB editor keeps that editor's profile
     converted = ImageCms.profileToProfile(image, parsed, ImageCms.createProfile("sRGB"), outputMode="RGB")
     assert converted is not None  # it is None only when converting in place
     return converted
@@ -276,7 +276,7 @@ def _check_size(height: int, width: int, source: str) -> None:
 
 
 def _finish(planes: Tensor, source: str, notes: tuple[str, ...] = ()) -> LoadedImage:
-    """Check the values of `(1, C, H, W)` float32 with 1, 3 or 4 channels, and part colours from alpha."""
+    """Check the values of `(1, C, H, W)` float32 with 1, 3 or 4 channels, and part colors from alpha."""
     if not (planes.min() >= 0 and planes.max() <= 1):  # written so that NaN fails too
         raise ImageError(f"{source}: values outside [0, 1] or not finite; clamp or rescale them first")
     rgb = planes[:, :3].expand(-1, 3, -1, -1).contiguous()
@@ -288,7 +288,7 @@ def _format_for(path: Path) -> str:
     Image.init()
     known = {suffix: name for suffix, name in SUFFIXES.items() if name in Image.SAVE}
     if path.suffix.lower() not in known:
-        raise ImageError(f"{path}: unknown picture format '{path.suffix}'; use one of {', '.join(known)}")
+        raise ImageError(f"{path}: unknown image format '{path.suffix}'; use one of {', '.join(known)}")
     return known[path.suffix.lower()]
 
 
@@ -302,6 +302,6 @@ def _to_pil(path: Path, rgb: Tensor, alpha: Tensor | None) -> Image.Image:
             raise ImageError(f"{path}: alpha of shape {tuple(alpha.shape)} does not fit {tuple(rgb.shape)}")
         planes = torch.cat([planes, alpha.to(planes).reshape(plane)])
     if not planes.isfinite().all():
-        raise ImageError(f"{path}: not written: the picture holds NaN or infinity; check the run before it")
+        raise ImageError(f"{path}: not written: the image holds NaN or infinity; check the run before it")
     image: Image.Image = F.to_pil_image((planes.clamp(0, 1) * 255).round().to(torch.uint8).cpu())
     return image

@@ -1,4 +1,4 @@
-"""Which parts of two pictures the backbone takes for the same: best buddies, and whether there are enough of them."""
+"""Which parts of two images the backbone takes for the same: best buddies, and whether there are enough of them."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ MEASURED_WITH = "vit_mini"
 
 @dataclass(frozen=True)
 class Matches:
-    """Pairs of patches that are each other's nearest neighbour, most similar first."""
+    """Pairs of patches that are each other's nearest neighbor, most similar first."""
 
     patches: Tensor
-    """(N, 2, 2) integers: match, picture (0 is a, 1 is b), (row, column) on that picture's patch grid."""
+    """(N, 2, 2) integers: match, image (0 is a, 1 is b), (row, column) on that image's patch grid."""
     similarity: Tensor
     """(N,) cosine similarity of the keys."""
     grids: tuple[tuple[int, int], tuple[int, int]]
     """Patches down and across in a and in b."""
 
     def pixels(self, sizes: tuple[tuple[int, int], tuple[int, int]]) -> Tensor:
-        """Centres of the patches in pictures of these sizes (H, W): (N, 2, 2) floats, (y, x)."""
+        """Centers of the patches in images of these sizes (H, W): (N, 2, 2) floats, (y, x)."""
         return (self.patches + 0.5) * torch.tensor(sizes) / torch.tensor(self.grids)
 
 
 @dataclass(frozen=True)
 class MatchStrength:
-    """How well the meanings of two pictures fit, as far as two numbers tell."""
+    """How well the meanings of two images fit, as far as two numbers tell."""
 
     cosine: float
     """Of the deepest [CLS] tokens, in [-1, 1]."""
     buddies: int
-    """Patches with a best buddy in the other picture."""
+    """Patches with a best buddy in the other image."""
     is_weak: bool
     """Both numbers are low. That they are not does not make a match."""
     text: str
@@ -56,10 +56,10 @@ class MatchStrength:
 
 
 def best_buddies(a: Tensor, b: Tensor, grids: tuple[tuple[int, int], tuple[int, int]]) -> Matches:
-    """Mutual nearest neighbours in cosine similarity.
+    """Mutual nearest neighbors in cosine similarity.
 
     Args:
-        a, b: descriptors of the patches of two pictures, (h * w, D) each, row by row.
+        a, b: descriptors of the patches of two images, (h * w, D) each, row by row.
         grids: (h, w) of both.
     """
     similarity = F.normalize(a.float(), dim=-1) @ F.normalize(b.float(), dim=-1).mT
@@ -77,11 +77,11 @@ def best_buddies(a: Tensor, b: Tensor, grids: tuple[tuple[int, int], tuple[int, 
 
 @torch.no_grad()
 def match_images(backbone: ViTFeatures, a: Tensor, b: Tensor, layer: int = -1, size: int = VIT_SIZE) -> Matches:
-    """Best buddies among the keys of two pictures (1, 3, H, W) in [0, 1], of any sizes.
+    """Best buddies among the keys of two images (1, 3, H, W) in [0, 1], of any sizes.
 
     Args:
         backbone: the frozen ViT.
-        a, b: the pictures.
+        a, b: the images.
         layer: whose keys; the deepest by default.
         size: shorter side, in pixels, of what the ViT sees.
 
@@ -97,7 +97,7 @@ def match_images(backbone: ViTFeatures, a: Tensor, b: Tensor, layer: int = -1, s
 
 @torch.no_grad()
 def match_strength(backbone: ViTFeatures, structure: Tensor, appearance: Tensor) -> MatchStrength:
-    """Whether two pictures share enough meaning for a transfer; one ViT pass.
+    """Whether two images share enough meaning for a transfer; one ViT pass.
 
     Both are seen as squares, so that they share the pass and the number of patches does not depend on their shapes.
 
@@ -121,5 +121,5 @@ def match_strength(backbone: ViTFeatures, structure: Tensor, appearance: Tensor)
     numbers = f"[CLS] cosine {cosine:.2f}, {buddies} of {keys.shape[1]} patches have a best buddy"
     if backbone.name != MEASURED_WITH:
         numbers += f"; thresholds measured with {MEASURED_WITH} only"
-    verdict = f"weak ({numbers}); colours may land anywhere" if is_weak else f"possible ({numbers})"
+    verdict = f"weak ({numbers}); colors may land anywhere" if is_weak else f"possible ({numbers})"
     return MatchStrength(cosine, buddies, is_weak, f"semantic match: {verdict}")

@@ -24,15 +24,15 @@ from splice_ff.vit.inputs import enlarge_map
 
 DPI = 150
 CELL = 2.1
-"""Inches that a picture's longer side takes in a grid."""
+"""Inches that an image's longer side takes in a grid."""
 MAX_PIXELS = 640
-"""Longer side, in pixels, of pictures in figures; more would not be seen."""
+"""Longer side, in pixels, of images in figures; more would not be seen."""
 LINES = 15
-"""So many of the most similar matches are also joined by a line; more would hide the pictures."""
+"""So many of the most similar matches are also joined by a line; more would hide the images."""
 
 
 def picture_of(figure: Figure) -> Tensor:
-    """A figure as a picture (3, H, W) in [0, 1]."""
+    """A figure as an image (3, H, W) in [0, 1]."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     rgb = np.asarray(canvas.buffer_rgba())[..., :3].copy()
@@ -40,7 +40,7 @@ def picture_of(figure: Figure) -> Tensor:
 
 
 def thumbnail_size(picture: Tensor) -> tuple[int, int]:
-    """Height and width at which a picture (..., H, W) is drawn: its own, or so that the longer is `MAX_PIXELS`."""
+    """Height and width at which an image (..., H, W) is drawn: its own, or so that the longer is `MAX_PIXELS`."""
     factor = min(1.0, MAX_PIXELS / max(picture.shape[-2:]))
     height, width = (max(1, round(side * factor)) for side in picture.shape[-2:])
     return height, width
@@ -52,12 +52,12 @@ def grid_figure(
     row_names: Sequence[str],
     captions: Sequence[Sequence[str]] | None = None,
 ) -> Figure:
-    """Pictures in rows and columns, named above and at the left.
+    """Images in rows and columns, named above and at the left.
 
     Args:
-        rows: pictures (3, H, W) in [0, 1], or None for an empty place; as many in each row as there are `columns`.
+        rows: images (3, H, W) in [0, 1], or None for an empty place; as many in each row as there are `columns`.
         columns, row_names: short texts, or "".
-        captions: texts below the pictures, in the same order.
+        captions: texts below the images, in the same order.
     """
     height, width = next(p for row in rows for p in row if p is not None).shape[-2:]
     scale = CELL / max(height, width)
@@ -83,7 +83,7 @@ def grid_figure(
 
 
 def wrapped_figure(pictures: Sequence[Tensor], captions: Sequence[str], across: int) -> Figure:
-    """Pictures (3, H, W) in [0, 1] of one size in reading order, at most `across` in a row, captions below."""
+    """Images (3, H, W) in [0, 1] of one size in reading order, at most `across` in a row, captions below."""
     across = min(across, len(pictures))
     count = -(-len(pictures) // across)
     missing = count * across - len(pictures)
@@ -93,18 +93,18 @@ def wrapped_figure(pictures: Sequence[Tensor], captions: Sequence[str], across: 
 
 
 def attention_picture(attention: Tensor, image: Tensor) -> Tensor:
-    """A map (h, w) as a heat map over `image` (3, H, W), both at the size of a figure's pictures.
+    """A map (h, w) as a heat map over `image` (3, H, W), both at the size of a figure's images.
 
     Brightest at the map's maximum.
     """
     heat = colormaps["inferno"]((attention / attention.max()).cpu().numpy())[..., :3]
     grid = torch.from_numpy(heat).permute(2, 0, 1).float()
-    grey = TF.resize(image.mean(0, keepdim=True), list(thumbnail_size(image)), antialias=True)
-    return 0.75 * enlarge_map(grid, _size(grey)) + 0.25 * grey
+    gray = TF.resize(image.mean(0, keepdim=True), list(thumbnail_size(image)), antialias=True)
+    return 0.75 * enlarge_map(grid, _size(gray)) + 0.25 * gray
 
 
 def matches_figure(a: Tensor, b: Tensor, matches: Matches, names: tuple[str, str], text: str = "") -> Figure:
-    """Two pictures (3, H, W) side by side with their best buddies as dots; matched dots have one colour."""
+    """Two images (3, H, W) side by side with their best buddies as dots; matched dots have one color."""
     ratios = [image.shape[-1] / image.shape[-2] for image in (a, b)]
     height = 9.0 / sum(ratios)
     figure = Figure((9.4, height + 0.7), dpi=DPI, layout="constrained")
@@ -125,14 +125,14 @@ def draw_matches(
     matches: Matches,
     sizes: tuple[tuple[int, int], tuple[int, int]],
 ) -> None:
-    """Dots on two pictures already drawn, coloured by their place in the first; lines between the most similar."""
+    """Dots on two images already drawn, colored by their place in the first; lines between the most similar."""
     pixels = matches.pixels(sizes).numpy()
-    colours = _place_colours(pixels[:, 0] / np.array(sizes[0]))
+    colors = _place_colors(pixels[:, 0] / np.array(sizes[0]))
     for side, axis in enumerate(axes):
-        axis.scatter(pixels[:, side, 1], pixels[:, side, 0], s=26, c=colours, edgecolors="white", linewidths=0.6)
-    for (start, end), colour in zip(pixels[:LINES], colours, strict=False):
+        axis.scatter(pixels[:, side, 1], pixels[:, side, 0], s=26, c=colors, edgecolors="white", linewidths=0.6)
+    for (start, end), color in zip(pixels[:LINES], colors, strict=False):
         line = ConnectionPatch(
-            start[::-1], end[::-1], "data", "data", axesA=axes[0], axesB=axes[1], color=colour, linewidth=0.9, alpha=0.8
+            start[::-1], end[::-1], "data", "data", axesA=axes[0], axesB=axes[1], color=color, linewidth=0.9, alpha=0.8
         )
         figure.add_artist(line)
 
@@ -140,7 +140,7 @@ def draw_matches(
 def explanation_figure(
     structure: Tensor, appearance: Tensor, output: Tensor, explanation: Explanation, name: str = ""
 ) -> Figure:
-    """Why an output looks as it does, in one picture; the pictures are (3, H, W) in [0, 1].
+    """Why an output looks as it does, in one image; the images are (3, H, W) in [0, 1].
 
     Above: structure with appearance and their best buddies, and the output. Below: where the structure loss sits,
     and how far the [CLS] token is from the appearance's, layer by layer, before (structure) and now (output).
@@ -157,7 +157,7 @@ def explanation_figure(
         _bare(axis)
         _show(axis, image)
         axis.set_title(title, fontsize=10)
-    first.set_xlabel("dots of one colour: best buddies", fontsize=8)
+    first.set_xlabel("dots of one color: best buddies", fontsize=8)
     matches = explanation.matches
     draw_matches(figure, (first, second), matches, (_size(structure), _size(appearance)))
 
@@ -190,7 +190,7 @@ def _bare(axis: Axes) -> None:
 
 
 def _show(axis: Axes, picture: Tensor) -> None:
-    """Draw a picture (3, H, W), reduced to what a figure can show, in coordinates of its own pixels."""
+    """Draw an image (3, H, W), reduced to what a figure can show, in coordinates of its own pixels."""
     height, width = _size(picture)
     reduced = TF.resize(picture.detach().cpu(), list(thumbnail_size(picture)), antialias=True)
     axis.imshow(reduced.permute(1, 2, 0).clamp(0, 1).numpy(), extent=(0, width, height, 0))
@@ -200,8 +200,8 @@ def _size(image: Tensor) -> tuple[int, int]:
     return image.shape[-2], image.shape[-1]
 
 
-def _place_colours(places: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Places (N, 2) in [0, 1] to RGB: hue goes round the picture's centre."""
+def _place_colors(places: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Places (N, 2) in [0, 1] to RGB: hue goes round the image's center."""
     y, x = (places - 0.5).T
     hues: NDArray[np.float64] = colormaps["hsv"]((np.arctan2(y, x) / (2 * np.pi)) % 1)[:, :3]
     return hues

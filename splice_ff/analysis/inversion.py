@@ -1,6 +1,6 @@
-"""Feature inversion: which pictures have these features? (paper, section 3.1 and figures 3 to 5)
+"""Feature inversion: which images have these features? (paper, section 3.1 and figures 3 to 5)
 
-From noise, a picture is optimised until its features in the frozen ViT equal those of a given image. What comes
+From noise, an image is optimized until its features in the frozen ViT equal those of a given image. What comes
 back is what the feature holds; what differs from run to run is what it leaves open.
 """
 
@@ -29,7 +29,7 @@ NOISE_CHANNELS = 32
 NOISE_SCHEDULE = ((0.5, 10.0), (0.75, 2.0), (1.0, 0.5))
 """Up to which share of the steps noise of which standard deviation is added to the generator's input."""
 PIXEL_START = 0.1
-"""Standard deviation of the noise, around mid-grey, from which pixels are optimised (before the sigmoid)."""
+"""Standard deviation of the noise, around mid-gray, from which pixels are optimized (before the sigmoid)."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,10 @@ class InversionRecipe:
 
     feature: Feature = "keys"
     prior: Prior = "cnn"
-    """cnn: a skip UNet paints the picture from noise. pixels: they are optimised directly, for contrast."""
+    """cnn: a skip UNet paints the image from noise. pixels: they are optimized directly, for contrast."""
     steps: int = 300
     size: int = VIT_SIZE
-    """Shorter side of the pictures, in pixels; also what the ViT sees."""
+    """Shorter side of the images, in pixels; also what the ViT sees."""
     learning_rate: float = 0.01
 
     def __post_init__(self) -> None:
@@ -71,7 +71,7 @@ def noise_std(step: int, steps: int) -> float:
 
 @dataclass(frozen=True)
 class Inversion:
-    """One picture of a run."""
+    """One image of a run."""
 
     layer: int
     seed: int
@@ -86,8 +86,8 @@ class Inversion:
 class FeatureInversion:
     """Inverts a feature of one image at several layers, several times each, together.
 
-    The target is encoded once. Every step is one ViT pass over all pictures, which stops at the deepest layer asked
-    for. Runs do not influence each other: a (layer, seed) gives the same picture alone, up to rounding.
+    The target is encoded once. Every step is one ViT pass over all images, which stops at the deepest layer asked
+    for. Runs do not influence each other: a (layer, seed) gives the same image alone, up to rounding.
 
     Args:
         image: (1, 3, H, W) in [0, 1].
@@ -99,7 +99,7 @@ class FeatureInversion:
 
     Raises:
         IndexError: a layer that the ViT does not have.
-        InputError: `cls` from a ViT without a [CLS] token, or a picture that is too small at the size asked for.
+        InputError: `cls` from a ViT without a [CLS] token, or an image that is too small at the size asked for.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class FeatureInversion:
         self.image = resize_to_patches(image.to(self.device), backbone, self.recipe.size)
         if min(self.image.shape[-2:]) < MIN_SIDE:
             raise InputError(
-                f"at {self.image.shape[-1]}x{self.image.shape[-2]} pixels the picture is too small to be painted "
+                f"at {self.image.shape[-1]}x{self.image.shape[-2]} pixels the image is too small to be painted "
                 f"(at least {MIN_SIDE}): give a larger size"
             )
         with torch.no_grad():
@@ -136,7 +136,7 @@ class FeatureInversion:
             self.pictures = nn.ParameterList()
             self.generators = nn.ModuleList(self._generator(seed) for _, seed in self.runs)
         self.parameters = nn.ModuleList([self.pictures, self.generators])
-        # One optimiser for all is one for each: Adam treats every number alone.
+        # One optimizer for all is one for each: Adam treats every number alone.
         self.adam = torch.optim.Adam(self.parameters.parameters(), self.recipe.learning_rate, fused=True)
         self.step_count = 0
         with torch.no_grad():
@@ -170,14 +170,14 @@ class FeatureInversion:
 
     @torch.no_grad()
     def result(self) -> list[Inversion]:
-        """The present pictures, painted from the fixed input without noise; layer by layer, seed by seed."""
+        """The present images, painted from the fixed input without noise; layer by layer, seed by seed."""
         pictures = self._paint()
         distances = self._distances(pictures).tolist()
         rows = zip(self.runs, pictures.cpu(), self.start, distances, strict=True)
         return [Inversion(layer, seed, picture, start, now) for (layer, seed), picture, start, now in rows]
 
     def settings(self) -> dict[str, str]:
-        """What makes the pictures, for their files."""
+        """What makes the images, for their files."""
         facts = {k: str(v) for k, v in asdict(self.recipe).items()}
         return facts | {"backbone": self.backbone.name, "backbone_sha256": self.backbone.fingerprint}
 
@@ -217,7 +217,7 @@ class FeatureInversion:
             return SkipUNet(in_channels=NOISE_CHANNELS).to(self.device)
 
     def _paint(self, noise: float = 0.0) -> Tensor:
-        """All pictures, (runs, 3, H, W) in [0, 1]."""
+        """All images, (runs, 3, H, W) in [0, 1]."""
         if self.pictures:
             return torch.cat([picture.sigmoid() for picture in self.pictures])
         inputs = self.inputs

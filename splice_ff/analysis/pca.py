@@ -1,4 +1,4 @@
-"""What the features hold, as colours: their first three principal components (paper, section 3.2, figure 4)."""
+"""What the features hold, as colors: their first three principal components (paper, section 3.2, figure 4)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from splice_ff.vit.inputs import FACETS, VIT_SIZE, patch_descriptors, resize_to_
 
 PCA_FACETS = (*FACETS, "self_similarity")
 CLIPPED = 0.01
-"""Share of the patches at either end of a component whose colours are clipped: outliers must not dull the rest."""
+"""Share of the patches at either end of a component whose colors are clipped: outliers must not dull the rest."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ def principal_components(descriptors: Tensor, count: int = 3) -> Basis:
     Exact, from the covariance in float64, so that runs agree; the entry of largest magnitude is positive in each.
     """
     mean = descriptors.mean(0)
-    centred = (descriptors - mean).double()
-    components = torch.linalg.eigh(centred.mT @ centred).eigenvectors[:, -count:].mT.flip(0)
+    centered = (descriptors - mean).double()
+    components = torch.linalg.eigh(centered.mT @ centered).eigenvectors[:, -count:].mT.flip(0)
     largest = components.gather(1, components.abs().argmax(1, keepdim=True))
     return Basis(mean, (components * largest.sign()).to(descriptors.dtype))
 
@@ -61,12 +61,12 @@ def pca_pictures(
         facets: of `PCA_FACETS`. `self_similarity` is that of the keys: a patch is described by its similarity to every
             token of the image (with `joint`: of all images).
         layers: from 0, or negative from the end.
-        joint: one basis and one colour scale for all images, so that a colour means the same in each.
-        mask: blacken the background and spread the colours over the rest; see `foreground`.
+        joint: one basis and one color scale for all images, so that a color means the same in each.
+        mask: blacken the background and spread the colors over the rest; see `foreground`.
         size: shorter side, in pixels, of what the ViT sees.
 
     Returns:
-        For each image, (facet, layer from 0) to a picture (3, h, w) in [0, 1], a pixel for each patch. `enlarge_map`
+        For each image, (facet, layer from 0) to an image (3, h, w) in [0, 1], a pixel for each patch. `enlarge_map`
         brings one to the image's size; all of them at that size could fill the memory.
 
     Raises:
@@ -83,8 +83,8 @@ def pca_pictures(
         kept = [foreground(features, numbers[-1]) for features in members] if mask else None
         for facet in facets:
             for layer in numbers:
-                for i, colours in zip(group, _colours(members, facet, layer, kept), strict=True):
-                    pictures[i][facet, layer] = colours.cpu()
+                for i, colors in zip(group, _colors(members, facet, layer, kept), strict=True):
+                    pictures[i][facet, layer] = colors.cpu()
     return pictures
 
 
@@ -127,8 +127,8 @@ def _features(
     return backbone(image, **wanted)
 
 
-def _colours(found: Sequence[Features], facet: str, layer: int, kept: Sequence[Tensor] | None) -> list[Tensor]:
-    """Pictures (3, h, w) in [0, 1] on the patch grids of images that share a basis."""
+def _colors(found: Sequence[Features], facet: str, layer: int, kept: Sequence[Tensor] | None) -> list[Tensor]:
+    """Images (3, h, w) in [0, 1] on the patch grids of images that share a basis."""
     if facet == "self_similarity":
         keys = [rearrange(f.keys[layer], "1 heads t d -> t (heads d)") for f in found]
         patches = [f.grid[0] * f.grid[1] for f in found]
@@ -142,6 +142,6 @@ def _colours(found: Sequence[Features], facet: str, layer: int, kept: Sequence[T
     low, high = scores.quantile(CLIPPED, 0), scores.quantile(1 - CLIPPED, 0)
     pictures = []
     for d, s, f in zip(descriptors, seen, found, strict=True):
-        colours = ((basis.project(d) - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
-        pictures.append(rearrange(colours * s.view(-1, 1), "(h w) c -> c h w", h=f.grid[0]))
+        colors = ((basis.project(d) - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
+        pictures.append(rearrange(colors * s.view(-1, 1), "(h w) c -> c h w", h=f.grid[0]))
     return pictures

@@ -19,7 +19,7 @@ def count_operations(work: Callable[[], object]) -> int:
     """Do the work once and count the floating-point operations (an addition and a multiplication are two).
 
     Matrix products, convolutions and attention count, forward and, where the work calls it, backward; what is done
-    element by element (norms, activations, resizing, the optimiser) does not. Compiled modules run uncompiled: their
+    element by element (norms, activations, resizing, the optimizer) does not. Compiled modules run uncompiled: their
     operators could not be seen.
     """
     with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False, custom_mapping=_ATTENTION) as counter:

@@ -21,7 +21,7 @@ def measure_memory(
     backbones: Sequence[str], sizes: Sequence[int], precisions: Sequence[str], one_shot: dict[str, Any],
     one_shot_sizes: Sequence[int], device: torch.device,
 ) -> Part:  # fmt: skip
-    """Peak memory of per-pair steps on whole 3:4 pictures, and of one shot on square ones."""
+    """Peak memory of per-pair steps on whole 3:4 images, and of one shot on square ones."""
     kind = "allocated on the GPU" if device.type == "cuda" else "resident"
     part = Part(f"Peak memory: GiB {kind}, of fresh processes", ("what", "pictures", "precision", "before", "peak"))
     works: list[tuple[str, str, str, dict[str, Any]]] = [
@@ -41,7 +41,7 @@ def measure_memory(
             before, peak = (f"{found[k] / 2**30:.2f}" for k in ("before", "peak"))
             part.table.append([what, pictures, precision, before, peak])
     part.notes.append(
-        "step: the `paper` recipe, the ViT seeing the whole picture. before: networks loaded, targets encoded."
+        "step: the `paper` recipe, the ViT seeing the whole image. before: networks loaded, targets encoded."
     )
     return part
 
@@ -50,7 +50,7 @@ def memory_of_steps(backbone: str, size: int, precision: str, device: str) -> di
     """Bytes before and at the peak of a per-pair step in this process, the ViT seeing all of size x 4/3 size pixels."""
     torch.manual_seed(0)
     height, width = size, size * 4 // 3
-    recipe = replace(make_recipe("paper", precision=precision), whole_every=1)  # whole pictures: not cropped square
+    recipe = replace(make_recipe("paper", precision=precision), whole_every=1)  # whole images: not cropped square
     structure, appearance = torch.rand(2, 1, 3, height, width)
     vit = make_backbone(backbone)
     run = PairOptimizer(structure, appearance, vit, recipe, device=device)

@@ -54,7 +54,7 @@ def _layer(ins: int, outs: int, kernel: int, stride: int = 1) -> nn.Sequential:
 
 
 def naive_step(vit: Any, backbone: ViTFeatures, structure: Tensor, appearance: Tensor) -> Callable[[], None]:
-    """A function that takes one step on views (1, 3, H, W) in [0, 1]; `backbone` gives the normalisation."""
+    """A function that takes one step on views (1, 3, H, W) in [0, 1]; `backbone` gives the normalization."""
     vit.requires_grad_(True)
     for block in vit.blocks:
         block.attn.fused_attn = False

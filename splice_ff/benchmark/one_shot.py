@@ -23,12 +23,12 @@ def measure_one_shot(
     backbones: Sequence[str], generator: str, checkpoint: str | None, sizes: Sequence[int], batches: Sequence[int],
     precisions: Sequence[str], repeats: int, device: torch.device, rates: dict[str, float], compile: bool = False,
 ) -> Part:  # fmt: skip
-    """Milliseconds a batch of square pictures, each worked at in full.
+    """Milliseconds a batch of square images, each worked at in full.
 
     Raises:
         InputError: no such checkpoint, backbone or generator.
     """
-    header = ("model", "px", "batch", "precision", *(f"{s} ms" for s in STAGES), "all ms (slowest)", "a picture")
+    header = ("model", "px", "batch", "precision", *(f"{s} ms" for s in STAGES), "all ms (slowest)", "an image")
     part = Part(f"One shot: milliseconds, medians of {repeats}, with floor/time", header)
     for backbone in ("its own",) if checkpoint else backbones:
         model = make_one_shot(backbone, generator, checkpoint).to(device)
@@ -60,7 +60,7 @@ def time_one_shot(
     model: SpliceFF, size: int, batch: int, precision: str, repeats: int, device: torch.device, rate: float,
     compiled: bool = False,
 ) -> dict[str, Timing]:  # fmt: skip
-    """Each of `STAGES` for a batch of size x size pictures."""
+    """Each of `STAGES` for a batch of size x size images."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for role in ("structure", "appearance"):

@@ -17,7 +17,7 @@ class Plan:
     step_sizes: tuple[int, ...]
     memory_backbones: tuple[str, ...]
     memory_sizes: tuple[int, ...]
-    """Shorter sides of 3:4 pictures; the other sizes are sides of squares."""
+    """Shorter sides of 3:4 images; the other sizes are sides of squares."""
     memory_precisions: tuple[str, ...]
     one_shot_sizes: tuple[int, ...]
     one_shot_batches: tuple[int, ...]
@@ -33,7 +33,7 @@ PAPER = ("dino_vits16", "dino_vits8", "dino_vitb8")
 def plan_for(device: torch.device, parts: int) -> Plan:
     """The plan for a device and a number of parts.
 
-    Several parts on a CPU stay under five minutes of two cores: the largest ViT is left out, and large pictures.
+    Several parts on a CPU stay under five minutes of two cores: the largest ViT is left out, and large images.
     """
     if device.type == "cuda":
         return Plan(

@@ -52,7 +52,7 @@ def measure_steps(
 def step_works(
     name: str, size: int, precisions: Sequence[str], device: torch.device, compile: bool = False
 ) -> dict[str, Work]:
-    """The naive step and ours, by name ("paper bf16") on random pictures of size x size."""
+    """The naive step and ours, by name ("paper bf16") on random images of size x size."""
     torch.manual_seed(0)
     structure, appearance = torch.rand(2, 1, 3, size, size)
     backbone = make_backbone(name)
@@ -76,7 +76,7 @@ def step_works(
 
 
 def _steady(run: PairOptimizer) -> Work:
-    """A step in the middle: the first one prepares, and some look at the whole picture as well."""
+    """A step in the middle: the first one prepares, and some look at the whole image as well."""
 
     def step() -> None:
         run.step_count = 1

@@ -32,7 +32,7 @@ PICTURES = 32
 def training_settings(
     config: Path | None, overrides: Sequence[str], backbone: str, generator: str, device: torch.device
 ) -> Iterator[TrainingConfig]:
-    """A config file's settings; or those of train/configs/pets-tiny.yaml, small.yaml on a GPU, with random pictures.
+    """A config file's settings; or those of train/configs/pets-tiny.yaml, small.yaml on a GPU, with random images.
 
     Raises:
         InputError: the file or an override cannot be used.
@@ -100,9 +100,9 @@ def measure_training(
                 part.table.append(cells)
     size, vit_size = settings.data.size, settings.loss.vit_size
     part.notes.append(
-        f"Pictures of {size} px, {settings.backbone.name} at {vit_size} px, generator {settings.generator.size}. Steps "
+        f"Images of {size} px, {settings.backbone.name} at {vit_size} px, generator {settings.generator.size}. Steps "
         "run whole, data included; ViT and generator are timed alone, forward and backward, on batches of the same "
-        "shape. The rest is what they leave: losses, optimiser, averaging."
+        "shape. The rest is what they leave: losses, optimizer, averaging."
     )
     return part
 

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from splice_ff.per_pair.recipes import Recipe
     from splice_ff.vit.features import ViTFeatures
 
-Structure = Annotated[Path, typer.Argument(help="Picture whose layout is kept.", show_default=False)]
-Appearance = Annotated[Path, typer.Argument(help="Picture whose look is taken.", show_default=False)]
-Output = Annotated[Path, typer.Option("--output", "-o", help="Picture to write; the suffix sets the format.")]
+Structure = Annotated[Path, typer.Argument(help="Image whose layout is kept.", show_default=False)]
+Appearance = Annotated[Path, typer.Argument(help="Image whose look is taken.", show_default=False)]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Image to write; the suffix sets the format.")]
 Folder = Annotated[Path, typer.Option("--output", "-o", help="Folder to write to; made if it is not there.")]
 Size = Annotated[
     int | None,
-    typer.Option(help="Shorter side, in pixels, at which to work. The output has the structure picture's size."),
+    typer.Option(help="Shorter side, in pixels, at which to work. The output has the structure image's size."),
 ]
 Backbone = Annotated[
     str | None,
@@ -41,7 +41,7 @@ PresetBackbone = Annotated[
     ),
 ]
 Weights = Annotated[Path | None, typer.Option(help="The backbone's weights: .safetensors, .pth, or a folder.")]
-Seed = Annotated[int, typer.Option(help="Same seed, same machine: same picture.")]
+Seed = Annotated[int, typer.Option(help="Same seed, same machine: same image.")]
 State = Annotated[
     Path | None,
     typer.Option(help="Keep the run here, every 100 steps and on ctrl-C; if the file exists, go on from it."),
@@ -71,7 +71,7 @@ def say(message: str) -> None:
 
 
 def load(path: Path, quiet: bool) -> LoadedImage:
-    """Read a picture; say what was done to it (a frame chosen, ...) unless quiet."""
+    """Read an image; say what was done to it (a frame chosen, ...) unless quiet."""
     from splice_ff.images import load_image
 
     image = load_image(path)

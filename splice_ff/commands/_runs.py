@@ -85,7 +85,7 @@ def take_steps(
 def write_best(
     run: PairOptimizer, failure: Failure, output: Path, structure: LoadedImage, facts: Mapping[str, str]
 ) -> PairResult:
-    """Write the best picture of a run so far, with its losses among the facts.
+    """Write the best image of a run so far, with its losses among the facts.
 
     Raises:
         InputError: there is none, or it cannot be written.
@@ -97,7 +97,7 @@ def write_best(
         result = run.result()
     except DivergedError as error:
         reason = failure if isinstance(failure, DivergedError) else error
-        raise InputError(f"{reason}; no picture was made") from error
+        raise InputError(f"{reason}; no image was made") from error
     losses = {f"loss_{name}": f"{value:.6g}" for name, value in result.losses.items()}
     save_image(output, result.image, alpha=structure.alpha, settings={**facts, "step": str(result.step), **losses})
     return result
@@ -105,10 +105,10 @@ def write_best(
 
 def end_pair(run: PairOptimizer, failure: Failure, result: PairResult, output: Path, quiet: bool) -> None:
     """Say what `write_best` wrote, or why the run ended early; see `end_run`."""
-    end_run(run, failure, f"the best picture so far is in {output}")
+    end_run(run, failure, f"the best image so far is in {output}")
     if not quiet:
         total, *rest = (f"{name} {value:.4f}" for name, value in result.losses.items())
-        say(f"{output}: step {result.step} of {run.step_count}, whole picture: {total} ({', '.join(rest)})")
+        say(f"{output}: step {result.step} of {run.step_count}, whole image: {total} ({', '.join(rest)})")
 
 
 def end_run(run: PairOptimizer | FeatureInversion, failure: Failure, kept: str) -> None:

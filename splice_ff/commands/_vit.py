@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from splice_ff.vit.features import ViTFeatures
 
 FACET_NAMES = {"self_similarity": "self-similarity"}
-"""Facets whose names in pictures are not those in options."""
+"""Facets whose names in images are not those in options."""
 
 ViTSize = Annotated[
     int | None,
@@ -39,5 +39,5 @@ def parse_layers(text: str, vit: ViTFeatures) -> list[int]:
 
 
 def facts_of(vit: ViTFeatures) -> dict[str, str]:
-    """What made a picture, for its file."""
+    """What made an image, for its file."""
     return {"splice_ff": splice_ff.__version__, "backbone": vit.name, "backbone_sha256": vit.fingerprint}

@@ -37,7 +37,7 @@ def batch(
     model: Model = DEFAULT_MODEL,
     strength: Strength = 1.0,
     size: Size = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures of one size that are painted together.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images of one size that are painted together.")] = 8,
     backbone: Backbone = None,
     backbone_weights: BackboneWeights = None,
     device: Device = None,
@@ -46,7 +46,7 @@ def batch(
 ) -> None:
     """Paint many pairs in one pass each, as DIR/NAME.png.
 
-    Pictures that are there already are kept: interrupted, the same command goes on. Pairs that cannot be painted do
+    Images that are there already are kept: interrupted, the same command goes on. Pairs that cannot be painted do
     not stop the others; each gets a line, and the exit status is 2.
 
     Example: `splice-ff batch pairs.csv -o painted`
@@ -80,20 +80,20 @@ def batch(
                         shown.clear()
                         say(f"error: {outcome.name}: {outcome.error}")
         except KeyboardInterrupt:
-            say(f"interrupted; the finished pictures are in {output}, and the same command goes on from there")
+            say(f"interrupted; the finished images are in {output}, and the same command goes on from there")
             raise
         if not quiet:
             there = len(listed) - len(todo)
-            say(f"{output}: {len(todo) - failed} pictures painted, {there} were there, {failed} failed")
+            say(f"{output}: {len(todo) - failed} images painted, {there} were there, {failed} failed")
         if failed:
             raise typer.Exit(2)
 
 
 def _open_folder(folder: Path, settings: dict[str, str]) -> None:
-    """Note what makes the pictures of a folder; refuse to mix them with others.
+    """Note what makes the images of a folder; refuse to mix them with others.
 
     Raises:
-        InputError: the folder's pictures were made with another model or other settings.
+        InputError: the folder's images were made with another model or other settings.
     """
     from splice_ff.utils.files import atomic_write
 
@@ -105,7 +105,7 @@ def _open_folder(folder: Path, settings: dict[str, str]) -> None:
             raise InputError(f"{file}: damaged; remove it, or choose another folder") from error
         if changed := [key for key, value in settings.items() if before.get(key) != value]:
             raise InputError(
-                f"{folder}: holds pictures made with another {', '.join(changed).replace('model_sha256', 'model')}; "
+                f"{folder}: holds images made with another {', '.join(changed).replace('model_sha256', 'model')}; "
                 "choose another folder"
             )
         return

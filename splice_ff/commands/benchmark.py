@@ -22,10 +22,8 @@ def benchmark(
         list[str] | None,
         typer.Option(help="ViT of step, one-shot and memory; repeat for several. DINO's have random weights here."),
     ] = None,
-    size: Annotated[
-        list[int] | None, typer.Option(help="Side of their pictures in pixels; repeat for several.")
-    ] = None,
-    batch: Annotated[list[int] | None, typer.Option(help="Pictures a shot; repeat for several.")] = None,
+    size: Annotated[list[int] | None, typer.Option(help="Side of their images in pixels; repeat for several.")] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="Images a shot; repeat for several.")] = None,
     precision: Annotated[
         list[str] | None, typer.Option(help="fp32 or bf16; repeat for both. By default what the device can do.")
     ] = None,
@@ -38,7 +36,7 @@ def benchmark(
         str | None, typer.Option(help="One-shot model to time, instead of a generator with random weights.")
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="YAML file of training settings, instead of random pictures.")
+        Path | None, typer.Option(help="YAML file of training settings, instead of random images.")
     ] = None,
     set: Annotated[list[str] | None, typer.Option(help="section.key=value in those; repeat for several.")] = None,
     processes: Annotated[
@@ -55,7 +53,7 @@ def benchmark(
     product on the same device in the same precision; floor/time says how close to it a figure is.
 
     All parts take under five minutes on two cores and three on a GPU, if nothing else runs there. A part by itself
-    takes larger ViTs and pictures.
+    takes larger ViTs and images.
 
     Example: `splice-ff benchmark step --backbone dino_vits8 --json speed.json`
     """  # fmt: skip

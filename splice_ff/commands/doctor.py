@@ -1,6 +1,9 @@
-"""`splice-ff doctor`."""
+"""`splice-ff doctor`: enough to see why a run is slow, or why weights are missing."""
 
 from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
 
 import typer
 
@@ -10,7 +13,41 @@ from splice_ff.commands._options import Debug, errors
 def doctor(debug: Debug = False) -> None:
     """Show versions, devices, number formats, backbones and checkpoints at hand."""
     with errors(debug):
-        from splice_ff.utils.doctor import report
-
-        for line in report():
+        for line in _report():
             typer.echo(line)
+
+
+def _report() -> Iterator[str]:
+    """Lines of text. Nothing is downloaded and the network is not asked."""
+    from importlib.metadata import version
+
+    import torch
+    from PIL import features
+
+    from splice_ff.one_shot.model_files import bundled_models
+    from splice_ff.utils.files import checkpoints_dir
+    from splice_ff.utils.machine import matmul_rate
+    from splice_ff.vit.spec import BACKBONES, BUNDLED
+    from splice_ff.vit.weights import cached_weights, load_backbone
+
+    yield f"python {platform.python_version()} on {platform.platform()}"
+    packages = ("splice-ff", "torch", "torchvision", "timm", "accelerate", "datasets", "safetensors", "pillow")
+    yield "packages: " + ", ".join(f"{name} {version(name)}" for name in packages)
+    yield f"CPU: {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    for i in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(i)
+        yield f"cuda:{i}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+    if not torch.cuda.is_available():
+        yield "CUDA: no GPU, runs on the CPU"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    for dtype in (torch.float32, torch.bfloat16):
+        yield f"matrix products on {device} in {str(dtype)[6:]}: {matmul_rate(device, dtype) / 1e9:.3g} GFLOP/s"
+    yield "images: " + ", ".join(
+        f"{name} {'yes' if features.check(name) else 'no'}" for name in ("jpg", "webp", "avif", "libtiff", "littlecms2")
+    )
+    bundled = load_backbone(BUNDLED)
+    yield f"backbone {BUNDLED}: bundled in {checkpoints_dir() / BUNDLED}, sha256 {bundled.fingerprint[:12]}"
+    for name in bundled_models():
+        yield f"one-shot model {name}: bundled in {checkpoints_dir() / name}"
+    for spec in BACKBONES.values():
+        yield f"backbone {spec.name}: {cached_weights(spec) or 'not downloaded'}"

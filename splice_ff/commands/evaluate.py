@@ -1,4 +1,4 @@
-"""`splice-ff evaluate`: methods over pairs, with figures, tables and pictures."""
+"""`splice-ff evaluate`: methods over pairs, with figures, tables and images."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ def evaluate(
     method: Annotated[
         list[str] | None,
         typer.Option(
-            help="copy, colour, one-shot, one-shot+refine:STEPS, optimize-fast[:STEPS] or optimize-paper[:STEPS]; "
-            "repeat for several. By default copy and colour."
+            help="copy, color, one-shot, one-shot+refine:STEPS, optimize-fast[:STEPS] or optimize-paper[:STEPS]; "
+            "repeat for several. By default copy and color."
         ),
     ] = None,
     results: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=FOLDER of pictures FOLDER/PAIR.* or FOLDER/PAIR/NAME.*; repeat for several."),
+        typer.Option(help="NAME=FOLDER of images FOLDER/PAIR.* or FOLDER/PAIR/NAME.*; repeat for several."),
     ] = None,
     baseline: Annotated[
         str | None, typer.Option(help="Method that the others are compared with. By default the first results.")
     ] = None,
     baseline_pairs: Annotated[
-        bool, typer.Option("--baseline-pairs", help="Only pairs of which the baseline has a picture.")
+        bool, typer.Option("--baseline-pairs", help="Only pairs of which the baseline has an image.")
     ] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many pairs.")] = None,
     model: Annotated[
@@ -50,7 +50,7 @@ def evaluate(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Measure methods on pairs: report.html with pictures, summary.md, summary.json, results.parquet.
+    """Measure methods on pairs: report.html with images, summary.md, summary.json, results.parquet.
 
     Stopped and started again, it goes on. On several GPUs: `accelerate launch --multi_gpu -m eval.evaluate` with the
     same arguments; in several processes on CPUs: `torchrun --nproc_per_node 2 -m eval.evaluate`.
@@ -64,7 +64,7 @@ def evaluate(
     from splice_ff.evaluation.measure import Measurer, metrics_of
     from splice_ff.evaluation.methods import parse_method, parse_results
     from splice_ff.evaluation.perceptual import find_lpips, find_set_distances
-    from splice_ff.evaluation.summary import distances_of_sets, summarise
+    from splice_ff.evaluation.summary import distances_of_sets, summarize
     from splice_ff.per_pair.optimize import choose_backbone, make_recipe
     from splice_ff.utils import machine
     from splice_ff.utils.files import check_place
@@ -85,7 +85,7 @@ def evaluate(
         lpips, no_lpips = find_lpips(where)
         set_distances, no_sets = find_set_distances(where)
         measurer = Measurer(vit, others, lpips)
-        methods = [parse_method(text, vit, model, where) for text in method or ["copy", "colour"]] + folders
+        methods = [parse_method(text, vit, model, where) for text in method or ["copy", "color"]] + folders
         names = [m.name for m in methods]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise InputError(f"method '{repeated[0]}' is given twice")
@@ -94,7 +94,7 @@ def evaluate(
             raise InputError(f"the baseline '{baseline}' is not among the methods: {', '.join(names)}")
         tasks = (run.with_picture_of(tasks, methods[names.index(baseline)]) if baseline_pairs else tasks)[:limit]
         if not tasks:
-            raise InputError(f"{pairs}: no pairs of which '{baseline}' has a picture")
+            raise InputError(f"{pairs}: no pairs of which '{baseline}' has an image")
 
         also = [other.name for other in others]
         measuring = {"backbone": vit.name, "backbone_sha256": vit.fingerprint}
@@ -116,7 +116,7 @@ def evaluate(
             "not measured": [reason for reason in (no_lpips, no_sets) if reason],
         }
         sets = distances_of_sets(rows, names, output, set_distances) if set_distances else {}
-        summary = summarise(rows, names, metrics_of(also, lpips is not None), baseline, settings, sets)
+        summary = summarize(rows, names, metrics_of(also, lpips is not None), baseline, settings, sets)
         path = report.write_report(output, summary, sorted(rows, key=lambda row: row["pair"]))
         for error in summary["errors"]:
             say(f"note: {error['pair']}, {error['method']}: {error['error']}")

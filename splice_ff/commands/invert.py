@@ -1,4 +1,4 @@
-"""`splice-ff invert`: pictures that have the same features."""
+"""`splice-ff invert`: images that have the same features."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 
 def invert(
-    image: Annotated[Path, typer.Argument(help="Picture whose features are inverted.", show_default=False)],
+    image: Annotated[Path, typer.Argument(help="Image whose features are inverted.", show_default=False)],
     output: Folder = Path("inverted"),
     feature: Annotated[str, typer.Option(help="cls, keys or self_similarity.")] = "keys",
     layers: Annotated[str, typer.Option(help="Layers, from 0 or negative from the end: 2,5,8,11.")] = "-1",
     seeds: Annotated[int, typer.Option(min=1, help="Repeated runs from different noise.")] = 1,
     prior: Annotated[
-        str, typer.Option(help="cnn: a network paints the picture. pixels: optimised directly, for contrast.")
+        str, typer.Option(help="cnn: a network paints the image. pixels: optimized directly, for contrast.")
     ] = "cnn",
     steps: Annotated[int, typer.Option(help="Number of steps. Published: 20000.")] = 300,
     backbone: Backbone = None,
@@ -51,9 +51,9 @@ def invert(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Find pictures that have the same features: what a feature holds comes back.
+    """Find images that have the same features: what a feature holds comes back.
 
-    Writes grid.png and the single pictures. ctrl-C writes what is there.
+    Writes grid.png and the single images. ctrl-C writes what is there.
 
     Example: `splice-ff invert cat.jpg --feature cls --layers 2,5,8,11 --seeds 2 -o inverted`
     """
@@ -89,7 +89,7 @@ def invert(
             if not quiet:
                 say(f"{output / name}: distance {found.distance:.4g}, from {found.start:.4g} at the start")
         _write_grid(run, output / "grid.png")
-        end_run(run, failure, f"the pictures so far are in {output}")
+        end_run(run, failure, f"the images so far are in {output}")
 
 
 def _write_grid(run: FeatureInversion, path: Path) -> None:

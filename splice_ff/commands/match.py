@@ -28,7 +28,7 @@ from splice_ff.commands._vit import Layer, ViTSize, facts_of, parse_layers
 
 
 def attention(
-    image: Annotated[Path, typer.Argument(help="Picture to look at.", show_default=False)],
+    image: Annotated[Path, typer.Argument(help="Image to look at.", show_default=False)],
     output: Output = Path("attention.png"),
     layer: Layer = -1,
     backbone: Backbone = None,
@@ -61,8 +61,8 @@ def attention(
 
 
 def match(
-    image_a: Annotated[Path, typer.Argument(help="First picture.", show_default=False)],
-    image_b: Annotated[Path, typer.Argument(help="Second picture.", show_default=False)],
+    image_a: Annotated[Path, typer.Argument(help="First image.", show_default=False)],
+    image_b: Annotated[Path, typer.Argument(help="Second image.", show_default=False)],
     output: Output = Path("match.png"),
     layer: Layer = -1,
     backbone: Backbone = None,
@@ -72,7 +72,7 @@ def match(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Show which parts of two pictures the ViT takes for the same: best buddies among the keys.
+    """Show which parts of two images the ViT takes for the same: best buddies among the keys.
 
     A transfer paints along such ties. Where there are few, or wrong ones, it must fail.
     """
@@ -107,7 +107,7 @@ def explain(
 ) -> None:
     """Show why a result looks as it does: structure loss by patch, [CLS] distance by layer, what was matched.
 
-    Prints a verdict: whether the match of the two pictures' meanings is weak.
+    Prints a verdict: whether the match of the two images' meanings is weak.
 
     Example: `splice-ff explain cat.jpg tiger.jpg tiger-cat.png -o explained.png`
     """

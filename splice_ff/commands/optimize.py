@@ -42,7 +42,7 @@ def optimize(
     precision: Annotated[str | None, typer.Option(help="fp32, bf16, or auto (the faster one here).")] = None,
     seed: Seed = 0,
     preview_every: Annotated[
-        int | None, typer.Option(min=1, help="Write the picture every so many steps, as OUT-step00100.png.")
+        int | None, typer.Option(min=1, help="Write the image every so many steps, as OUT-step00100.png.")
     ] = None,
     save_generator_to: Annotated[
         Path | None,
@@ -54,9 +54,9 @@ def optimize(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Train a generator on one pair of pictures: minutes, best quality.
+    """Train a generator on one pair of images: minutes, best quality.
 
-    ctrl-C writes the best picture so far.
+    ctrl-C writes the best image so far.
 
     Example: `splice-ff optimize cat.jpg tiger.jpg -o tiger-cat.png`
     """
@@ -97,16 +97,16 @@ def optimize(
 
 def apply(
     generator: Annotated[Path, typer.Argument(help="File written by `optimize --save-generator`.", show_default=False)],
-    image: Annotated[Path, typer.Argument(help="Picture to repaint.", show_default=False)],
+    image: Annotated[Path, typer.Argument(help="Image to repaint.", show_default=False)],
     output: Output = Path("out.png"),
     size: Size = None,
     device: Device = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Run a generator that `optimize` trained on another picture: well under a second.
+    """Run a generator that `optimize` trained on another image: well under a second.
 
-    It has learned one look on one layout; expect good results on pictures like its own.
+    It has learned one look on one layout; expect good results on images like its own.
     """
     with errors(debug):
         from splice_ff.images import check_writable, save_image

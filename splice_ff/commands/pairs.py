@@ -1,4 +1,4 @@
-"""`splice-ff pairs`: nearest neighbours of a dataset, to train on."""
+"""`splice-ff pairs`: nearest neighbors of a dataset, to train on."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from splice_ff.errors import InputError
 
 
 def pairs(
-    data: Annotated[str, typer.Argument(help="Folder of pictures, .parquet or .tar files, or a dataset on the hub.")],
+    data: Annotated[str, typer.Argument(help="Folder of images, .parquet or .tar files, or a dataset on the hub.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write (.parquet).")] = Path("pairs.parquet"),
-    neighbours: Annotated[int, typer.Option(min=1, help="Neighbours of each picture.")] = 8,
+    neighbors: Annotated[int, typer.Option(min=1, help="Neighbors of each image.")] = 8,
     split: Annotated[str, typer.Option(help="Part of the dataset; train on the same one: 'train[:95%]'.")] = "train",
-    label: Annotated[list[str] | None, typer.Option(help="Only pictures with this label; may be repeated.")] = None,
-    across_labels: Annotated[bool, typer.Option("--across-labels", help="Only neighbours with another label.")] = False,
+    label: Annotated[list[str] | None, typer.Option(help="Only images with this label; may be repeated.")] = None,
+    across_labels: Annotated[bool, typer.Option("--across-labels", help="Only neighbors with another label.")] = False,
     backbone: Backbone = None,
     weights: Weights = None,
     size: Annotated[int, typer.Option(min=16, help="Pixels of the square that the ViT sees.")] = 224,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures per forward pass.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 32,
     device: Device = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Find the nearest neighbours of every picture, for training on pairs that match.
+    """Find the nearest neighbors of every image, for training on pairs that match.
 
     Interrupted, the same command goes on where it was.
 
@@ -48,7 +48,7 @@ def pairs(
             vit,
             output,
             about={"data": data, "split": split},
-            neighbours=neighbours,
+            neighbors=neighbors,
             labels=label,
             across_labels=across_labels,
             size=size,
@@ -57,6 +57,6 @@ def pairs(
             quiet=quiet,
         )
         if report.unreadable:
-            say(f"note: {report.unreadable} pictures could not be read and were left out")
+            say(f"note: {report.unreadable} images could not be read and were left out")
         if not quiet:
-            say(f"{output}: {report.pairs} pairs, for {report.pictures} of {len(dataset)} pictures")
+            say(f"{output}: {report.pairs} pairs, for {report.pictures} of {len(dataset)} images")

@@ -1,4 +1,4 @@
-"""`splice-ff pca`: features as colours."""
+"""`splice-ff pca`: features as colors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from splice_ff.errors import InputError
 
 
 def pca(
-    images: Annotated[list[Path], typer.Argument(help="Pictures to look at.", show_default=False)],
+    images: Annotated[list[Path], typer.Argument(help="Images to look at.", show_default=False)],
     output: Folder = Path("pca"),
     facets: Annotated[
         str | None,
@@ -38,7 +38,7 @@ def pca(
         str | None, typer.Option(help="Layers, from 0 or negative from the end: 2,5,8,11. By default four of them.")
     ] = None,
     joint: Annotated[
-        bool, typer.Option("--joint", help="One basis for all pictures: a colour means the same in each.")
+        bool, typer.Option("--joint", help="One basis for all images: a color means the same in each.")
     ] = False,
     mask: Annotated[
         bool, typer.Option("--mask", help="Show only the object, found by the first component; the rest is black.")
@@ -52,9 +52,9 @@ def pca(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Show features as colours: their first three principal components.
+    """Show features as colors: their first three principal components.
 
-    Writes grid.png and, for each picture, a folder with the single ones at its size.
+    Writes grid.png and, for each image, a folder with the single ones at its size.
 
     Example: `splice-ff pca cat.jpg tiger.jpg --joint --mask -o seen`
     """
@@ -116,7 +116,7 @@ def _slug(name: str) -> str:
 
 
 def _folder_names(paths: Sequence[Path]) -> list[str]:
-    """Folder names for pictures: their stems, numbered where they repeat."""
+    """Folder names for images: their stems, numbered where they repeat."""
     names: list[str] = []
     for path in paths:
         names.append(next(name for name in _numbered(path.stem) if name not in names))

@@ -1,4 +1,4 @@
-"""`splice-ff teach`: the per-pair optimiser over many pairs, for the one-shot generator to learn from."""
+"""`splice-ff teach`: the per-pair optimizer over many pairs, for the one-shot generator to learn from."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def teach(
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many pairs.")] = None,
     preset: Annotated[str, typer.Option(help="fast, or paper (as published: hours a pair; give a --size).")] = "fast",
     steps: Annotated[int | None, typer.Option(help="Number of steps instead of the preset's.")] = None,
-    size: Annotated[int | None, typer.Option(help="Shorter side, in pixels, of the pictures kept.")] = None,
+    size: Annotated[int | None, typer.Option(help="Shorter side, in pixels, of the images kept.")] = None,
     backbone: PresetBackbone = None,
     weights: Weights = None,
     seed: Seed = 0,
@@ -50,7 +50,7 @@ def teach(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Paint many pairs with the per-pair optimiser, for `splice-ff train` to learn from.
+    """Paint many pairs with the per-pair optimizer, for `splice-ff train` to learn from.
 
     Interrupted, the same command goes on where it was. On several GPUs:
     `accelerate launch $(which splice-ff) teach PAIRS -o DIR`; in several processes on CPUs: `torchrun` likewise.
@@ -67,7 +67,7 @@ def teach(
 
         recipe = make_recipe(preset, steps=steps, size=size)
         if recipe.size is None:
-            raise InputError(f"preset '{preset}' works at each picture's own size; give the --size to keep")
+            raise InputError(f"preset '{preset}' works at each image's own size; give the --size to keep")
         check_place(output / SETTINGS)
         given_device = find_device(device)
         state = PartialState(cpu=given_device.type == "cpu")  # else it sees one process where there is no GPU

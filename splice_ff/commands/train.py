@@ -19,7 +19,7 @@ def train(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Train the one-shot generator on your own pictures.
+    """Train the one-shot generator on your own images.
 
     On several GPUs or machines: `accelerate launch train/amortized.py --config CONFIG`, with the same overrides.
     Stop with ctrl-C or SIGTERM: the run is saved, and the same command goes on.

@@ -27,12 +27,10 @@ Backbone = Annotated[
 BackboneWeights = Annotated[
     Path | None, typer.Option(help="File with the weights of the model's backbone, where the hub cannot be reached.")
 ]
-Strength = Annotated[
-    float, typer.Option(help="From 0, the structure picture's own look, to 1, the appearance picture's.")
-]
+Strength = Annotated[float, typer.Option(help="From 0, the structure image's own look, to 1, the appearance image's.")]
 Weight = Annotated[
     list[float] | None,
-    typer.Option(help="Share of an appearance picture in the mix; repeat, one for each. All alike by default."),
+    typer.Option(help="Share of an appearance image in the mix; repeat, one for each. All alike by default."),
 ]
 
 
@@ -40,7 +38,7 @@ def transfer(
     structure: Structure,
     appearance: Annotated[
         list[Path] | None,
-        typer.Argument(help="Picture whose look is taken; several are mixed. None with --look.", show_default=False),
+        typer.Argument(help="Image whose look is taken; several are mixed. None with --look.", show_default=False),
     ] = None,
     output: Output = Path("out.png"),
     model: Model = DEFAULT_MODEL,
@@ -49,7 +47,7 @@ def transfer(
     strength: Strength = 1.0,
     size: Size = None,
     refine: Annotated[
-        int, typer.Option(min=0, help="Per-pair steps that start from the one-shot picture; 100 take a while.")
+        int, typer.Option(min=0, help="Per-pair steps that start from the one-shot image; 100 take a while.")
     ] = 0,
     backbone: Backbone = None,
     backbone_weights: BackboneWeights = None,
@@ -57,9 +55,9 @@ def transfer(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Paint a picture with the look of another in one forward pass: well under a second, and start-up.
+    """Paint an image with the look of another in one forward pass: well under a second, and start-up.
 
-    Several appearance pictures are mixed: `splice-ff transfer cat.jpg tiger.jpg fox.jpg --weight 2 --weight 1`
+    Several appearance images are mixed: `splice-ff transfer cat.jpg tiger.jpg fox.jpg --weight 2 --weight 1`
 
     Example: `splice-ff transfer cat.jpg tiger.jpg -o tiger-cat.png`
     """
@@ -92,7 +90,7 @@ def transfer(
 
 def embed(
     appearance: Annotated[
-        list[Path], typer.Argument(help="Picture whose look is kept; several are mixed.", show_default=False)
+        list[Path], typer.Argument(help="Image whose look is kept; several are mixed.", show_default=False)
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write (.safetensors).")] = Path(
         "look.safetensors"
@@ -105,7 +103,7 @@ def embed(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Keep the look of a picture, for `splice-ff transfer --look`. It fits only the model that made it.
+    """Keep the look of an image, for `splice-ff transfer --look`. It fits only the model that made it.
 
     Example: `splice-ff embed tiger.jpg -o tiger.safetensors`
     """
@@ -136,13 +134,13 @@ def _check_arguments(
     from splice_ff.images import SUFFIXES
 
     if bool(paths) == bool(look):
-        raise InputError("give appearance pictures, or --look; " + ("not both" if look else "there is neither"))
+        raise InputError("give appearance images, or --look; " + ("not both" if look else "there is neither"))
     if look and look.suffix.lower() in SUFFIXES:
-        raise InputError(f"{look}: a picture, and no look; give it as APPEARANCE, or `splice-ff embed` it first")
+        raise InputError(f"{look}: an image, and no look; give it as APPEARANCE, or `splice-ff embed` it first")
     _check_weights(paths, weight)
     check_strength(strength)
     if refine and (len(paths) != 1 or strength != 1):
-        raise InputError("--refine works towards one appearance picture at full strength: no mix, --look or --strength")
+        raise InputError("--refine works towards one appearance image at full strength: no mix, --look or --strength")
 
 
 def check_strength(strength: float) -> None:
@@ -153,7 +151,7 @@ def check_strength(strength: float) -> None:
 
 def _check_weights(paths: list[Path], weight: list[float] | None) -> None:
     if weight and len(weight) != len(paths):
-        raise InputError(f"{len(weight)} --weight for {len(paths)} appearance pictures: give one for each, or none")
+        raise InputError(f"{len(weight)} --weight for {len(paths)} appearance images: give one for each, or none")
 
 
 def _embed(model: SpliceFF, images: list[LoadedImage], weight: list[float] | None) -> Tensor:
@@ -198,7 +196,7 @@ def _refine(
     facts: dict[str, str],
     quiet: bool,
 ) -> None:
-    """Take per-pair steps and write the best picture, also when they are interrupted or diverge."""
+    """Take per-pair steps and write the best image, also when they are interrupted or diverge."""
     from splice_ff.losses import Losses
     from splice_ff.one_shot.refine import refiner
 

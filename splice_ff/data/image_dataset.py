@@ -1,6 +1,6 @@
 """Image datasets: opening them through HF `datasets`, decoding a row, keeping all of them decoded in memory.
 
-Rows are decoded here and not by `datasets`, because a damaged picture among a million must be skipped and
+Rows are decoded here and not by `datasets`, because a damaged image among a million must be skipped and
 counted, not end the run.
 """
 
@@ -28,23 +28,23 @@ if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 MAX_ASPECT = 3
-"""Longer pictures keep their middle: a 16 x 60 000 strip resized to 144 would take 230 MB."""
+"""Longer images keep their middle: a 16 x 60 000 strip resized to 144 would take 230 MB."""
 
 
 def open_dataset(source: str, split: str = "train", streaming: bool = False) -> Dataset | IterableDataset:
-    """Open a dataset of pictures; nothing is decoded.
+    """Open a dataset of images; nothing is decoded.
 
     Args:
         source: one of
 
-            - a folder of pictures (`imagefolder`: subfolders name labels), of .parquet or of WebDataset .tar files;
-              files named or foldered `train`, `validation`, `test` make splits. Pictures come sorted by label; so,
+            - a folder of images (`imagefolder`: subfolders name labels), of .parquet or of WebDataset .tar files;
+              files named or foldered `train`, `validation`, `test` make splits. Images come sorted by label; so,
               not streaming, their rows are shuffled before a slice is taken, in the same way as long as no file is
               added, removed or renamed. Rows of .parquet and .tar files keep their order,
             - a .parquet or .tar file, or a pattern such as `shards/*.tar`; all of it is the split `train`,
             - the name of a dataset on the Hugging Face hub.
 
-            The pictures are in the column `image`, or in the only column that holds any.
+            The images are in the column `image`, or in the only column that holds any.
         split: a split's name; not streaming also a slice of it: `train[:95%]`, `train[95%:]`, `train[:1000]`.
         streaming: read from first to last without storing or indexing anything.
 
@@ -53,7 +53,7 @@ def open_dataset(source: str, split: str = "train", streaming: bool = False) -> 
         WebDataset's `.cls` is a label. `decode` and `ImageRows` read them.
 
     Raises:
-        InputError: nothing there, an unknown split, no column of pictures, or a slice of a stream (a stream does
+        InputError: nothing there, an unknown split, no column of images, or a slice of a stream (a stream does
             not know its length; hold out files or a named split instead).
     """
     import datasets
@@ -70,12 +70,12 @@ def open_dataset(source: str, split: str = "train", streaming: bool = False) -> 
     try:
         data = datasets.load_dataset(**arguments, split=name, streaming=streaming)
         if is_folder:
-            # Pictures come sorted by label: the last 5 % would all be of one.
+            # Images come sorted by label: the last 5 % would all be of one.
             data = _part(data.shuffle(seed=0) if data.builder_name == "imagefolder" else data, name, split)
     except Exception as error:  # datasets raises whatever its readers and the hub's client trip over
         raise InputError(f"{source}: split '{split}' cannot be read ({_first_line(error)})") from error
     if not streaming and not len(data):
-        raise InputError(f"{source}: split '{split}' holds no picture; take a larger one")
+        raise InputError(f"{source}: split '{split}' holds no image; take a larger one")
     return _keep_columns(data, source)
 
 
@@ -94,7 +94,7 @@ def label_name_function(features: Mapping[str, Any]) -> Callable[[Any], str]:
 
 
 def decode(row: Mapping[str, Any], size: int, generator: torch.Generator | None = None) -> Tensor:
-    """A row's picture as a square: `(3, size, size)` uint8, sRGB.
+    """A row's image as a square: `(3, size, size)` uint8, sRGB.
 
     The shorter side is resized to `size` and the middle kept; with a `generator` a random square, mirrored
     half of the time.
@@ -106,18 +106,18 @@ def decode(row: Mapping[str, Any], size: int, generator: torch.Generator | None 
 
 
 def load_row(row: Mapping[str, Any], side: int) -> Tensor:
-    """A row's picture, `(3, H, W)` uint8, sRGB, its shorter side `side` pixels and its longer at most 3 times that.
+    """A row's image, `(3, H, W)` uint8, sRGB, its shorter side `side` pixels and its longer at most 3 times that.
 
-    Orientation, colour profile, grey and palettes as in `splice_ff.images.load_image`; alpha is dropped.
+    Orientation, color profile, gray and palettes as in `splice_ff.images.load_image`; alpha is dropped.
 
     Raises:
         ImageError: it cannot be read.
     """
     cell = row["image"]
     if not isinstance(cell, Mapping) or not (cell.get("bytes") or cell.get("path")):
-        raise ImageError("a row without a picture")
+        raise ImageError("a row without an image")
     data, path = cell.get("bytes"), cell.get("path")
-    name = path or "a picture"
+    name = path or "an image"
     try:
         with Image.open(_file(data, path), formats=_formats()) as image:
             if image.width * image.height > MAX_PIXELS or min(image.size) < MIN_SIDE:
@@ -153,7 +153,7 @@ def square_crop(image: Tensor, size: int, generator: torch.Generator | None = No
 
 
 class ImageRows(torch.utils.data.Dataset[Tensor]):
-    """The pictures of a map-style dataset, decoded when asked for.
+    """The images of a map-style dataset, decoded when asked for.
 
     Args:
         dataset: from `open_dataset`, not streaming.
@@ -170,18 +170,18 @@ class ImageRows(torch.utils.data.Dataset[Tensor]):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Tensor:
-        """`(3, H, W)` uint8, shorter side `side`. Raises ImageError where the picture cannot be read."""
+        """`(3, H, W)` uint8, shorter side `side`. Raises ImageError where the image cannot be read."""
         return load_row(self.dataset[int(index)], self.side)
 
 
 @dataclass(eq=False)
 class ImageCache(torch.utils.data.Dataset[Tensor]):
-    """Every picture of a dataset, decoded: what `preload` returns.
+    """Every image of a dataset, decoded: what `preload` returns.
 
     Attributes:
         pixels: `(N, 3, side, side)` uint8, the middle square of each.
         labels: label of each, or None where the dataset has no labels.
-        unreadable: why a picture could not be read, by its index; its pixels are zeros.
+        unreadable: why an image could not be read, by its index; its pixels are zeros.
     """
 
     pixels: Tensor
@@ -199,14 +199,14 @@ class ImageCache(torch.utils.data.Dataset[Tensor]):
 def preload(
     dataset: Dataset, side: int, *, labels: Sequence[str | int] | None = None, workers: int = 0, quiet: bool = False
 ) -> ImageCache:
-    """Decode pictures into memory once, so that training never waits for a decoder.
+    """Decode images into memory once, so that training never waits for a decoder.
 
-    It takes `3 * side**2` bytes a picture, in every process that calls it: 30 000 at 144 px are 1.9 GB.
+    It takes `3 * side**2` bytes an image, in every process that calls it: 30 000 at 144 px are 1.9 GB.
 
     Args:
         dataset: from `open_dataset`, not streaming.
         side: pixels of the squares kept; see `side_for_crops`.
-        labels: decode only pictures with these labels; the others stay black, for a `PairDataset` of the same labels.
+        labels: decode only images with these labels; the others stay black, for a `PairDataset` of the same labels.
         workers: processes that decode; 0 decodes in this one.
         quiet: no progress bar.
     """
@@ -323,7 +323,7 @@ def _keep_columns(data: Any, source: str) -> Any:
     pictures = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     column = "image" if "image" in features else pictures[0] if len(pictures) == 1 else None
     if column is None:
-        found = "several columns of pictures" if pictures else "no column of pictures"
+        found = "several columns of images" if pictures else "no column of images"
         raise InputError(f"{source}: {found} among {', '.join(features)}; name one 'image'")
     if column != "image":
         data = data.rename_column(column, "image")
@@ -333,7 +333,7 @@ def _keep_columns(data: Any, source: str) -> Any:
     try:
         return data.select_columns(columns).cast_column("image", datasets.Image(decode=False))
     except Exception as error:  # pyarrow's own kinds of error
-        raise InputError(f"{source}: column 'image' holds no pictures ({_first_line(error)})") from error
+        raise InputError(f"{source}: column 'image' holds no images ({_first_line(error)})") from error
 
 
 def _class_name(names: Sequence[str], label: int | None) -> str:

@@ -1,7 +1,7 @@
-"""Mined pairs: for every picture its nearest neighbours in deepest [CLS] cosine, where semantics match.
+"""Mined pairs: for every image its nearest neighbors in deepest [CLS] cosine, where semantics match.
 
 Training on pairs that show like things in like poses is what lets appearance land where it belongs; the deepest
-[CLS] token is the appearance descriptor of the paper (section 3.2), so its neighbours are those whose looks compare.
+[CLS] token is the appearance descriptor of the paper (section 3.2), so its neighbors are those whose looks compare.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 DUPLICATE = 0.9999
-"""Above this cosine pictures are copies of each other; a pair of them teaches nothing that identity pairs do not."""
+"""Above this cosine images are copies of each other; a pair of them teaches nothing that identity pairs do not."""
 PART = 256
-"""Pictures per file of embeddings: what an interrupted run may lose."""
+"""Images per file of embeddings: what an interrupted run may lose."""
 ROWS, COLUMNS = 1024, 16384
 """Block of similarities computed at a time: 64 MiB in float32."""
 
 
 @dataclass(frozen=True, eq=False)
 class MinedPairs:
-    """Neighbours of every picture of a dataset.
+    """Neighbors of every image of a dataset.
 
     Attributes:
-        starts: `(rows + 1,)`; the neighbours of picture i are `appearance[starts[i]:starts[i + 1]]`, nearest first.
+        starts: `(rows + 1,)`; the neighbors of image i are `appearance[starts[i]:starts[i + 1]]`, nearest first.
         appearance: rows of the dataset, in the order in which `open_dataset` gives them.
         similarity: cosine of deepest [CLS] tokens, float32.
         about: what they were mined from: data, split, backbone, fingerprint, ...
@@ -56,11 +56,11 @@ class MinedPairs:
 
     @property
     def rows(self) -> int:
-        """Number of pictures in the dataset."""
+        """Number of images in the dataset."""
         return len(self.starts) - 1
 
     def of(self, index: int) -> NDArray[np.int64]:
-        """The neighbours of a picture, nearest first; none where it was left out or could not be read."""
+        """The neighbors of an image, nearest first; none where it was left out or could not be read."""
         return self.appearance[self.starts[index] : self.starts[index + 1]]
 
     def check(self, rows: int, split: str | None = None) -> None:
@@ -73,7 +73,7 @@ class MinedPairs:
         if split is not None and theirs != split:
             raise InputError(f"mined pairs are of the split '{theirs}', not '{split}': name the one that they are of")
         if self.rows != rows:
-            raise InputError(f"mined pairs are of {self.rows} pictures, not {rows}: another dataset or split")
+            raise InputError(f"mined pairs are of {self.rows} images, not {rows}: another dataset or split")
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class MiningReport:
 
     pairs: int
     pictures: int
-    """Pictures with at least one neighbour."""
+    """Images with at least one neighbor."""
     unreadable: int
 
 
@@ -92,7 +92,7 @@ def mine_pairs(
     output: Path,
     *,
     about: Mapping[str, Any],
-    neighbours: int = 8,
+    neighbors: int = 8,
     labels: Sequence[str] | None = None,
     across_labels: bool = False,
     size: int = 224,
@@ -100,28 +100,28 @@ def mine_pairs(
     device: torch.device | str = "cpu",
     quiet: bool = False,
 ) -> MiningReport:
-    """Write the nearest neighbours of every picture as parquet: `structure`, `appearance` (rows), `similarity`.
+    """Write the nearest neighbors of every image as parquet: `structure`, `appearance` (rows), `similarity`.
 
-    Exact: all cosines are computed, in blocks. A picture is no neighbour of itself, nor of copies of itself (cosine
+    Exact: all cosines are computed, in blocks. An image is no neighbor of itself, nor of copies of itself (cosine
     above `DUPLICATE`). Embeddings are kept in `<output>.parts/` as they come; the same call goes on from there, and
     the folder is removed once the pairs are written, whole or not at all.
 
-    Memory, beside the backbone's for one batch: embeddings, 4 D bytes a picture (100 000 pictures at D = 768: 307 MB),
+    Memory, beside the backbone's for one batch: embeddings, 4 D bytes an image (100 000 images at D = 768: 307 MB),
     twice that for a moment while they are joined; one block of similarities with its masks and its sorting, some
-    300 MB; results, 12 bytes a pair. 100 000 pictures at D = 768 take 15 TFLOP to compare.
+    300 MB; results, 12 bytes a pair. 100 000 images at D = 768 take 15 TFLOP to compare.
 
     Args:
         dataset: from `open_dataset`, not streaming.
         about: what identifies the data (source, split); kept with the pairs, and a run resumes only what agrees.
-        neighbours: at most so many for each picture.
-        labels: only pictures with these labels, by name; rows still count the whole dataset.
-        across_labels: only neighbours with another label.
-        size: the ViT sees the middle square of each picture at this size, in pixels.
-        batch_size: pictures per forward pass.
+        neighbors: at most so many for each image.
+        labels: only images with these labels, by name; rows still count the whole dataset.
+        across_labels: only neighbors with another label.
+        size: the ViT sees the middle square of each image at this size, in pixels.
+        batch_size: images per forward pass.
         quiet: no progress bars.
 
     Raises:
-        InputError: an unknown label, no labels where they are needed, fewer than two pictures, an output that cannot
+        InputError: an unknown label, no labels where they are needed, fewer than two images, an output that cannot
             be written, or `<output>.parts/` of a run with other settings.
     """
     check_place(output)
@@ -134,7 +134,7 @@ def mine_pairs(
         raise InputError(f"no label {', '.join(sorted(unknown))} in the dataset; it has {known}")
     kept = [i for i in range(len(dataset)) if labels is None or (names and names[i] in set(labels))]
     if len(kept) < 2:
-        raise InputError("fewer than two pictures: there is nothing to pair")
+        raise InputError("fewer than two images: there is nothing to pair")
     about = {
         **about,
         "rows": len(dataset),
@@ -150,7 +150,7 @@ def mine_pairs(
     groups = None
     if across_labels and names is not None:
         groups = torch.from_numpy(np.unique(np.array(names), return_inverse=True)[1])[rows]
-    nearest, cosine = nearest_neighbours(embeddings[readable], neighbours, not_among=groups, device=device, quiet=quiet)
+    nearest, cosine = nearest_neighbors(embeddings[readable], neighbors, not_among=groups, device=device, quiet=quiet)
     found = cosine > -torch.inf
     structure = rows[:, None].expand_as(nearest)[found]
     _write(output, structure, rows[nearest[found]], cosine[found], about | {"across_labels": across_labels})
@@ -160,7 +160,7 @@ def mine_pairs(
     return MiningReport(len(structure), int(found.any(1).sum()), int((~readable).sum()))
 
 
-def nearest_neighbours(
+def nearest_neighbors(
     embeddings: Tensor,
     count: int,
     *,
@@ -168,12 +168,12 @@ def nearest_neighbours(
     device: torch.device | str = "cpu",
     quiet: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Nearest neighbours by cosine, exactly, without self and copies.
+    """Nearest neighbors by cosine, exactly, without self and copies.
 
     Args:
         embeddings: `(N, D)` float32, of any length but zero. Stays where it is; blocks move to `device`.
-        count: neighbours of each.
-        not_among: `(N,)` group of each; neighbours come from other groups only.
+        count: neighbors of each.
+        not_among: `(N,)` group of each; neighbors come from other groups only.
 
     Returns:
         Indices `(N, count)` and cosines `(N, count)`, falling; a cosine of -inf where there are not so many.
@@ -249,7 +249,7 @@ def _claim(parts: Path, about: Mapping[str, Any]) -> None:
 def _embed_all(
     dataset: Any, kept: Sequence[int], backbone: ViTFeatures, parts: Path, size: int, batch_size: int, quiet: bool
 ) -> tuple[Tensor, Tensor]:
-    """Deepest [CLS] tokens (N, D) of the pictures kept, and which of them could be read (N,)."""
+    """Deepest [CLS] tokens (N, D) of the images kept, and which of them could be read (N,)."""
     found: list[tuple[Tensor, Tensor]] = []
     with progress_bar(len(kept), "picture", quiet, what="embedding") as bar:
         for start in range(0, len(kept), PART):

@@ -1,4 +1,4 @@
-"""Lists of pairs on disk: which picture is to be painted with the look of which."""
+"""Lists of pairs on disk: which image is to be painted with the look of which."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def read_pairs(source: Path) -> list[PairFiles]:
     Args:
         source: one of
 
-            - a folder of folders, each with a `structure.*` and an `appearance.*` picture; its name is the pair's.
+            - a folder of folders, each with a `structure.*` and an `appearance.*` image; its name is the pair's.
               Folders with neither are passed over. Sorted by name.
             - a .csv with a header, or a .jsonl with an object a line: `structure`, `appearance` (paths, from that
               file's folder) and, if wanted, `name`; others are ignored. A pair without a name is called
@@ -39,7 +39,7 @@ def read_pairs(source: Path) -> list[PairFiles]:
 
     Raises:
         InputError: the source is missing, of another kind, damaged or without pairs; a line lacks a path; a name is
-            given twice or is no file name; or a pair folder has one picture only, or two of a kind.
+            given twice or is no file name; or a pair folder has one image only, or two of a kind.
     """
     if source.is_dir():
         pairs = list(_from_folders(source))
@@ -61,7 +61,7 @@ def _from_folders(source: Path) -> Iterator[PairFiles]:
         found = {role: _picture(folder, role) for role in ("structure", "appearance")}
         missing = [role for role, path in found.items() if path is None]
         if len(missing) == 1:
-            raise InputError(f"{folder}: no {missing[0]} picture ({missing[0]}.png, .jpg, .webp, …)")
+            raise InputError(f"{folder}: no {missing[0]} image ({missing[0]}.png, .jpg, .webp, …)")
         if found["structure"] and found["appearance"]:
             yield PairFiles(folder.name, found["structure"], found["appearance"])
 

@@ -1,4 +1,4 @@
-"""Pairs of pictures for training the amortized generator, drawn from a dataset.
+"""Pairs of images for training the amortized generator, drawn from a dataset.
 
     images = preload(open_dataset("photos/", "train[:95%]"), side_for_crops(128))
     pairs = PairDataset(images, size=128, mix=PairMix(within=0.6, across=0.2, identity=0.2))
@@ -49,10 +49,10 @@ class PairMix:
     """How often each kind of pair is drawn; the numbers are divided by their sum.
 
     Attributes:
-        within: another picture with the same label. Without labels: any other picture.
-        across: a picture with another label.
-        identity: the same picture, cropped alike, twice.
-        mined: a nearest neighbour, found by `splice_ff.data.mining`.
+        within: another image with the same label. Without labels: any other image.
+        across: an image with another label.
+        identity: the same image, cropped alike, twice.
+        mined: a nearest neighbor, found by `splice_ff.data.mining`.
 
     Raises:
         InputError: a negative number, or nothing but zeros.
@@ -75,27 +75,27 @@ class PairMix:
 
 
 class PairDataset(torch.utils.data.Dataset[dict[str, Any]]):
-    """Pairs of squares from a dataset: every picture is `first` once an epoch, its partner is drawn.
+    """Pairs of squares from a dataset: every image is `first` once an epoch, its partner is drawn.
 
     Item i is `{"first": (3, size, size) uint8, "second": (3, size, size) uint8, "skipped": int}`. It comes
-    shuffled already: give it to a DataLoader without `shuffle`. A picture that cannot be read is replaced by the next
+    shuffled already: give it to a DataLoader without `shuffle`. An image that cannot be read is replaced by the next
     that can, counted in `skipped`, and named once a process in a log warning.
 
-    Where a kind has no partner to offer (a picture alone under its label, or without a readable or mined neighbour),
+    Where a kind has no partner to offer (an image alone under its label, or without a readable or mined neighbor),
     mined pairs become pairs within the label, and those become identity pairs.
 
     Args:
         images: `preload(...)`, or `ImageRows`, which decodes at every access.
         size: pixels of the squares; at most the side of `images`.
         mix: how often which kind of pair.
-        labels: keep only pictures with these labels, by name; by number where the dataset names none.
+        labels: keep only images with these labels, by name; by number where the dataset names none.
         mined: from `splice_ff.data.mining.read_mined_pairs`; needed where `mix.mined` is not 0.
         seed: another seed, other pairs.
         augment: random squares, mirrored half of the time; False takes the middle, for validation.
 
     Raises:
-        InputError: an unknown label, no pictures left, a `mix` that labels or `mined` cannot serve, `mined` of
-            another dataset, or `size` larger than the pictures.
+        InputError: an unknown label, no images left, a `mix` that labels or `mined` cannot serve, `mined` of
+            another dataset, or `size` larger than the images.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class PairDataset(torch.utils.data.Dataset[dict[str, Any]]):
     ) -> None:
         side = images.side if isinstance(images, ImageRows) else images.pixels.shape[-1]
         if size > side:
-            raise InputError(f"squares of {size} pixels cannot be cut from pictures of {side}")
+            raise InputError(f"squares of {size} pixels cannot be cut from images of {side}")
         if mix.mined and mined is None:
             raise InputError("mined pairs need the file that `splice-ff pairs` writes")
         if mined is not None:
@@ -132,8 +132,8 @@ class PairDataset(torch.utils.data.Dataset[dict[str, Any]]):
         if labels is not None:
             pool = pool[np.isin(names[pool], _known_labels(labels, images.labels))]
         if not len(pool):
-            raise InputError("the dataset has no pictures that can be read, or none with these labels")
-        # Pictures sorted by label, so that those of one label, and all others, are ranges.
+            raise InputError("the dataset has no images that can be read, or none with these labels")
+        # Images sorted by label, so that those of one label, and all others, are ranges.
         self._label_of, sizes = np.unique(names[pool], return_inverse=True, return_counts=True)[1:]
         self._by_label = np.argsort(self._label_of, kind="stable")
         self._place = np.argsort(self._by_label)
@@ -175,10 +175,10 @@ class PairDataset(torch.utils.data.Dataset[dict[str, Any]]):
         everything = ((start + k) % len(self) for k in range(len(self)))
         at, first, skipped = self._first_readable(everything)
         if at is None:
-            raise InputError("no picture of the dataset can be read")
+            raise InputError("no image of the dataset can be read")
         second = None
         if kind == "mined":
-            _, second, more = self._first_readable(self._neighbours(at, generator))
+            _, second, more = self._first_readable(self._neighbors(at, generator))
             skipped += more
             kind = "within"
         if kind != "identity" and second is None:
@@ -196,7 +196,7 @@ class PairDataset(torch.utils.data.Dataset[dict[str, Any]]):
         return self._order[1]
 
     def _first_readable(self, places: Iterator[int]) -> tuple[int | None, Any, int]:
-        """The first of some places in the pool whose picture can be read, the picture, and how many could not."""
+        """The first of some places in the pool whose image can be read, the image, and how many could not."""
         skipped = 0
         for place in places:
             index = int(self.pool[place])
@@ -206,7 +206,7 @@ class PairDataset(torch.utils.data.Dataset[dict[str, Any]]):
                 skipped += 1
                 if index not in self._warned:
                     self._warned.add(index)
-                    log.warning("picture %d skipped: %s", index, error)
+                    log.warning("image %d skipped: %s", index, error)
         return None, None, skipped
 
     def _partners(self, at: int, kind: str, generator: torch.Generator) -> Iterator[int]:
@@ -224,8 +224,8 @@ class PairDataset(torch.utils.data.Dataset[dict[str, Any]]):
             sorted_place = start + (drawn + k) % count
             yield int(self._by_label[sorted_place + width if sorted_place >= gap else sorted_place])
 
-    def _neighbours(self, at: int, generator: torch.Generator) -> Iterator[int]:
-        """Places of mined neighbours that are in the pool, from a random one on."""
+    def _neighbors(self, at: int, generator: torch.Generator) -> Iterator[int]:
+        """Places of mined neighbors that are in the pool, from a random one on."""
         assert self.mined is not None
         rows = self.mined.of(int(self.pool[at]))
         places = np.searchsorted(self.pool, rows)
@@ -237,21 +237,21 @@ class PairDataset(torch.utils.data.Dataset[dict[str, Any]]):
 class StreamingPairs(torch.utils.data.IterableDataset[dict[str, Any]]):
     """Pairs of squares from a stream, for datasets that are too large to index.
 
-    Items are those of `PairDataset`. Every picture is `first` once an epoch. The stream passes through a buffer of
-    decoded pictures, from which `first` is drawn at random and its partner too; where the buffer has no picture with
+    Items are those of `PairDataset`. Every image is `first` once an epoch. The stream passes through a buffer of
+    decoded images, from which `first` is drawn at random and its partner too; where the buffer has no image with
     the same label (or another), any other one is taken, and a log warning says so once a process. Processes and loader
     workers read disjoint parts, and together all of it; parts may differ in length, so count steps, not epochs. What is
-    drawn depends on their number. A picture that cannot be read is counted in the next item's `skipped`.
+    drawn depends on their number. An image that cannot be read is counted in the next item's `skipped`.
 
     Do not let accelerate prepare its loader: that would divide the stream a second time.
 
     Args:
         dataset: from `open_dataset(..., streaming=True)`.
-        size: pixels of the squares; pictures are kept an eighth larger.
+        size: pixels of the squares; images are kept an eighth larger.
         mix: how often which kind of pair; none mined.
-        labels: keep only pictures with these labels, as for `PairDataset`.
+        labels: keep only images with these labels, as for `PairDataset`.
         seed: another seed, other pairs. The same in all processes.
-        buffer: pictures held by each worker; 1 000 at 128 px take some 100 MB.
+        buffer: images held by each worker; 1 000 at 128 px take some 100 MB.
         rank, world_size: which process this is, of how many.
 
     Raises:
@@ -280,7 +280,7 @@ class StreamingPairs(torch.utils.data.IterableDataset[dict[str, Any]]):
             raise InputError("the stream has no column 'label', which pairs across labels and a choice of labels need")
         if labels is not None and (names := getattr(dataset.features["label"], "names", None)):
             _known_labels(labels, names)
-        # A buffer of 1: this shuffles the order of the files and mixes some; pictures are shuffled in the buffer here.
+        # A buffer of 1: this shuffles the order of the files and mixes some; images are shuffled in the buffer here.
         self.dataset = split_dataset_by_node(dataset.shuffle(seed=seed, buffer_size=1), rank, world_size)
         self.size = size
         self.mix = mix
@@ -310,7 +310,7 @@ class StreamingPairs(torch.utils.data.IterableDataset[dict[str, Any]]):
             try:
                 picture = load_row(row, side_for_crops(self.size))
             except ImageError as error:
-                log.warning("picture skipped: %s", error)
+                log.warning("image skipped: %s", error)
                 skipped += 1
                 continue
             if len(held) < self.buffer:
@@ -321,7 +321,7 @@ class StreamingPairs(torch.utils.data.IterableDataset[dict[str, Any]]):
             yield self._pair(held, labels, at, generator) | {"skipped": skipped}
             held[at], labels[at], skipped = picture, label, 0
         if not held and self.labels:
-            log.warning("no picture with the label %s in this part of the stream", " or ".join(sorted(self.labels)))
+            log.warning("no image with the label %s in this part of the stream", " or ".join(sorted(self.labels)))
         for at in torch.randperm(len(held), generator=generator).tolist():
             yield self._pair(held, labels[: len(held)], at, generator) | {"skipped": skipped}
             skipped = 0
@@ -337,7 +337,7 @@ class StreamingPairs(torch.utils.data.IterableDataset[dict[str, Any]]):
         if not len(fitting):
             if kind not in self._warned:
                 self._warned.add(kind)
-                log.warning("pairs %s labels: of %d pictures of the stream none fits; any is taken", kind, len(held))
+                log.warning("pairs %s labels: of %d images of the stream none fits; any is taken", kind, len(held))
             fitting = np.delete(np.arange(len(held)), at)
         partner = held[int(fitting[_randint(len(fitting), generator)])]
         return {"first": first, "second": square_crop(partner, self.size, generator)}

@@ -1,1 +1,1 @@
-"""How good pictures are: metrics, the methods compared, statistics over pairs, and the report."""
+"""How good images are: metrics, the methods compared, statistics over pairs, and the report."""

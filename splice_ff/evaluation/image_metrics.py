@@ -1,4 +1,4 @@
-"""Metrics of the pixels, which no method here optimises. Images (1, 3, H, W) in [0, 1]; each metric is one number."""
+"""Metrics of the pixels, which no method here optimizes. Images (1, 3, H, W) in [0, 1]; each metric is one number."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from splice_ff.utils.color import rgb_to_lab
 from splice_ff.utils.resize import resize_shorter_side
 
 SIZE = 256
-"""Shorter side, in pixels, at which colour, texture and edges are compared: sizes of files should not matter."""
+"""Shorter side, in pixels, at which color, texture and edges are compared: sizes of files should not matter."""
 QUANTILES = 1024
 DIRECTIONS = 32
 PATCH = 7
@@ -23,10 +23,10 @@ NOISE = 0.01
 """Variance of L* that counts as nothing: below what 8 bits resolve."""
 
 
-def colour_distance(output: Tensor, appearance: Tensor) -> float:
-    """Sliced Wasserstein-1 distance of the two images' Lab colours, wherever they are; 0 or more, in Lab units.
+def color_distance(output: Tensor, appearance: Tensor) -> float:
+    """Sliced Wasserstein-1 distance of the two images' Lab colors, wherever they are; 0 or more, in Lab units.
 
-    Rabin et al., "Wasserstein Barycenter and its Application to Texture Mixing", 2011. A shift of all colours by a
+    Rabin et al., "Wasserstein Barycenter and its Application to Texture Mixing", 2011. A shift of all colors by a
     vector v gives |v| / 2, the mean over directions.
     """
     ours, theirs = (rgb_to_lab(resize_shorter_side(x, SIZE))[0].flatten(1) for x in (output, appearance))
@@ -38,7 +38,7 @@ def texture_distance(output: Tensor, appearance: Tensor) -> float:
     """Sliced Wasserstein-1 distance of 7x7 patches of L*, their mean removed; mean of a coarse and a fine scale.
 
     After Karras et al., "Progressive Growing of GANs", 2018, section 5. A patch's projection on a random direction
-    is its response to a random filter. Colour and brightness do not count; contrast does.
+    is its response to a random filter. Color and brightness do not count; contrast does.
     """
     random = torch.Generator().manual_seed(0)
     filters = torch.randn(DIRECTIONS, 1, PATCH, PATCH, generator=random)
@@ -64,9 +64,9 @@ def edge_agreement(output: Tensor, structure: Tensor) -> float:
 def checkerboard(output: Tensor) -> float:
     """Amplitude, in L*, of what repeats every 8 pixels: the frequencies of strides 2, 4 and 8; 0 or more.
 
-    Odena et al., "Deconvolution and Checkerboard Artifacts", 2016, name the artefact. The fine detail of each tile of
+    Odena et al., "Deconvolution and Checkerboard Artifacts", 2016, name the artifact. The fine detail of each tile of
     64x64 pixels is averaged over pixels that lie alike in the 8x8 raster, and what averages of noise would have is
-    subtracted. The median tile counts, as a straight edge of the picture repeats in few tiles and the artefact in all.
+    subtracted. The median tile counts, as a straight edge of the image repeats in few tiles and the artifact in all.
     The image is taken at its own size, of at least 66 pixels a side: resizing would erase the pattern.
     """
     detail = _fine_detail(_lightness(output))

@@ -28,7 +28,7 @@ class Metric:
     name: str
     label: str
     better: Literal["lower", "higher"]
-    about: Literal["losses", "layout", "look", "artefacts"]
+    about: Literal["losses", "layout", "look", "artifacts"]
     meaning: str
 
     @property
@@ -49,12 +49,10 @@ METRICS = (
         "cls_cosine", "CLS cosine", "higher", "look", "cosine of [CLS] to the appearance's (DINO-I if it is DINO's)"
     ),
     Metric("edges", "edge agreement", "higher", "layout", "cosine of the edge fields of output and structure image"),
-    Metric(
-        "colour", "colour distance", "lower", "look", "sliced Wasserstein distance of Lab colours to the appearance"
-    ),
+    Metric("color", "color distance", "lower", "look", "sliced Wasserstein distance of Lab colors to the appearance"),
     Metric("texture", "texture distance", "lower", "look", "sliced Wasserstein distance of 7x7 patches, two scales"),
-    Metric("checkerboard", "checkerboard", "lower", "artefacts", "amplitude in L* of what repeats every 8 pixels"),
-    Metric("high_frequency", "HF excess", "lower", "artefacts", "fine detail beyond that of both inputs, dB"),
+    Metric("checkerboard", "checkerboard", "lower", "artifacts", "amplitude in L* of what repeats every 8 pixels"),
+    Metric("high_frequency", "HF excess", "lower", "artifacts", "fine detail beyond that of both inputs, dB"),
 )
 
 
@@ -135,7 +133,7 @@ class Measurer:
             [seen] = loss.targets(output)
             found |= {f"{k}@{name}": v for k, v in _with_eyes_of(seen, *reference.targets[name]).items()}
         found["edges"] = image_metrics.edge_agreement(output, reference.structure)
-        found["colour"] = image_metrics.colour_distance(output, reference.appearance)
+        found["color"] = image_metrics.color_distance(output, reference.appearance)
         found["texture"] = image_metrics.texture_distance(output, reference.appearance)
         found["high_frequency"] = image_metrics.high_frequency_excess(output, reference.structure, reference.appearance)
         if self.lpips:

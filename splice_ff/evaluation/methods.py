@@ -1,4 +1,4 @@
-"""The methods that are compared: trivial ones, one-shot, per-pair, and folders of pictures that others made."""
+"""The methods that are compared: trivial ones, one-shot, per-pair, and folders of images that others made."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from splice_ff.one_shot.pipeline import SpliceFF
 from splice_ff.one_shot.refine import refine
 from splice_ff.per_pair.optimize import apply_generator, optimize_pair
 from splice_ff.per_pair.recipes import PRESETS
-from splice_ff.utils.color import match_colours
+from splice_ff.utils.color import match_colors
 from splice_ff.vit.features import ViTFeatures
 
-KNOWN = "copy, colour, one-shot, one-shot+refine:STEPS, optimize-fast[:STEPS], optimize-paper[:STEPS]"
+KNOWN = "copy, color, one-shot, one-shot+refine:STEPS, optimize-fast[:STEPS], optimize-paper[:STEPS]"
 
 
 class NoPictureError(InputError):
-    """A folder of results has no picture of this pair."""
+    """A folder of results has no image of this pair."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Painted:
     image: Tensor
     """(1, 3, H, W) in [0, 1]."""
     identity: Callable[[], Tensor] | None = None
-    """Makes its picture of the appearance image with its own look, (1, 3, H', W'), where the method can."""
+    """Makes its image of the appearance image with its own look, (1, 3, H', W'), where the method can."""
 
 
 class Method(ABC):
@@ -45,7 +45,7 @@ class Method(ABC):
 
     @property
     def settings(self) -> dict[str, str]:
-        """What its pictures depend on besides the pair."""
+        """What its images depend on besides the pair."""
         return {}
 
     @abstractmethod
@@ -63,14 +63,14 @@ class Copy(Method):
         return Painted(structure, lambda: appearance)
 
 
-class Colour(Method):
-    """Reinhard's transfer of colour statistics: what colours alone score."""
+class Color(Method):
+    """Reinhard's transfer of color statistics: what colors alone score."""
 
-    name = "colour"
+    name = "color"
 
     def __call__(self, pair: str, structure: Tensor, appearance: Tensor) -> Painted:
-        """The structure image with the appearance image's colour statistics."""
-        return Painted(match_colours(structure, appearance), lambda: match_colours(appearance, appearance))
+        """The structure image with the appearance image's color statistics."""
+        return Painted(match_colors(structure, appearance), lambda: match_colors(appearance, appearance))
 
 
 class OneShot(Method):
@@ -95,7 +95,7 @@ class OneShot(Method):
         return {"model": self.source, "sha256": self.model.fingerprint}
 
     def __call__(self, pair: str, structure: Tensor, appearance: Tensor) -> Painted:
-        """The model's picture, and of the appearance image by itself."""
+        """The model's image, and of the appearance image by itself."""
         if not self.steps:
             return Painted(self._paint(structure, appearance), lambda: self._paint(appearance, appearance))
         result = refine(self.model, structure, appearance, steps=self.steps)
@@ -128,7 +128,7 @@ class Optimize(Method):
         return {"backbone": self.backbone.name, "backbone_sha256": self.backbone.fingerprint}
 
     def __call__(self, pair: str, structure: Tensor, appearance: Tensor) -> Painted:
-        """The best picture of the run; its generator paints the appearance image too."""
+        """The best image of the run; its generator paints the appearance image too."""
         result = optimize_pair(
             structure, appearance, preset=self.preset, steps=self.steps, backbone=self.backbone, device=self.device
         )
@@ -137,7 +137,7 @@ class Optimize(Method):
 
 
 class Folder(Method):
-    """Pictures that lie in a folder: `FOLDER/PAIR.*`, or `FOLDER/PAIR/NAME.*` as in a folder of pairs.
+    """Images that lie in a folder: `FOLDER/PAIR.*`, or `FOLDER/PAIR/NAME.*` as in a folder of pairs.
 
     Raises:
         InputError: there is no such folder.
@@ -154,7 +154,7 @@ class Folder(Method):
         return {"folder": str(self.folder.resolve())}
 
     def find(self, pair: str) -> Path | None:
-        """The picture of a pair, if there is one."""
+        """The image of a pair, if there is one."""
         for stem in (self.folder / pair, self.folder / pair / self.name):
             for suffix in SUFFIXES:
                 path = stem.with_name(stem.name + suffix)  # not with_suffix: names may hold dots
@@ -163,14 +163,14 @@ class Folder(Method):
         return None
 
     def __call__(self, pair: str, structure: Tensor, appearance: Tensor) -> Painted:
-        """The picture of that pair.
+        """The image of that pair.
 
         Raises:
             NoPictureError: there is none.
         """
         path = self.find(pair)
         if path is None:
-            raise NoPictureError(f"{self.name} has no picture of {pair}")
+            raise NoPictureError(f"{self.name} has no image of {pair}")
         return Painted(load_image(path).rgb.to(structure.device))
 
 
@@ -179,7 +179,7 @@ def parse_method(text: str, backbone: ViTFeatures, model: str, device: torch.dev
 
     Args:
         text: the name.
-        backbone: with which the per-pair methods optimise.
+        backbone: with which the per-pair methods optimize.
         model: of the one-shot methods.
         device: where they compute.
 
@@ -187,7 +187,7 @@ def parse_method(text: str, backbone: ViTFeatures, model: str, device: torch.dev
         InputError: an unknown name, or no number of steps where one is needed.
         splice_ff.utils.files.CheckpointError: the model cannot be used.
     """
-    match = re.fullmatch(r"(copy|colour|one-shot|one-shot\+refine|optimize-fast|optimize-paper)(?::([1-9]\d*))?", text)
+    match = re.fullmatch(r"(copy|color|one-shot|one-shot\+refine|optimize-fast|optimize-paper)(?::([1-9]\d*))?", text)
     if not match:
         raise InputError(f"unknown method '{text}'. Known: {KNOWN}")
     kind, steps = match[1], int(match[2]) if match[2] else None
@@ -195,8 +195,8 @@ def parse_method(text: str, backbone: ViTFeatures, model: str, device: torch.dev
         return Optimize(kind.removeprefix("optimize-"), steps, backbone, device)
     if (kind == "one-shot+refine") != (steps is not None):
         raise InputError(f"method '{text}': {'give' if steps is None else 'it takes no'} steps. Known: {KNOWN}")
-    if kind in ("copy", "colour"):
-        return Copy() if kind == "copy" else Colour()
+    if kind in ("copy", "color"):
+        return Copy() if kind == "copy" else Color()
     return OneShot(model, steps or 0, backbone, device)
 
 

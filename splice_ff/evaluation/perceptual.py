@@ -25,7 +25,7 @@ INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 Lpips = Callable[[Tensor, Tensor], float]
 """LPIPS of two images (1, 3, H, W) in [0, 1] of one size."""
 SetDistances = Callable[[Mapping[str, Sequence[Path]], Sequence[Path]], dict[str, dict[str, float]]]
-"""FID and KID of several sets of pictures, by name, to one more set."""
+"""FID and KID of several sets of images, by name, to one more set."""
 SET_METRICS = {"fid": "FID", "kid": "KID"}
 
 
@@ -60,19 +60,19 @@ def find_set_distances(device: torch.device) -> tuple[SetDistances | None, str]:
 def set_distances(
     ours: Mapping[str, Sequence[Path]], theirs: Sequence[Path], features: int | nn.Module, device: torch.device
 ) -> dict[str, dict[str, float]]:
-    """How far sets of pictures are from another set, by the names of `ours` and of `SET_METRICS`.
+    """How far sets of images are from another set, by the names of `ours` and of `SET_METRICS`.
 
     FID (Heusel et al., 2017) is biased upwards by small sets, so that it ranks only sets of one size. KID (Binkowski et
     al., 2018) is not biased; taken once over the whole sets instead of over random subsets, it does not vary either.
 
     Args:
-        ours: sets of as many pictures as `theirs`.
-        theirs: at least two pictures.
+        ours: sets of as many images as `theirs`.
+        theirs: at least two images.
         features: width of Inception's features, or a network from uint8 images (B, 3, H, W) to features (B, F).
         device: where to compute.
 
     Raises:
-        InputError: a picture cannot be read.
+        InputError: an image cannot be read.
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
     from torchmetrics.image.kid import KernelInceptionDistance
@@ -82,7 +82,7 @@ def set_distances(
         warnings.simplefilter("ignore")  # it warns of the memory that features of large sets take
         kid: Any = KernelInceptionDistance(features, subsets=1, subset_size=len(theirs), reset_real_features=False)
     fid: Any = FrechetInceptionDistance(features, reset_real_features=False)
-    both: Any = FeatureShare({"fid": fid, "kid": kid}).to(device)  # one pass of the network a picture
+    both: Any = FeatureShare({"fid": fid, "kid": kid}).to(device)  # one pass of the network an image
 
     def add(files: Sequence[Path], real: bool) -> None:
         for path in files:

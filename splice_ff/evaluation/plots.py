@@ -13,24 +13,24 @@ from matplotlib.figure import Figure
 Summary = dict[str, Any]
 NO_TIME = 1e-3
 """Seconds under which a method is drawn as a level rather than as a point in time."""
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#7f7f7f", "#8c564b", "#999933")
-"""Okabe and Ito's, told apart by colour-blind readers, and some more."""
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#7f7f7f", "#8c564b", "#999933")
+"""Okabe and Ito's, told apart by color-blind readers, and some more."""
 
 
 def quality_against_time(summary: Summary) -> str:
     """The objective against seconds a pair; what took no time, or unknown time, as level lines."""
     figure = Figure(figsize=(7.5, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    for colour, (name, method) in zip(_colours(summary), summary["methods"].items(), strict=True):
+    for color, (name, method) in zip(_colors(summary), summary["methods"].items(), strict=True):
         estimate, seconds = method["means"].get("objective"), method["seconds"]
         if not estimate:
             continue
         if seconds is None or seconds < NO_TIME:
             what = "time unknown" if seconds is None else "no time"
-            axes.axhline(estimate["value"], color=colour, linestyle="--", linewidth=1.2, label=f"{name} ({what})")
+            axes.axhline(estimate["value"], color=color, linestyle="--", linewidth=1.2, label=f"{name} ({what})")
         else:
             axes.errorbar(
-                seconds, estimate["value"], yerr=_bars([estimate]), fmt="o", capsize=3, color=colour, label=name
+                seconds, estimate["value"], yerr=_bars([estimate]), fmt="o", capsize=3, color=color, label=name
             )
     if any((m["seconds"] or 0) >= NO_TIME for m in summary["methods"].values()):
         axes.set_xscale("log")
@@ -46,11 +46,11 @@ def layout_against_look(summary: Summary) -> str:
     """Self-sim against the [CLS] cosine: methods towards the upper left keep the layout and take the look."""
     figure = Figure(figsize=(7.5, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    for colour, (name, method) in zip(_colours(summary), summary["methods"].items(), strict=True):
+    for color, (name, method) in zip(_colors(summary), summary["methods"].items(), strict=True):
         x, y = (method["means"].get(metric) for metric in ("self_sim", "cls_cosine"))
         if x and y:
             axes.errorbar(
-                x["value"], y["value"], xerr=_bars([x]), yerr=_bars([y]), fmt="o", capsize=3, color=colour, label=name
+                x["value"], y["value"], xerr=_bars([x]), yerr=_bars([y]), fmt="o", capsize=3, color=color, label=name
             )
     axes.set_xlabel("self-sim to the structure image (lower is better)")
     axes.set_ylabel("CLS cosine to the appearance\nimage (higher is better)")
@@ -67,7 +67,7 @@ def gap_by_domain(summary: Summary) -> str | None:
         return None
     labels = {m["name"]: m["label"] for m in summary["metrics"]}
     domains = ["all", *summary["domains"]] if len(summary["domains"]) > 1 else ["all"]
-    colour_of = dict(zip(summary["methods"], _colours(summary), strict=True))
+    color_of = dict(zip(summary["methods"], _colors(summary), strict=True))
     rows = math.ceil(len(names) / 2)
     figure = Figure(figsize=(12, 2.6 * rows + 0.4), layout="constrained")
     grid = figure.subplots(rows, 2, squeeze=False).ravel()
@@ -86,7 +86,7 @@ def gap_by_domain(summary: Summary) -> str | None:
             places, estimates = zip(*known, strict=True)
             axes.bar(
                 places, [e["value"] for e in estimates], width * 0.9, yerr=_bars(list(estimates)), capsize=2,
-                color=colour_of[name], label=name, error_kw={"linewidth": 0.8},
+                color=color_of[name], label=name, error_kw={"linewidth": 0.8},
             )  # fmt: skip
         axes.axhline(0, color="black", linewidth=0.8)
         axes.axhline(1, color="black", linewidth=0.8, linestyle=":")
@@ -108,8 +108,8 @@ def _bars(estimates: list[dict[str, Any]]) -> list[list[float]] | None:
     return [down, [max(0.0, e["high"] - e["value"]) for e in estimates]]
 
 
-def _colours(summary: Summary) -> list[str]:
-    return [COLOURS[i % len(COLOURS)] for i in range(len(summary["methods"]))]
+def _colors(summary: Summary) -> list[str]:
+    return [COLORS[i % len(COLORS)] for i in range(len(summary["methods"]))]
 
 
 def _svg(figure: Figure, axes: Axes | None) -> str:

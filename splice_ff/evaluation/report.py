@@ -23,16 +23,16 @@ from splice_ff.utils.files import atomic_write
 
 Summary = dict[str, Any]
 THUMBNAIL = 220
-"""Longer side of a picture in the grid, in pixels."""
-TRIVIAL = ("copy", "colour")
+"""Longer side of an image in the grid, in pixels."""
+TRIVIAL = ("copy", "color")
 
 
 def write_report(folder: Path, summary: Summary, rows: Sequence[Row]) -> Path:
     """Write all four files; each is whole or absent.
 
     Args:
-        folder: of the evaluation; pictures of rows are found from there.
-        summary: what `splice_ff.evaluation.summary.summarise` made of the rows.
+        folder: of the evaluation; images of rows are found from there.
+        summary: what `splice_ff.evaluation.summary.summarize` made of the rows.
         rows: those of the methods and pairs to show.
 
     Returns:
@@ -121,7 +121,7 @@ def _pair(folder: Path, name: str, found: Mapping[str, Row], methods: Sequence[s
     for method in methods:
         row = found.get(method)
         source = _thumbnail(folder / row["picture"]) if row and row["picture"] else None
-        figures.append(_figure(method, source, "not measured" if row else "no picture", is_method=True))
+        figures.append(_figure(method, source, "not measured" if row else "no image", is_method=True))
     domain = html.escape(any_row["domain"], quote=True)
     return (
         f'<article class="pair" data-pair="{html.escape(name, quote=True)}" data-domain="{domain}">'
@@ -138,7 +138,7 @@ def _figure(name: str, source: str | None, otherwise: str, is_method: bool = Fal
 
 
 def _thumbnail(path: Path) -> str | None:
-    """A small WebP as a data URI; None where the picture cannot be read (its row says why)."""
+    """A small WebP as a data URI; None where the image cannot be read (its row says why)."""
     try:
         image: Image.Image = TF.to_pil_image(load_image(path).rgb[0])
     except InputError:

@@ -1,4 +1,4 @@
-"""Methods over pairs: pictures and rows, on one process or many, to be stopped and gone on with at any time."""
+"""Methods over pairs: images and rows, on one process or many, to be stopped and gone on with at any time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from splice_ff.utils.files import atomic_write
 
 Row = dict[str, Any]
 """One method on one pair: `pair`, `domain`, `method`, paths of `structure`, `appearance` and `picture`, `seconds` (None
-where the pictures were only read), `error` (None where it went well), and the metrics by name."""
+where the images were only read), `error` (None where it went well), and the metrics by name."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def read_domains(source: Path, pairs: Sequence[PairFiles]) -> list[Task]:
 
 
 def with_picture_of(tasks: Iterable[Task], method: Method) -> list[Task]:
-    """The pairs of which a folder of results has a picture; all of them for a method that paints."""
+    """The pairs of which a folder of results has an image; all of them for a method that paints."""
     return [task for task in tasks if not isinstance(method, Folder) or method.find(task.pair.name)]
 
 
@@ -91,7 +91,7 @@ def check_settings(folder: Path, measuring: Mapping[str, Any], methods: Iterable
 def run(tasks: Sequence[Task], methods: Sequence[Method], measurer: Measurer, folder: Path, quiet: bool) -> None:
     """Paint and measure what `folder` does not hold yet; this process takes its share of the pairs (accelerate).
 
-    Rows go to `rows-RANK.jsonl`, one line at a time; pictures that were computed to `pictures/METHOD/PAIR.png`. A pair
+    Rows go to `rows-RANK.jsonl`, one line at a time; images that were computed to `pictures/METHOD/PAIR.png`. A pair
     that cannot be used gets a row with its error, and is tried again the next time.
     """
     from accelerate import PartialState

@@ -18,7 +18,7 @@ FLOOR = "copy"
 """The method from which the gap to the baseline is counted."""
 
 
-def summarise(
+def summarize(
     rows: Sequence[Row], methods: Sequence[str], metrics: Sequence[Metric], baseline: str, settings: Mapping[str, Any],
     sets: Mapping[str, Mapping[str, float]] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
@@ -74,7 +74,7 @@ def summarise(
 def distances_of_sets(
     rows: Sequence[Row], methods: Sequence[str], folder: Path, measure: SetDistances
 ) -> dict[str, dict[str, float]]:
-    """FID and KID of each method's pictures to the appearance images, on the pairs that all these methods have.
+    """FID and KID of each method's images to the appearance images, on the pairs that all these methods have.
 
     Empty where there are fewer than `MIN_PAIRS` such pairs.
     """

@@ -15,7 +15,7 @@ class AppearanceEncoder(nn.Module):
     """Learned queries that gather M appearance tokens from the [CLS] tokens of all layers.
 
     One [CLS] vector as the only key would make cross-attention a constant: a softmax over one element. Shallow
-    layers' tokens know colour and texture, deep ones parts; each layer has a projection of its own, and each query
+    layers' tokens know color and texture, deep ones parts; each layer has a projection of its own, and each query
     gathers another mixture of them.
 
     Args:

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from splice_ff.networks.layers import CrossAttention, FeedForward
 
 MARGIN = 0.02
-"""Colours are brought this far inside [0, 1] before the logit, so that black and white can still be changed."""
+"""Colors are brought this far inside [0, 1] before the logit, so that black and white can still be changed."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ SIZES = {
 class CrossAttentionUNet(nn.Module):
     """Structure image and appearance tokens to an image of the structure's size.
 
-    The output is made from the logits of the structure image's colours: an affine map of them, which the finest of
-    the attending scales gives for each place (most of a look is colour, and what is recoloured keeps its edges), plus
+    The output is made from the logits of the structure image's colors: an affine map of them, which the finest of
+    the attending scales gives for each place (most of a look is color, and what is recolored keeps its edges), plus
     a change of every pixel. An untrained UNet copies. What the image shows is told by the structure image's deepest
     keys, whose map joins at the coarsest scale.
 
@@ -73,10 +73,10 @@ class CrossAttentionUNet(nn.Module):
         nn.init.zeros_(change.weight)
         nn.init.zeros_(change.bias)  # type: ignore[arg-type]
         self.to_rgb = nn.Sequential(_norm(c[0]), nn.SiLU(), change)
-        self.recolour_at = min(size.attention_from, len(c) - 2)  # a scale on the way up
-        self.recolour = nn.Conv2d(c[self.recolour_at], 12, 1)
-        nn.init.zeros_(self.recolour.weight)
-        nn.init.zeros_(self.recolour.bias)  # type: ignore[arg-type]
+        self.recolor_at = min(size.attention_from, len(c) - 2)  # a scale on the way up
+        self.recolor = nn.Conv2d(c[self.recolor_at], 12, 1)
+        nn.init.zeros_(self.recolor.weight)
+        nn.init.zeros_(self.recolor.bias)  # type: ignore[arg-type]
         self.to(memory_format=torch.channels_last)
 
     def forward(self, structure: Tensor, tokens: Tensor, semantics: Tensor) -> Tensor:
@@ -109,8 +109,8 @@ class CrossAttentionUNet(nn.Module):
             # projected first: four times fewer pixels. Bilinear, because nearest leaves squares behind.
             x = skip + F.interpolate(enlarge(x), skip.shape[-2:], mode="bilinear", align_corners=False)
             x = self._run(scale, x, look, tokens)
-            if len(skips) == self.recolour_at:
-                affine = F.interpolate(self.recolour(x), padded.shape[-2:], mode="bilinear", align_corners=False)
+            if len(skips) == self.recolor_at:
+                affine = F.interpolate(self.recolor(x), padded.shape[-2:], mode="bilinear", align_corners=False)
         logits = torch.logit(padded.float() * (1 - 2 * MARGIN) + MARGIN)
         matrix, shift = affine.float().split((9, 3), 1)
         mixed = torch.einsum("boihw,bihw->bohw", rearrange(matrix, "b (o i) h w -> b o i h w", o=3), logits)

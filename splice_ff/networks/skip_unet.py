@@ -12,7 +12,7 @@ from torch import Tensor, nn
 CHANNELS = (16, 32, 64, 128, 128)
 SKIP_CHANNELS = 4
 MIN_SIDE = 33
-"""Pixels: five halvings must leave more than one for the normalisation."""
+"""Pixels: five halvings must leave more than one for the normalization."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class SkipUNet(nn.Module):
                 nn.Sequential(InstanceNorm(outs), nn.LeakyReLU(0.2, True), _layer(outs, outs, v.second_kernel, v))
             )
         self.to_rgb = nn.Conv2d(CHANNELS[0], 3, 1)
-        self.apply(_initialise)
+        self.apply(_initialize)
         self.to(memory_format=torch.channels_last)  # convolutions take half the time, on CPUs too
 
     def forward(self, images: Tensor) -> Tensor:
@@ -71,15 +71,15 @@ class SkipUNet(nn.Module):
         for i in reversed(range(len(self.up))):
             x = F.interpolate(x, scale_factor=2, mode="bilinear")
             x = self.up[i](self.joins[i](*self.join(skipped[i], x)))
-        # In float32: bfloat16 has too few steps between 0 and 1 for a picture.
+        # In float32: bfloat16 has too few steps between 0 and 1 for an image.
         return torch.sigmoid(self.to_rgb(x).float())[..., :h, :w]
 
 
 class InstanceNorm(nn.InstanceNorm2d):
-    """Instance normalisation with learned scale and shift.
+    """Instance normalization with learned scale and shift.
 
-    The published code uses BatchNorm in training mode on batches of one image, also for its final picture. That
-    is instance normalisation; written so, images can share a batch without mixing.
+    The published code uses BatchNorm in training mode on batches of one image, also for its final image. That
+    is instance normalization; written so, images can share a batch without mixing.
     """
 
     def __init__(self, channels: int) -> None:
@@ -91,9 +91,9 @@ class InstanceNorm(nn.InstanceNorm2d):
 
 
 class JoinedConv(nn.Module):
-    """Concatenate, normalise, convolve 3x3, as published, but without the concatenation.
+    """Concatenate, normalize, convolve 3x3, as published, but without the concatenation.
 
-    Both operations act on channels, so each part can be normalised alone and the two convolutions added. The
+    Both operations act on channels, so each part can be normalized alone and the two convolutions added. The
     gradients then stay channels_last, which concatenation breaks; a training step takes a fifth less time.
     """
 
@@ -130,7 +130,7 @@ def _layer(ins: int, outs: int, kernel: int, variant: SkipUNetVariant, stride: i
     )
 
 
-def _initialise(module: nn.Module) -> None:
+def _initialize(module: nn.Module) -> None:
     """Xavier with gain 0.02, norm weights around 1, as published."""
     if isinstance(module, nn.Conv2d):
         nn.init.xavier_normal_(module.weight, gain=0.02)

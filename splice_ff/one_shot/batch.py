@@ -1,4 +1,4 @@
-"""Many pairs through the one-shot model: equal sizes together, each picture written as soon as it is there."""
+"""Many pairs through the one-shot model: equal sizes together, each image written as soon as it is there."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def paint_pairs(
         folder: made if it is not there.
         size, strength: see `SpliceFF.paint`.
         batch_size: structure images of one size that are painted together, at most.
-        settings: for the pictures' text entries.
+        settings: for the images' text entries.
     """
     looks: OrderedDict[Path, Tensor] = OrderedDict()
     waiting: dict[tuple[int, int], list[tuple[PairFiles, LoadedImage, Tensor]]] = {}

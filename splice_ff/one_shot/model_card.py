@@ -7,8 +7,8 @@ from typing import Any
 
 SECTIONS = {"data": "Training data", "loss": "Losses"}
 LIMITS = (
-    "Trained on one collection of pictures: others, and parts that it has not seen, may come out wrong.",
-    "Where the two pictures share no parts, colours land anywhere.",
+    "Trained on one collection of images: others, and parts that it has not seen, may come out wrong.",
+    "Where the two images share no parts, colors land anywhere.",
     "Details finer than its working size come from the structure image.",
 )
 

@@ -38,8 +38,8 @@ def refine(
 ) -> PairResult:
     """Fine-tune a copy of the generator's UNet and the appearance tokens on one pair.
 
-    The losses are those of per-pair optimisation, with the model's own backbone. The picture is the best one met, by
-    their sum over the whole picture; the one-shot answer is the first candidate, so it is never worse.
+    The losses are those of per-pair optimization, with the model's own backbone. The image is the best one met, by
+    their sum over the whole image; the one-shot answer is the first candidate, so it is never worse.
 
     Args:
         model: it is left as it is.
@@ -47,14 +47,14 @@ def refine(
         steps: how many; 50 to 200 are useful.
         size: shorter side, in pixels, at which to work; the model's default if None.
         seed: of the appearance image's views.
-        on_step: called after every step, with the optimiser and the step's losses.
+        on_step: called after every step, with the optimizer and the step's losses.
 
     Returns:
-        The best picture, at the structure image's size, with its losses.
+        The best image, at the structure image's size, with its losses.
 
     Raises:
         InputError: steps, a size or images that cannot be.
-        DivergedError: the losses became NaN or infinite before any picture was whole.
+        DivergedError: the losses became NaN or infinite before any image was whole.
     """
     optimizer = refiner(model, structure, appearance, steps=steps, size=size, seed=seed)
     while not optimizer.done:
@@ -67,7 +67,7 @@ def refine(
 def refiner(
     model: SpliceFF, structure: Tensor, appearance: Tensor, *, steps: int, size: int | None = None, seed: int = 0
 ) -> PairOptimizer:
-    """The optimiser behind `refine`, for those who take the steps themselves."""
+    """The optimizer behind `refine`, for those who take the steps themselves."""
     size = model.config.size if size is None else size
     check_size(size, structure)
     check_size(size, appearance)
@@ -99,7 +99,7 @@ class PairGenerator(nn.Module):
 
 
 class _Semantics:
-    """Semantics of images, remembered: the optimiser comes back to the same few tensors.
+    """Semantics of images, remembered: the optimizer comes back to the same few tensors.
 
     Not a module, and one with its copies: neither the ViT nor the memory belongs to the generator's state.
     """

@@ -1,8 +1,8 @@
-"""Large pictures through the amortized UNet in bounded memory: tiles that meet without seams.
+"""Large images through the amortized UNet in bounded memory: tiles that meet without seams.
 
 What a pixel of the output depends on is bounded: convolutions reach a known distance, attention goes to the appearance
-tokens alone. With a margin of that distance around it, a tile is what one pass over the whole picture would have made
-there, so that tiles need no blending. Two things are not local, and are settled for the whole picture beforehand:
+tokens alone. With a margin of that distance around it, a tile is what one pass over the whole image would have made
+there, so that tiles need no blending. Two things are not local, and are settled for the whole image beforehand:
 GroupNorm's statistics, from one pass at a reduced size, and the map of semantics.
 """
 
@@ -20,7 +20,7 @@ from torchvision.transforms.v2 import functional as TF
 from splice_ff.networks.cross_attention_unet import CrossAttentionUNet
 
 MAX_UNTILED = 1280 * 1280
-"""Pixels up to which a picture goes in one pass."""
+"""Pixels up to which an image goes in one pass."""
 CORE = 1024
 """Side, in pixels, of what a tile contributes; its margins come on top."""
 
@@ -58,7 +58,7 @@ def paint_in_tiles(
         margin = reach(unet)
         for top, bottom, above, below in _spans(image.shape[-2], core, margin):
             for left, right, before, after in _spans(image.shape[-1], core, margin):
-                # where a tile does not end with a whole stride it ends with the picture, which the UNet pads
+                # where a tile does not end with a whole stride it ends with the image, which the UNet pads
                 window.show(*(-(-edge // unet.stride) for edge in (above, below, before, after)))
                 tile = frozen(image[..., above:below, before:after], look, keys)
                 painted[i, :, top:bottom, left:right] = tile[
@@ -137,7 +137,7 @@ def _at_most(image: Tensor, pixels: int) -> Tensor:
 
 
 class _Window(nn.Module):
-    """Part of the whole picture's map of semantics, at the coarsest scale."""
+    """Part of the whole image's map of semantics, at the coarsest scale."""
 
     def __init__(self, project: nn.Module, size: list[int]) -> None:
         super().__init__()

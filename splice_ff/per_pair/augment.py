@@ -1,6 +1,6 @@
 """The published augmentations, on tensors, drawn from a `torch.Generator` so that runs repeat.
 
-Structure: flip, colour jitter, blur, crop. Appearance: flip, crop. Crops are squares of 95-100 % of the height.
+Structure: flip, color jitter, blur, crop. Appearance: flip, crop. Crops are squares of 95-100 % of the height.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def structure_views(images: Tensor, generator: Generator) -> Tensor:
 
 
 def appearance_views(images: Tensor, generator: Generator) -> Tensor:
-    """Flip and crop each of (B, 3, H, W): its colours and texture are the target. (B, 3, s, s)."""
+    """Flip and crop each of (B, 3, H, W): its colors and texture are the target. (B, 3, s, s)."""
     return _square_crops(cat([_flip(image, generator) for image in images.split(1)]), generator)
 
 

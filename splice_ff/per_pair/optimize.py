@@ -1,4 +1,4 @@
-"""Per-pair optimisation in one call: paths in, picture out."""
+"""Per-pair optimization in one call: paths in, image out."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def optimize_pair(
             a warning) where that one's weights are neither cached nor reachable.
         weights: file or folder with the backbone's weights.
         steps, size, generator, precision: replace the preset's.
-        seed: two runs with one seed on one machine give the same picture.
+        seed: two runs with one seed on one machine give the same image.
         compile: use torch.compile; pays off in long runs on a GPU.
         device: "cuda" if there is one, else "cpu", by default.
-        on_step: called after every step, with the optimiser and the step's losses.
+        on_step: called after every step, with the optimizer and the step's losses.
 
     Returns:
-        The best picture of the run, with its losses and the trained generator.
+        The best image of the run, with its losses and the trained generator.
 
     Raises:
         InputError: an input cannot be used; the message says which and why.

@@ -1,4 +1,4 @@
-"""The optimisation of one pair, step by step (paper, section 3.3)."""
+"""The optimization of one pair, step by step (paper, section 3.3)."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from splice_ff.utils.resize import resize_shorter_side, to_full_size
 from splice_ff.vit.features import ViTFeatures
 
 EVALUATE_EVERY = 25
-"""Steps between looks at the whole picture without augmentation, which choose the best so far."""
+"""Steps between looks at the whole image without augmentation, which choose the best so far."""
 MIN_GAIN = 0.01
 """Share by which the best total must fall for an evaluation to count as progress."""
 
 
 @dataclass(frozen=True)
 class PairResult:
-    """The best picture of a run."""
+    """The best image of a run."""
 
     image: Tensor
     """(1, 3, H, W) in [0, 1], of the structure image's size."""
     losses: dict[str, float]
-    """Total, structure, appearance and identity of the whole picture, without augmentation."""
+    """Total, structure, appearance and identity of the whole image, without augmentation."""
     step: int
     """The step at which it was made."""
     generator: nn.Module
@@ -54,7 +54,7 @@ class _View:
 
 
 class PairOptimizer:
-    """Optimises a generator on one pair, step by step.
+    """Optimizes a generator on one pair, step by step.
 
     Args:
         structure, appearance: (1, 3, H, W) in [0, 1].
@@ -63,8 +63,8 @@ class PairOptimizer:
         seed: of the generator's initial weights and of the augmentations.
         compile: torch.compile the generator and the ViT.
         device: where to compute.
-        generator: images (B, 3, H, W) in [0, 1] to images of their shape and range, to be optimised in place of a new
-            SkipUNet. Its first picture counts: the result is never worse, by the total loss.
+        generator: images (B, 3, H, W) in [0, 1] to images of their shape and range, to be optimized in place of a new
+            SkipUNet. Its first image counts: the result is never worse, by the total loss.
 
     Raises:
         ImageError: images too small for the generator.
@@ -104,7 +104,7 @@ class PairOptimizer:
         self.step_count = 0
         self.evaluations_without_gain = 0
         self.last_identity = torch.zeros((), device=self.device)
-        self._best: dict[str, Any] | None = None  # picture, losses, step, weights
+        self._best: dict[str, Any] | None = None  # image, losses, step, weights
 
         self.whole_structure, self.whole_appearance = self._encode(self.structure, self.appearance)
         self.appearance_bank = [self._encode(self._draw_appearance())[0] for _ in range(recipe.views)]
@@ -120,7 +120,7 @@ class PairOptimizer:
 
     @property
     def best_losses(self) -> dict[str, float]:
-        """Losses of the best whole picture so far; empty before the first evaluation."""
+        """Losses of the best whole image so far; empty before the first evaluation."""
         return self._best["losses"] if self._best else {}
 
     def step(self) -> Losses:
@@ -163,7 +163,7 @@ class PairOptimizer:
         return self.loss.weigh(losses.structure.detach(), losses.appearance.detach(), self.last_identity)
 
     def result(self) -> PairResult:
-        """The best picture so far, by the total loss of the whole picture.
+        """The best image so far, by the total loss of the whole image.
 
         Raises:
             DivergedError: no losses were ever finite.
@@ -171,7 +171,7 @@ class PairOptimizer:
         if self._best is None:
             self._evaluate()
         if (best := self._best) is None:
-            raise DivergedError("the losses were never finite: there is no picture")
+            raise DivergedError("the losses were never finite: there is no image")
         generator = copy.deepcopy(self.averaged).cpu()
         generator.load_state_dict(best["weights"])
         image = self._at_full_size(best["picture"].to(self.device))
@@ -179,7 +179,7 @@ class PairOptimizer:
 
     @torch.no_grad()
     def preview(self) -> Tensor:
-        """The present picture, (1, 3, H, W) in [0, 1], of the structure image's size."""
+        """The present image, (1, 3, H, W) in [0, 1], of the structure image's size."""
         return self._at_full_size(self.averaged(self.structure))
 
     def state_dict(self) -> dict[str, Any]:
@@ -222,7 +222,7 @@ class PairOptimizer:
         return self.settings() | {"images": pixels.hexdigest()}
 
     def settings(self) -> dict[str, str]:
-        """What makes the picture, for its file."""
+        """What makes the image, for its file."""
         recipe = {k: str(v) for k, v in asdict(self.recipe).items() if k not in ("backbone", "precision")}
         return recipe | {
             "backbone": self.backbone_name,
@@ -275,7 +275,7 @@ class PairOptimizer:
 
     @torch.no_grad()
     def _evaluate(self) -> None:
-        """Look at the whole picture; keep it if it is the best."""
+        """Look at the whole image; keep it if it is the best."""
         picture, identity = self.averaged(self.structure), self.averaged(self.appearance)
         with self._precision():
             losses = self.loss(picture, self.whole_structure.target, self.whole_appearance.target, identity).floats()
@@ -327,7 +327,7 @@ def working_size(image: Tensor, size: int | None) -> Tensor:
         image = resize_shorter_side(image, size)
     if min(image.shape[-2:]) < MIN_SIZE:
         raise ImageError(
-            f"an image of {image.shape[-2]}x{image.shape[-1]} pixels is too small to be optimised at its own size "
+            f"an image of {image.shape[-2]}x{image.shape[-1]} pixels is too small to be optimized at its own size "
             f"(at least {MIN_SIZE}): give a size"
         )
     return image

@@ -1,4 +1,4 @@
-"""How a pair is optimised, as data."""
+"""How a pair is optimized, as data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MIN_SIZE = 64
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe for per-pair optimisation.
+    """A recipe for per-pair optimization.
 
     Raises:
         InputError: a value that cannot work.
@@ -40,7 +40,7 @@ class Recipe:
     identity_every: int
     """The identity loss is taken at every such step, weighted as much more; it costs half of a step."""
     average: float
-    """Decay of the moving average of the weights that makes the picture; 0: the weights themselves."""
+    """Decay of the moving average of the weights that makes the image; 0: the weights themselves."""
     patience: int
     """Stop after so many evaluations in which the best total fell by less than 1 %; 0: never."""
     precision: Precision
@@ -67,4 +67,4 @@ PRESETS = {
         views=16, whole_every=0, identity_every=2, average=0.9, patience=8, precision="auto", generator="published",
     ),
 }  # fmt: skip
-"""`paper` is the published recipe. `fast` minimises the same losses; its values are chosen by measurement."""
+"""`paper` is the published recipe. `fast` minimizes the same losses; its values are chosen by measurement."""

@@ -1,4 +1,4 @@
-"""What a backbone is trained from: which pictures, which ViT, which of the two stages."""
+"""What a backbone is trained from: which images, which ViT, which of the two stages."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pydantic import Field, field_validator, model_validator
 from splice_ff.utils.config_file import Count, Section, Share
 
 Area = tuple[Share, Share]
-"""Smallest and largest share of a picture's area."""
+"""Smallest and largest share of an image's area."""
 
 
 class PicturesConfig(Section):
-    """Which pictures, held decoded in memory."""
+    """Which images, held decoded in memory."""
 
     source: str
     """A folder, parquet files, WebDataset tars or a hub name; see `splice_ff.data.image_dataset.open_dataset`."""
     split: str = "train"
     side: int = Field(160, ge=32)
-    """Pixels of the squares that are held: 3 * side**2 bytes a picture."""
+    """Pixels of the squares that are held: 3 * side**2 bytes an image."""
     hold_on: Literal["device", "host"] = "device"
     """Where they are held: a GPU crops its own memory fastest; host memory is larger."""
     workers: int = Field(0, ge=0)
@@ -58,7 +58,7 @@ class StudentConfig(Section):
 
 
 class ViewsConfig(Section):
-    """Random changes to every crop, mild ones: [CLS] has to know the colours. No greyscale, no solarisation."""
+    """Random changes to every crop, mild ones: [CLS] has to know the colors. No grayscale, no solarisation."""
 
     jitter: float = Field(0.1, ge=0, lt=1)
     """Brightness, contrast and saturation change by factors of up to 1 +- this."""
@@ -71,7 +71,7 @@ class OptimizerConfig(Section):
 
     steps: Count
     batch_size: Count = 256
-    """Pictures a process and step."""
+    """Images a process and step."""
     learning_rate: float = Field(5e-4, gt=0)
     warmup_steps: int = Field(500, ge=0)
     weight_decay: tuple[float, float] = (0.04, 0.04)
@@ -95,7 +95,7 @@ class DistillationConfig(Section):
     cls: float = Field(1.0, ge=0)
     """Weight of the maps' means and spreads, for [CLS]."""
     statistics: float = Field(1.0, ge=0)
-    """Weight of the crop's colour and texture, for [CLS]."""
+    """Weight of the crop's color and texture, for [CLS]."""
     optimizer: OptimizerConfig
 
 
@@ -108,7 +108,7 @@ class DinoConfig(Section):
     local_size: int = Field(64, ge=16)
     """Pixels of the small crops, a multiple of the patch."""
     prototypes: Count = 8192
-    """Outputs of the head (the paper: 65 536, for 1.3 million pictures)."""
+    """Outputs of the head (the paper: 65 536, for 1.3 million images)."""
     hidden: Count = 2048
     bottleneck: Count = 256
     student_temperature: float = Field(0.1, gt=0)
@@ -118,16 +118,16 @@ class DinoConfig(Section):
     """Share of the steps in which the teacher's temperature rises."""
     momentum: float = Field(0.996, ge=0, lt=1)
     """Of the teacher's moving average at the first step; it rises to 1."""
-    centre_momentum: float = Field(0.9, ge=0, lt=1)
+    center_momentum: float = Field(0.9, ge=0, lt=1)
     freeze_last_layer: Share = 0.01
     """Share of the steps in which the prototypes stay as they are."""
     statistics: float = Field(1.0, ge=0)
-    """Weight of colour and texture statistics, for [CLS]."""
+    """Weight of color and texture statistics, for [CLS]."""
     optimizer: OptimizerConfig
 
 
 class ProbeConfig(Section):
-    """Pictures on which [CLS] is measured now and then: k-NN of labels, colours read linearly."""
+    """Images on which [CLS] is measured now and then: k-NN of labels, colors read linearly."""
 
     split: str
     every: Count = 1000

@@ -1,6 +1,6 @@
-"""Random crops of batched pictures, another one for each, made where the pictures are held.
+"""Random crops of batched images, another one for each, made where the images are held.
 
-torchvision's transforms draw one crop per call; here each picture of a batch has its own. Everything is drawn on the
+torchvision's transforms draw one crop per call; here each image of a batch has its own. Everything is drawn on the
 CPU from one generator, so that a GPU sees the same crops as a CPU, and a resumed run those of an unbroken one.
 """
 
@@ -22,17 +22,17 @@ KERNEL = 9
 
 
 def crops(pictures: Tensor, size: int, area: tuple[float, float], views: ViewsConfig, generator: Generator) -> Tensor:
-    """A random resized crop of each picture, mirrored half of the time, with a little jitter and sometimes a blur.
+    """A random resized crop of each image, mirrored half of the time, with a little jitter and sometimes a blur.
 
     Args:
-        pictures: (B, 3, S, S) uint8.
+        images: (B, 3, S, S) uint8.
         size: pixels of the crops.
-        area: smallest and largest share of the picture's area.
+        area: smallest and largest share of the image's area.
         views: how strong jitter and blur are.
         generator: on the CPU.
 
     Returns:
-        (B, 3, size, size) float32 in [0, 1], on the pictures' device.
+        (B, 3, size, size) float32 in [0, 1], on the images' device.
     """
     count, device = len(pictures), pictures.device
     boxes = random_boxes(count, pictures.shape[-1], area, generator).to(device)
@@ -67,8 +67,8 @@ def jitter(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Ten
     """Brightness, then contrast, then saturation, by a factor (B,) for each of (B, 3, H, W) in [0, 1]."""
     brightness, contrast, saturation = (f.view(-1, 1, 1, 1) for f in (brightness, contrast, saturation))
     images = (images * brightness).clamp(0, 1)
-    images = torch.lerp(_grey(images).mean((-2, -1), keepdim=True), images, contrast).clamp(0, 1)
-    return torch.lerp(_grey(images).expand_as(images), images, saturation).clamp(0, 1)
+    images = torch.lerp(_gray(images).mean((-2, -1), keepdim=True), images, contrast).clamp(0, 1)
+    return torch.lerp(_gray(images).expand_as(images), images, saturation).clamp(0, 1)
 
 
 def blur(images: Tensor, sigmas: Tensor) -> Tensor:
@@ -81,5 +81,5 @@ def blur(images: Tensor, sigmas: Tensor) -> Tensor:
     return F.conv2d(flat, kernels.view(count, 1, KERNEL, 1), groups=count).view_as(images)
 
 
-def _grey(images: Tensor) -> Tensor:
+def _gray(images: Tensor) -> Tensor:
     return (images * images.new_tensor(LUMA).view(3, 1, 1)).sum(1, keepdim=True)

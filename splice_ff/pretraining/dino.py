@@ -1,7 +1,7 @@
 """Second stage: DINO, self-distillation with no labels.
 
 Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", ICCV 2021. Sections are those of the paper.
-Different from it: colour changes mildly (see `splice_ff.pretraining.crops`) and [CLS] also learns the crop's colour
+Different from it: color changes mildly (see `splice_ff.pretraining.crops`) and [CLS] also learns the crop's color
 and texture, because here it has to carry appearance.
 """
 
@@ -16,14 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from splice_ff.pretraining.config import DinoConfig
-from splice_ff.pretraining.statistics import Standardise, appearance_statistics
+from splice_ff.pretraining.statistics import Standardize, appearance_statistics
 from splice_ff.pretraining.student import Student
 
 
 class DinoHead(nn.Module):
     """The projection head (section 3.1, "Network architecture"): (B, D) to scores of K prototypes, (B, K).
 
-    An MLP of three layers, l2-normalised, then a weight-normalised layer without bias whose gain stays 1.
+    An MLP of three layers, l2-normalized, then a weight-normalized layer without bias whose gain stays 1.
     """
 
     def __init__(self, width: int, hidden: int, bottleneck: int, prototypes: int) -> None:
@@ -44,17 +44,17 @@ class DinoHead(nn.Module):
 
 
 def dino_loss(
-    student: Sequence[Tensor], teacher: Sequence[Tensor], centre: Tensor, student_temperature: float, temperature: float
+    student: Sequence[Tensor], teacher: Sequence[Tensor], center: Tensor, student_temperature: float, temperature: float
 ) -> Tensor:
     """Cross-entropy of the teacher's distributions and the student's over all pairs of different views (eq. 1 to 3).
 
     Args:
         student: scores (B, K) of each view, the global ones first.
         teacher: scores (B, K) of the global views, in the same order.
-        centre: (K,) taken from the teacher's scores (section 3.1, "Avoiding collapse").
+        center: (K,) taken from the teacher's scores (section 3.1, "Avoiding collapse").
         student_temperature, temperature: the student's, the teacher's, which is lower: sharpening.
     """
-    wanted = [F.softmax((scores.float() - centre) / temperature, -1) for scores in teacher]
+    wanted = [F.softmax((scores.float() - center) / temperature, -1) for scores in teacher]
     told = [F.log_softmax(scores.float() / student_temperature, -1) for scores in student]
     pairs = [-(p * q).sum(-1).mean() for i, p in enumerate(wanted) for j, q in enumerate(told) if i != j]
     return torch.stack(pairs).mean()
@@ -69,7 +69,7 @@ def move_average(average: nn.Module, current: nn.Module, momentum: float) -> Non
 class Dino(nn.Module):
     """Student, its moving average the teacher, and the heads; a call gives the losses of a batch's views."""
 
-    centre: Tensor
+    center: Tensor
 
     def __init__(self, student: Student, settings: DinoConfig) -> None:
         super().__init__()
@@ -78,10 +78,10 @@ class Dino(nn.Module):
         self.head = DinoHead(width, settings.hidden, settings.bottleneck, settings.prototypes)
         self.teacher: Any = copy.deepcopy(student).requires_grad_(False)
         self.teacher_head = copy.deepcopy(self.head).requires_grad_(False)
-        self.register_buffer("centre", torch.zeros(settings.prototypes))
+        self.register_buffer("center", torch.zeros(settings.prototypes))
         count = appearance_statistics(torch.zeros(1, 3, 32, 32)).shape[1]
         self.statistics_head = nn.Linear(width, count)
-        self.statistics_targets = Standardise(count)
+        self.statistics_targets = Standardize(count)
 
     def train(self, mode: bool = True) -> Dino:
         """The teacher stays in eval mode."""
@@ -90,16 +90,16 @@ class Dino(nn.Module):
         return self
 
     def measure(self, batches: Iterable[Tensor]) -> None:
-        """Learn mean and spread of colour and texture from some batches of crops."""
+        """Learn mean and spread of color and texture from some batches of crops."""
         self.statistics_targets.measure(appearance_statistics(images) for images in batches)
 
     def forward(self, views: Sequence[Tensor], temperature: float) -> dict[str, Tensor]:
-        """Losses of views (B, 3, s, s) of the same pictures, two global ones first, then local ones.
+        """Losses of views (B, 3, s, s) of the same images, two global ones first, then local ones.
 
         Returns:
-            `total`; `dino`; `statistics`, the share of colour's and texture's variance that [CLS] does not tell;
+            `total`; `dino`; `statistics`, the share of color's and texture's variance that [CLS] does not tell;
             `entropy` of the teacher's mean distribution in nats: 0 when it has collapsed onto one prototype, ln K at
-            most; and, for `after_step`, `batch_centre` (K,).
+            most; and, for `after_step`, `batch_center` (K,).
         """
         global_views = torch.cat(list(views[:2]))
         with torch.no_grad():
@@ -110,23 +110,23 @@ class Dino(nn.Module):
         scores = self.head(torch.cat(cls))
         settings = self.settings
         loss = dino_loss(
-            scores.chunk(len(views)), taught.chunk(2), self.centre, settings.student_temperature, temperature
+            scores.chunk(len(views)), taught.chunk(2), self.center, settings.student_temperature, temperature
         )
         told = self.statistics_head(cls[0]).float()
         statistics = F.mse_loss(told, self.statistics_targets(appearance_statistics(global_views)))
-        mean = F.softmax((taught - self.centre) / temperature, -1).mean(0)
+        mean = F.softmax((taught - self.center) / temperature, -1).mean(0)
         return {
             "total": loss + settings.statistics * statistics,
             "dino": loss,
             "statistics": statistics,
             "entropy": -(mean * mean.clamp_min(1e-12).log()).sum(),
-            "batch_centre": taught.mean(0),
+            "batch_center": taught.mean(0),
         }
 
     @torch.no_grad()
-    def after_step(self, batch_centre: Tensor, momentum: float) -> None:
-        """Move the centre (eq. 4), over all processes, and the teacher."""
-        self.centre.lerp_(batch_centre, 1 - self.settings.centre_momentum)
+    def after_step(self, batch_center: Tensor, momentum: float) -> None:
+        """Move the center (eq. 4), over all processes, and the teacher."""
+        self.center.lerp_(batch_center, 1 - self.settings.center_momentum)
         move_average(self.teacher, self.student, momentum)
         move_average(self.teacher_head, self.head, momentum)
 

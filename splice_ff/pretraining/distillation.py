@@ -1,6 +1,6 @@
 """First stage: the student's tokens are made to tell, linearly, what a frozen network's feature maps hold.
 
-Patch tokens learn the two deepest maps, place by place; [CLS] the means and spreads of all maps, and the crop's colour
+Patch tokens learn the two deepest maps, place by place; [CLS] the means and spreads of all maps, and the crop's color
 and texture: it is to know what is there as well as how it looks.
 """
 
@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from splice_ff.pretraining.config import DistillationConfig
-from splice_ff.pretraining.statistics import Standardise, appearance_statistics, pooled
+from splice_ff.pretraining.statistics import Standardize, appearance_statistics, pooled
 from splice_ff.pretraining.student import Student
 from splice_ff.pretraining.teachers import Teacher
 
@@ -39,8 +39,8 @@ class Distillation(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in self.layers[:-1])  # the deepest has its own
         self.patch_heads = nn.ModuleList(nn.Linear(width, c) for c in maps)
         self.cls_heads = nn.ModuleList(nn.Linear(width, c) for c in vectors)
-        self.patch_targets = nn.ModuleList(Standardise(c) for c in maps)
-        self.cls_targets = nn.ModuleList(Standardise(c) for c in vectors)
+        self.patch_targets = nn.ModuleList(Standardize(c) for c in maps)
+        self.cls_targets = nn.ModuleList(Standardize(c) for c in vectors)
 
     def measure(self, batches: Iterable[Tensor]) -> None:
         """Learn the targets' means and spreads from some batches of crops."""
@@ -54,7 +54,7 @@ class Distillation(nn.Module):
 
         Returns:
             `total`; and the shares of the targets' variance that are not predicted yet: `patches` (mean of the two
-            maps), `cls` (mean of the maps' statistics) and `statistics` (colour and texture).
+            maps), `cls` (mean of the maps' statistics) and `statistics` (color and texture).
         """
         patch_targets, cls_targets = self._targets(images)
         tokens = self.student(images, self.layers)
@@ -76,7 +76,7 @@ class Distillation(nn.Module):
 
     @torch.no_grad()
     def _targets(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """For the patches (B, h * w, C) of each used map, for [CLS] (B, C'); not standardised."""
+        """For the patches (B, h * w, C) of each used map, for [CLS] (B, C'); not standardized."""
         maps = [m.float() for m in self._teacher[0](images)]
         down, across = self.student.features.patch_size
         grid = (images.shape[-2] // down, images.shape[-1] // across)

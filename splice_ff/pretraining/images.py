@@ -1,4 +1,4 @@
-"""All pictures of a run, decoded once and held as bytes; batches are drawn from them without a loader."""
+"""All images of a run, decoded once and held as bytes; batches are drawn from them without a loader."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from splice_ff.utils.seeding import seeded_generator
 
 
 class HeldPictures:
-    """Squares of all pictures, `pixels` (N, 3, side, side) uint8, and their `labels`, None where there are none.
+    """Squares of all images, `pixels` (N, 3, side, side) uint8, and their `labels`, None where there are none.
 
     Raises:
         InputError: the data cannot be opened or read, or does not fit into the memory of the device.
@@ -30,14 +30,14 @@ class HeldPictures:
             free = torch.cuda.mem_get_info(device)[0]
             if needed > free / 2:
                 raise InputError(
-                    f"{len(dataset)} pictures of {settings.side} px take {needed / 2**30:.1f} GiB, more than half "
+                    f"{len(dataset)} images of {settings.side} px take {needed / 2**30:.1f} GiB, more than half "
                     "of the device's free memory: set pictures.hold_on=host, or a smaller pictures.side"
                 )
         cache = preload(dataset, settings.side, workers=settings.workers, quiet=quiet)
         readable = np.setdiff1d(np.arange(len(cache)), list(cache.unreadable))
         self.unreadable = len(cache.unreadable)
         if not len(readable):
-            raise InputError(f"{settings.source}: none of its pictures can be read")
+            raise InputError(f"{settings.source}: none of its images can be read")
         pixels = cache.pixels[torch.from_numpy(readable)] if self.unreadable else cache.pixels
         self.pixels = pixels.to(device) if settings.hold_on == "device" else pixels
         self.labels = None if cache.labels is None else [cache.labels[i] for i in readable]
@@ -46,13 +46,13 @@ class HeldPictures:
         return len(self.pixels)
 
     def at(self, indices: Tensor) -> Tensor:
-        """Pictures (B, 3, side, side) uint8 on the device."""
+        """Images (B, 3, side, side) uint8 on the device."""
         return self.pixels[indices.to(self.pixels.device)].to(self.device, non_blocking=True)
 
     def batches(self, batch_size: int, start: int, seed: int, rank: int = 0, world_size: int = 1) -> Iterator[Tensor]:
         """Batches (B, 3, side, side) uint8 without end, from the batch number `start` on.
 
-        Every picture comes once an epoch, in an order of that epoch; processes share each step's pictures out.
+        Every image comes once an epoch, in an order of that epoch; processes share each step's images out.
         """
         epoch, order = -1, torch.empty(0, dtype=torch.int64)
         for step in count(start):

@@ -30,7 +30,7 @@ class StageLog(RunLog):
         self.since = time.perf_counter()
 
     def add(self, losses: Mapping[str, Tensor], pictures: int) -> None:
-        """Note a step: scalar losses, and this process's pictures."""
+        """Note a step: scalar losses, and this process's images."""
         self.steps, self.pictures = self.steps + 1, self.pictures + pictures
         for name, value in losses.items():
             self.sums[name] = self.sums.get(name, 0) + value.detach().float()

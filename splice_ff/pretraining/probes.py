@@ -1,4 +1,4 @@
-"""How much a backbone's [CLS] knows: labels by its nearest neighbours or a linear map, colours by a linear map."""
+"""How much a backbone's [CLS] knows: labels by its nearest neighbors or a linear map, colors by a linear map."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torchvision.transforms.v2 import functional as TF
 from splice_ff.utils.color import rgb_to_lab
 from splice_ff.vit.features import ViTFeatures
 
-NEIGHBOURS = 15
+NEIGHBORS = 15
 REFERENCES = 0.7
-"""Share of the pictures, the first ones, that the others are judged by."""
+"""Share of the images, the first ones, that the others are judged by."""
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Ridge penalties to choose from, as shares of the largest eigenvalue."""
 
@@ -26,9 +26,9 @@ def cls_tokens(backbone: ViTFeatures, pictures: Tensor, size: int | None = None,
 
     Args:
         backbone: with a [CLS] token.
-        pictures: (N, 3, S, S) uint8.
+        images: (N, 3, S, S) uint8.
         size: pixels to which they are resized; the ViT's own if None.
-        batch_size: pictures a pass.
+        batch_size: images a pass.
     """
     size = size or backbone.vit.patch_embed.img_size[0]
     device, found = backbone.mean.device, []
@@ -41,8 +41,8 @@ def cls_tokens(backbone: ViTFeatures, pictures: Tensor, size: int | None = None,
     return torch.cat(found)
 
 
-def colour_statistics(pictures: Tensor) -> Tensor:
-    """Mean and spread of L*, a*, b* of pictures (N, 3, S, S) uint8: (N, 6)."""
+def color_statistics(pictures: Tensor) -> Tensor:
+    """Mean and spread of L*, a*, b* of images (N, 3, S, S) uint8: (N, 6)."""
     found = []
     for batch in pictures.split(64):
         spread, mean = torch.std_mean(rgb_to_lab(batch.cpu().float() / 255), (-2, -1), correction=0)
@@ -50,8 +50,8 @@ def colour_statistics(pictures: Tensor) -> Tensor:
     return torch.cat(found)
 
 
-def knn_accuracy(features: Tensor, labels: Sequence[str], references: int, k: int = NEIGHBOURS) -> float:
-    """Share of the pictures after the first `references` whose label most of their k nearest references have.
+def knn_accuracy(features: Tensor, labels: Sequence[str], references: int, k: int = NEIGHBORS) -> float:
+    """Share of the images after the first `references` whose label most of their k nearest references have.
 
     Near is by cosine; of labels with as many votes the one with the larger sum of cosines wins.
     """
@@ -71,16 +71,16 @@ def linear_accuracy(features: Tensor, labels: Sequence[str], references: int) ->
 
 
 def r_squared(features: Tensor, targets: Tensor, references: int) -> Tensor:
-    """How much of each target's variance on the pictures after the references a linear map tells: (C,), at most 1."""
+    """How much of each target's variance on the images after the references a linear map tells: (C,), at most 1."""
     told, wanted = ridge(features, targets, references), targets[references:].double()
     missed = (wanted - told).square().mean(0)
     return (1 - missed / wanted.var(0, correction=0)).float()
 
 
 def ridge(features: Tensor, targets: Tensor, references: int) -> Tensor:
-    """Targets (N - references, C) predicted for the last pictures, from those of the first.
+    """Targets (N - references, C) predicted for the last images, from those of the first.
 
-    Features are standardised; the penalty is the one that serves best on the last fifth of the references.
+    Features are standardized; the penalty is the one that serves best on the last fifth of the references.
     """
     x, y = features.double(), targets.double()
     spread, mean = torch.std_mean(x[:references], 0)
@@ -101,15 +101,15 @@ def _ridge(x: Tensor, y: Tensor, count: int, penalty: float) -> Tensor:
 
 
 def measure(features: Tensor, pictures: Tensor, labels: Sequence[str] | None) -> dict[str, float]:
-    """What a training run notes of held-out pictures: `knn` where there are labels, `colour` and `spread` (R^2)."""
+    """What a training run notes of held-out images: `knn` where there are labels, `color` and `spread` (R^2)."""
     references = round(REFERENCES * len(features))
-    told = r_squared(features, colour_statistics(pictures), references)
+    told = r_squared(features, color_statistics(pictures), references)
     found = {} if labels is None else {"knn": knn_accuracy(features, labels, references)}
-    return found | {"colour": told[:3].mean().item(), "spread": told[3:].mean().item()}
+    return found | {"color": told[:3].mean().item(), "spread": told[3:].mean().item()}
 
 
 def with_labels(labels: Sequence[str], wanted: Collection[str]) -> list[int]:
-    """Places of the pictures that have one of the wanted labels."""
+    """Places of the images that have one of the wanted labels."""
     return [i for i, label in enumerate(labels) if label in wanted]
 
 

@@ -11,16 +11,16 @@ from splice_ff.vit.spec import LossWeights
 
 APPEARANCE = 0.57
 IDENTITY = 1.1
-"""What the distances of [CLS] and of keys between random pictures should be, in units of self-similarity's distance.
+"""What the distances of [CLS] and of keys between random images should be, in units of self-similarity's distance.
 
-Measured on vit_mini with the scales in its config.json, 128 training pictures at 224 px: a new backbone's losses start
+Measured on vit_mini with the scales in its config.json, 128 training images at 224 px: a new backbone's losses start
 out as balanced as that one's. Nobody has tuned them further.
 """
 
 
 @torch.inference_mode()
 def loss_scales(backbone: ViTFeatures, images: Tensor) -> LossWeights:
-    """Scales from pictures (B, 3, H, W) in [0, 1], each compared with the next; B at least 2."""
+    """Scales from images (B, 3, H, W) in [0, 1], each compared with the next; B at least 2."""
     found = backbone(images, cls=True, keys=[-1])
     (keys,) = found.keys.values()
     assert found.cls is not None

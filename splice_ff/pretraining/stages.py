@@ -20,7 +20,7 @@ from splice_ff.pretraining.teachers import Teacher
 from splice_ff.utils.seeding import seeded_generator
 
 MEASURED = 1024
-"""Pictures from which the targets' means and spreads are taken."""
+"""Images from which the targets' means and spreads are taken."""
 
 
 class Stage(Protocol):
@@ -49,11 +49,11 @@ class Stage(Protocol):
         """After the backward pass."""
 
     def after_update(self, step: int, losses: Mapping[str, Tensor], accelerator: Accelerator) -> None:
-        """After the optimiser's step."""
+        """After the optimizer's step."""
 
 
 class DistillationStage:
-    """`Distillation` on one random crop of every picture."""
+    """`Distillation` on one random crop of every image."""
 
     name = "distillation"
 
@@ -89,7 +89,7 @@ class DistillationStage:
 
 
 class DinoStage:
-    """`Dino` on two large and some small crops of every picture; temperatures and momentum follow their schedules."""
+    """`Dino` on two large and some small crops of every image; temperatures and momentum follow their schedules."""
 
     name = "dino"
 
@@ -128,9 +128,9 @@ class DinoStage:
             self.module.head.prototypes.grad = None
 
     def after_update(self, step: int, losses: Mapping[str, Tensor], accelerator: Accelerator) -> None:
-        """Centre and teacher follow."""
-        centre = accelerator.reduce(losses["batch_centre"].detach(), "mean")
-        self.module.after_step(centre, cosine(self.settings.momentum, 1.0, step, self.optimizer.steps))
+        """Center and teacher follow."""
+        center = accelerator.reduce(losses["batch_center"].detach(), "mean")
+        self.module.after_step(center, cosine(self.settings.momentum, 1.0, step, self.optimizer.steps))
 
 
 def _size(student: Student) -> int:

@@ -1,4 +1,4 @@
-"""Colour and texture of a picture as a few numbers, and targets of many kinds brought to one scale."""
+"""Color and texture of an image as a few numbers, and targets of many kinds brought to one scale."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def pooled(feature_map: Tensor) -> Tensor:
     return torch.cat([mean, spread], 1)
 
 
-class Standardise(nn.Module):
+class Standardize(nn.Module):
     """Brings every channel of a target to mean 0 and variance 1, as measured once on sample batches.
 
-    The mean squared error of a standardised target is then the share of its variance that is not predicted: 1 for a
+    The mean squared error of a standardized target is then the share of its variance that is not predicted: 1 for a
     guess that knows nothing but the mean.
     """
 
@@ -58,5 +58,5 @@ class Standardise(nn.Module):
         self.scale.copy_(torch.where(spread > 1e-6, spread, 1.0))  # a dead channel stays at 0
 
     def forward(self, target: Tensor) -> Tensor:
-        """(..., channels) to the same, standardised."""
+        """(..., channels) to the same, standardized."""
         return (target - self.mean) / self.scale

@@ -25,7 +25,7 @@ class Teacher(nn.Module):
     """A frozen network that maps images (B, 3, H, W) in [0, 1] to feature maps (B, C, h, w), shallow to deep.
 
     Args:
-        model: maps normalised images to a list of feature maps.
+        model: maps normalized images to a list of feature maps.
         channels: C of each.
         mean, std: that the model was trained with.
         size: pixels to which images are resized before; as they are if None.

@@ -37,7 +37,7 @@ from splice_ff.vit.inputs import VIT_SIZE
 MAX_BAD_STEPS = 10
 """So many steps in a row with NaN or infinite gradients end the run."""
 SCALED_ON = 64
-"""Pictures on which the loss scales are measured."""
+"""Images on which the loss scales are measured."""
 
 
 def pretrain(config: PretrainingConfig, quiet: bool = False) -> bool:
@@ -50,7 +50,7 @@ def pretrain(config: PretrainingConfig, quiet: bool = False) -> bool:
         Whether ctrl-C ended it early; SIGTERM, as schedulers send it, is an ordinary end.
 
     Raises:
-        InputError: pictures, teacher or student that cannot be used, or a folder with a run of another kind.
+        InputError: images, teacher or student that cannot be used, or a folder with a run of another kind.
         DivergedError: too many steps in a row had NaN or infinite gradients; the last good state is kept.
     """
     _check_and_write(config)
@@ -152,7 +152,7 @@ class StageRun:
                     return
 
     def step(self, batch: Tensor) -> dict[str, Tensor]:
-        """One update of the weights from pictures (B, 3, side, side) uint8. Returns the scalar losses."""
+        """One update of the weights from images (B, 3, side, side) uint8. Returns the scalar losses."""
         settings, step = self.stage.optimizer, self.step_count
         for group in self.adam.param_groups:
             group["lr"] = warmed_up(settings.learning_rate, step, settings.warmup_steps, settings.steps)
@@ -178,7 +178,7 @@ class StageRun:
         return scalars
 
     def _probe(self) -> None:
-        """Measure [CLS] of the ViT that is kept, on the pictures of `probe.split`."""
+        """Measure [CLS] of the ViT that is kept, on the images of `probe.split`."""
         if self.probe is None or not self.accelerator.is_main_process:
             return
         product = self.stage.product.eval()
@@ -201,7 +201,7 @@ class StageRun:
         pictures = self.step_count * self.stage.optimizer.batch_size * self.accelerator.num_processes
         card = {
             "stage": f"{self.stage.name}, after {self.step_count} of {self.stage.optimizer.steps} steps, "
-            f"{pictures} pictures seen",
+            f"{pictures} images seen",
             **self.stage.facts,
             "started from": self.config.student.start_from or "random weights",
             "stages": ", ".join(name for name in ("distillation", "dino") if getattr(self.config, name)),

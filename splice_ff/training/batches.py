@@ -21,7 +21,7 @@ from splice_ff.training.config import TrainingConfig
 
 @dataclass(frozen=True)
 class Lesson:
-    """Pairs with their teacher's pictures, each (B, 3, S, S) in [0, 1]."""
+    """Pairs with their teacher's images, each (B, 3, S, S) in [0, 1]."""
 
     structure: Tensor
     appearance: Tensor
@@ -35,7 +35,7 @@ class Batch:
     first: Tensor
     second: Tensor
     skipped: int
-    """Pictures that could not be read, while making these."""
+    """Images that could not be read, while making these."""
     lesson: Lesson | None = None
 
 
@@ -87,7 +87,7 @@ class TrainingData:
         held_out: Any = self._open_held_out()
         self.pairs: Dataset[dict[str, Any]]
         self.unreadable = 0
-        """Pictures that could not be decoded while preloading."""
+        """Images that could not be decoded while preloading."""
         hidden = quiet or not accelerator.is_local_main_process
         if settings.streaming:
             self.pairs = StreamingPairs(
@@ -140,7 +140,7 @@ class TrainingData:
         if not mix.across or len(wanted & set(labels or ())) > 1:
             return mix
         if self.accelerator.is_main_process:
-            tqdm.write(f"note: {split} has not two labels: pairs across labels become pairs of any two pictures of it")
+            tqdm.write(f"note: {split} has not two labels: pairs across labels become pairs of any two images of it")
         return replace(mix, across=0.0, within=mix.within + mix.across)
 
     def _streamable(self, features: Mapping[str, Any]) -> PairMix:

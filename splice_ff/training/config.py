@@ -24,7 +24,7 @@ class PairKinds(Section):
     identity: float = Field(0.1, ge=0)
     """An image with itself."""
     mined: float = Field(0.0, ge=0)
-    """An image with one of its neighbours in a file made by `splice-ff pairs`."""
+    """An image with one of its neighbors in a file made by `splice-ff pairs`."""
 
 
 class DataConfig(Section):
@@ -89,14 +89,14 @@ class LossConfig(Section):
 
 
 class DistillConfig(Section):
-    """Terms towards a per-pair teacher's pictures (`splice-ff teach`)."""
+    """Terms towards a per-pair teacher's images (`splice-ff teach`)."""
 
     source: Path
     """Folder that `splice-ff teach` wrote."""
     share: Share = 0.25
     """Of a batch's size, how many of the teacher's pairs are added to each step."""
     image: float = Field(1.0, ge=0)
-    """Weight of the mean absolute difference of the pictures."""
+    """Weight of the mean absolute difference of the images."""
     features: float = Field(0.0, ge=0)
     """Weight of the mean squared difference of deepest keys."""
 

@@ -1,4 +1,4 @@
-"""What a training run says of itself: a JSONL file, accelerate's trackers, pictures."""
+"""What a training run says of itself: a JSONL file, accelerate's trackers, images."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class TrainingLog(RunLog):
         self.say(f"step {step}: held-out total {losses['total']:.4f}, {losses['gap_left']:.2f} of copying's")
 
     def picture(self, step: int, picture: Tensor) -> None:
-        """A picture (1, 3, H, W), in a file and in TensorBoard; other trackers want other shapes: they get curves."""
+        """An image (1, 3, H, W), in a file and in TensorBoard; other trackers want other shapes: they get curves."""
         (self.folder / "samples").mkdir(exist_ok=True)
         save_image(self.folder / "samples" / f"step-{step:08d}.png", picture)
         for tracker in self.accelerator.trackers:

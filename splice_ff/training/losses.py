@@ -1,4 +1,4 @@
-"""What the amortized generator is trained with: Splice's losses in both directions, and a teacher's pictures."""
+"""What the amortized generator is trained with: Splice's losses in both directions, and a teacher's images."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class PairLosses:
         return top, left, size
 
     def _distilled(self, model: Model, batch: Batch) -> Tensor:
-        """Towards the per-pair teacher's pictures: by pixels, and by deepest keys."""
+        """Towards the per-pair teacher's images: by pixels, and by deepest keys."""
         settings, lesson = self.config.distill, batch.lesson
         assert settings is not None and lesson is not None
         (structure, _), (appearance, _) = self.look_at(lesson.structure), self.look_at(lesson.appearance)

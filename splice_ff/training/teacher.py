@@ -1,4 +1,4 @@
-"""Pictures that the per-pair optimiser paints, for the amortized generator to learn from (distillation).
+"""Images that the per-pair optimizer paints, for the amortized generator to learn from (distillation).
 
 `teach` writes one parquet file a pair, which is whole or absent: a run killed at any time loses the pair it was at.
 `datasets.load_dataset("parquet", data_files="DIR/*.parquet")` reads them as one table, `TeacherPairs` as squares to
@@ -73,7 +73,7 @@ def tasks_of_files(pairs: Iterable[PairFiles]) -> list[TeacherTask]:
 def tasks_of_dataset(mined: MinedPairs, dataset: Dataset, seed: int = 0) -> list[TeacherTask]:
     """Tasks of mined pairs, named by their rows, `<structure>-<appearance>`.
 
-    Shuffled, so that the first N are not the neighbours of a few pictures; alike for the same pairs and seed.
+    Shuffled, so that the first N are not the neighbors of a few images; alike for the same pairs and seed.
 
     Raises:
         InputError: the pairs are of another dataset or split.
@@ -89,7 +89,7 @@ def tasks_of_dataset(mined: MinedPairs, dataset: Dataset, seed: int = 0) -> list
 def open_folder(
     folder: Path, source: Mapping[str, str], recipe: Recipe, backbone: ViTFeatures, seed: int, is_main: bool = True
 ) -> None:
-    """Note in teach.json what the folder's pictures are made of and how; refuse to mix them with others.
+    """Note in teach.json what the folder's images are made of and how; refuse to mix them with others.
 
     failed.jsonl begins anew, as pairs that failed are tried again.
 
@@ -100,7 +100,7 @@ def open_folder(
         is_main: only this process of several writes.
 
     Raises:
-        InputError: the folder holds pictures of another source or made otherwise, or takes no file.
+        InputError: the folder holds images of another source or made otherwise, or takes no file.
     """
     recipe_values = {k: v for k, v in asdict(recipe).items() if k != "backbone"}
     how = {"backbone": backbone.name, "backbone_sha256": backbone.fingerprint, "seed": seed}
@@ -113,7 +113,7 @@ def open_folder(
         raise InputError(f"{path}: damaged; choose another folder") from error
     if changed:
         differences = ", ".join(f"{k} {there.get(k)} there, {settings.get(k)} now" for k in changed)
-        raise InputError(f"{folder} holds pictures made otherwise ({differences}); choose another folder")
+        raise InputError(f"{folder} holds images made otherwise ({differences}); choose another folder")
     if is_main:
         try:
             atomic_write(path, lambda file: file.write_text(json.dumps(settings, indent=1)))
@@ -134,17 +134,17 @@ def teach(
     world_size: int = 1,
     quiet: bool = False,
 ) -> TeachReport:
-    """Paint this process's share of the pairs with the per-pair optimiser, but for those that `folder` holds.
+    """Paint this process's share of the pairs with the per-pair optimizer, but for those that `folder` holds.
 
     Each pair makes `folder/pair-<name>.parquet` with one row: `name`; `structure`, `appearance` and `output` at working
-    size (PNG, `datasets.Image`); `losses` of the whole picture (`total`, `structure`, `appearance`, `identity`);
+    size (PNG, `datasets.Image`); `losses` of the whole image (`total`, `structure`, `appearance`, `identity`);
     `seconds` and `steps` taken; `settings`, JSON. A pair that cannot be read or diverges is noted in
     `folder/failed.jsonl` (`name`, `error`) and the rest goes on.
 
     Args:
         tasks: all pairs, the same in every process.
         backbone: the frozen ViT, used for all of them.
-        recipe: of the optimiser; with a `size`, to which the shorter sides of both pictures are resized. Of pictures
+        recipe: of the optimizer; with a `size`, to which the shorter sides of both images are resized. Of images
             longer than 3:1 the middle is used.
         folder: opened with `open_folder`.
         seed: of every pair's run.
@@ -156,7 +156,7 @@ def teach(
         InputError: the recipe has no size, or the folder takes no file.
     """
     if recipe.size is None:
-        raise InputError("the teacher needs a working size for its pictures; give one (--size)")
+        raise InputError("the teacher needs a working size for its images; give one (--size)")
     share = tasks[rank::world_size]
     todo = [task for task in share if not (folder / FILES.format(task.name)).exists()]
     found, failed, totals = len(share) - len(todo), 0, list[float]()
@@ -179,11 +179,11 @@ def teach(
 
 
 class TeacherPairs(torch.utils.data.Dataset[dict[str, Tensor]]):
-    """Squares of a teacher's pictures, to be learned from.
+    """Squares of a teacher's images, to be learned from.
 
     Item i is `{"structure", "appearance", "output"}`, each (3, size, size) uint8. Structure and output have the same
     random crop and mirroring, appearance has its own; they depend on the seed, the epoch and i only. It comes shuffled
-    already, as `splice_ff.data.pairs.PairDataset` does: give it to a DataLoader without `shuffle`. Pictures are
+    already, as `splice_ff.data.pairs.PairDataset` does: give it to a DataLoader without `shuffle`. Images are
     decoded when asked for, their shorter side resized to an eighth more than `size`.
 
     Args:
@@ -262,7 +262,7 @@ def _png(picture: Tensor) -> bytes:
 
 
 def _features() -> Features:
-    """The columns of a teacher's file; kept in it, so that `datasets` knows its pictures."""
+    """The columns of a teacher's file; kept in it, so that `datasets` knows its images."""
     import datasets  # here, because it takes a second to import
 
     columns: dict[str, Any] = {"name": datasets.Value("string")}

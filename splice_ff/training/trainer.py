@@ -224,7 +224,7 @@ class Trainer:
             self.save_model(self.config.output / "best", found)
 
     def _sample(self) -> None:
-        """A picture: structure, appearance and output of the first held-out pairs, a row each."""
+        """An image: structure, appearance and output of the first held-out pairs, a row each."""
         if self.data.has_validation and self.accelerator.is_main_process:
             first, second = next(self.data.validation())
             rows = picture_grid(first[:6], second[:6], self.paint(first[:6], second[:6]))

@@ -1,4 +1,4 @@
-"""CIE L*a*b* (D65), in which equal distances look about equally different; and Reinhard's colour transfer in it."""
+"""CIE L*a*b* (D65), in which equal distances look about equally different; and Reinhard's color transfer in it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def rgb_to_lab(rgb: Tensor) -> Tensor:
 
 
 def lab_to_rgb(lab: Tensor) -> Tensor:
-    """The inverse of `rgb_to_lab`; colours that sRGB does not hold are clamped."""
+    """The inverse of `rgb_to_lab`; colors that sRGB does not hold are clamped."""
     root = _mix(lab - OFFSET.to(lab).view(3, 1, 1), torch.linalg.inv(XYZ_TO_LAB))
     xyz = torch.where(root > KNEE, root**3, 3 * KNEE**2 * (root - 4 / 29))
     linear = _mix(xyz, torch.linalg.inv(RGB_TO_XYZ / WHITE[:, None]))
@@ -33,7 +33,7 @@ def lab_to_rgb(lab: Tensor) -> Tensor:
     return rgb.clamp(0, 1)
 
 
-def match_colours(structure: Tensor, appearance: Tensor) -> Tensor:
+def match_colors(structure: Tensor, appearance: Tensor) -> Tensor:
     """The structure image with the appearance image's mean and deviation of L*, a* and b*.
 
     Reinhard et al., "Color Transfer between Images", 2001, in CIE Lab instead of their l-alpha-beta. Images

@@ -15,8 +15,8 @@ from torchvision.transforms.v2 import functional as TF
 
 RADIUS = 2
 """Of the window, in pixels of the working size."""
-REGULARISATION = 1e-3
-"""Variance of the guide below which a window counts as flat, colours in [0, 1]."""
+REGULARizATION = 1e-3
+"""Variance of the guide below which a window counts as flat, colors in [0, 1]."""
 
 
 def resize_shorter_side(image: Tensor, size: int) -> Tensor:
@@ -32,7 +32,7 @@ def resize_shorter_side(image: Tensor, size: int) -> Tensor:
 
 
 def to_full_size(picture: Tensor, structure: Tensor, full_structure: Tensor) -> Tensor:
-    """A picture of the size of `structure` at the size of `full_structure`."""
+    """An image of the size of `structure` at the size of `full_structure`."""
     size = list(full_structure.shape[-2:])
     if list(picture.shape[-2:]) == size:
         return picture
@@ -42,7 +42,7 @@ def to_full_size(picture: Tensor, structure: Tensor, full_structure: Tensor) -> 
 
 
 def guided_upsample(output: Tensor, small_guide: Tensor, guide: Tensor) -> Tensor:
-    """Enlarge a picture along the edges of another.
+    """Enlarge an image along the edges of another.
 
     Args:
         output: (B, 3, h, w) in [0, 1].
@@ -57,7 +57,7 @@ def guided_upsample(output: Tensor, small_guide: Tensor, guide: Tensor) -> Tenso
     matrix, offset = _local_affine(output, small_guide)
     rest = output - (torch.einsum("bijhw,bihw->bjhw", matrix, small_guide) + offset)
     enlarged = F.interpolate(offset, (h, w), mode="bilinear") + F.interpolate(rest, (h, w), mode="bicubic")
-    for j in range(3):  # one channel at a time: the matrices of a large picture would fill the memory
+    for j in range(3):  # one channel at a time: the matrices of a large image would fill the memory
         enlarged[:, j] += (F.interpolate(matrix[:, :, j], (h, w), mode="bilinear") * guide).sum(1)
     return enlarged.clamp_(0, 1)
 
@@ -67,7 +67,7 @@ def _local_affine(output: Tensor, guide: Tensor) -> tuple[Tensor, Tensor]:
     guide_mean, output_mean = _window_mean(guide), _window_mean(output)
     variance = _covariance(guide, guide, guide_mean, guide_mean)
     covariance = _covariance(guide, output, guide_mean, output_mean)
-    ridge = REGULARISATION * torch.eye(3, device=guide.device)
+    ridge = REGULARizATION * torch.eye(3, device=guide.device)
     matrix = torch.linalg.solve(variance + ridge, covariance).permute(0, 3, 4, 1, 2)
     offset = output_mean - torch.einsum("bijhw,bihw->bjhw", matrix, guide_mean)
     return _window_mean(matrix.flatten(1, 2)).unflatten(1, (3, 3)), _window_mean(offset)

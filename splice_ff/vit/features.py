@@ -174,7 +174,7 @@ class ViTFeatures(nn.Module):
         values: Iterable[int] = (),
         tokens: Iterable[int] = (),
     ) -> Features:
-        """Features of images (B, 3, H, W) in [0, 1], RGB; normalised here, not resized.
+        """Features of images (B, 3, H, W) in [0, 1], RGB; normalized here, not resized.
 
         Sides that are not multiples of the patch lose the remainder, as in DINO. Layers count from 0; negative
         ones from the end, -1 being the deepest. `cls=True` gives the [CLS] token of every layer.
@@ -220,7 +220,7 @@ class ViTFeatures(nn.Module):
         return i % self.depth
 
     def _embed(self, x: Tensor) -> tuple[Tensor, tuple[int, int], Tensor | None]:
-        """Normalised images to tokens (B, T, D), their grid, and rotary embeddings if the ViT has them."""
+        """Normalized images to tokens (B, T, D), their grid, and rotary embeddings if the ViT has them."""
         vit = self.vit
         if x.shape[-2] < self.patch_size[0] or x.shape[-1] < self.patch_size[1]:
             raise ValueError(f"images of {tuple(x.shape[-2:])} are smaller than one patch {self.patch_size}")

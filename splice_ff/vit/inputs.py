@@ -1,4 +1,4 @@
-"""Pictures cut into the backbone's patches, and patch coordinates back to pixels: shared by the analysis tools."""
+"""Images cut into the backbone's patches, and patch coordinates back to pixels: shared by the analysis tools."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ VIT_SIZE, VIT_MAX_SIZE = 224, 480
 
 FACETS = ("keys", "queries", "values", "tokens")
 MAX_ASPECT = 4
-"""A narrower picture is seen smaller: its longer side is this many times the size asked for, not more."""
+"""A narrower image is seen smaller: its longer side is this many times the size asked for, not more."""
 
 
 def resize_for_vit(images: Tensor, size: int = VIT_SIZE, max_size: int = VIT_MAX_SIZE) -> Tensor:
@@ -28,8 +28,8 @@ def resize_for_vit(images: Tensor, size: int = VIT_SIZE, max_size: int = VIT_MAX
 def resize_to_patches(images: Tensor, backbone: ViTFeatures, size: int = VIT_SIZE) -> Tensor:
     """Resize (B, 3, H, W) so that the shorter side is about `size` and both sides are whole patches (at least two).
 
-    Of pictures narrower than `MAX_ASPECT` the longer side is bounded instead. The ViT would cut a remainder off; so
-    the patch grid covers the whole picture, which is stretched by less than half a patch.
+    Of images narrower than `MAX_ASPECT` the longer side is bounded instead. The ViT would cut a remainder off; so
+    the patch grid covers the whole image, which is stretched by less than half a patch.
     """
     factor = min(size / min(images.shape[-2:]), MAX_ASPECT * size / max(images.shape[-2:]))
     sides = [

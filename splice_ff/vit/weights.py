@@ -63,7 +63,7 @@ def load_default_backbone(name: str) -> tuple[ViTFeatures, str | None]:
     except HubError:
         return load_backbone(BUNDLED), (
             f"{name} weights are neither cached nor reachable: using the bundled {BUNDLED}, a much smaller stand-in "
-            f"that is not DINO. Expect blurrier, less exact pictures. For the real ones: go online once, or give "
+            f"that is not DINO. Expect blurrier, less exact images. For the real ones: go online once, or give "
             f"--backbone {name} --weights FILE."
         )
 

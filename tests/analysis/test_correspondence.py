@@ -25,7 +25,7 @@ def test_best_buddies_find_a_permutation():
     assert matches.similarity.allclose(torch.ones(12))
 
 
-def test_only_mutual_neighbours_count_and_the_most_similar_come_first():
+def test_only_mutual_neighbors_count_and_the_most_similar_come_first():
     a = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
     b = torch.tensor([[1.0, 0.0], [0.3, 1.0]])
     matches = best_buddies(a, b, ((1, 3), (1, 2)))

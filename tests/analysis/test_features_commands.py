@@ -18,7 +18,7 @@ from splice_ff.vit.inputs import VIT_SIZE
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Pictures a.png (96 x 72) and b.png (60 x 80), and `tiny`, a checkpoint folder of a random ViT."""
+    """Images a.png (96 x 72) and b.png (60 x 80), and `tiny`, a checkpoint folder of a random ViT."""
     folder = tmp_path_factory.mktemp("features")
     dice = np.random.default_rng(0)
     for name, size in (("a", (96, 72)), ("b", (60, 80))):
@@ -35,7 +35,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def run(folder, tmp_path):
-    """`run(command, *arguments)`: pictures a, b by those names; (result, where -o points to)."""
+    """`run(command, *arguments)`: images a, b by those names; (result, where -o points to)."""
 
     def call(command, *arguments, output="made/out.png", backbone="tiny", size=64):
         paths = [folder / f"{x}.png" if x in ("a", "b") else x for x in arguments]

@@ -1,4 +1,4 @@
-"""Principal components as colours: right, the same every time, and one meaning per colour where they are joint."""
+"""Principal components as colors: right, the same every time, and one meaning per color where they are joint."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from splice_ff.vit.features import self_similarity
 
 
 def photo(seed=0, height=48, width=64):
-    """A blocky random picture (1, 3, height, width)."""
+    """A blocky random image (1, 3, height, width)."""
     small = torch.rand(1, 3, 4, 5, generator=torch.Generator().manual_seed(seed))
     return F.interpolate(small, (height, width), mode="nearest")
 
@@ -75,7 +75,7 @@ def test_one_pass_for_all_facets_and_layers_of_an_image(tiny_backbone, monkeypat
     assert len(calls) == 1
 
 
-def test_joint_gives_equal_patches_equal_colours(tiny_backbone):
+def test_joint_gives_equal_patches_equal_colors(tiny_backbone):
     image = photo()
     turned, other = image.clone(), photo(3)
     for joint in (True, False):

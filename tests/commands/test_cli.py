@@ -1,4 +1,4 @@
-"""The command line, end to end on a tiny backbone: good pictures, or one line, exit 2 and no half-written file."""
+"""The command line, end to end on a tiny backbone: good images, or one line, exit 2 and no half-written file."""
 
 import json
 import os
@@ -26,7 +26,7 @@ QUICK = ["--steps", "2", "--size", "64", "--precision", "fp32", "--device", "cpu
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """A folder with a structure and an appearance picture."""
+    """A folder with a structure and an appearance image."""
     folder = tmp_path_factory.mktemp("pictures")
     pixels = np.random.default_rng(0).integers(0, 255, (2, 6, 8, 3), dtype=np.uint8)
     for name, small in zip(("structure", "appearance"), pixels, strict=True):
@@ -89,7 +89,7 @@ def test_quiet_is_quiet(optimize, pictures):
     assert result.output == ""
 
 
-# --- pictures that need care ----------------------------------------------------------------------------------
+# --- images that need care ----------------------------------------------------------------------------------
 
 
 def test_rgba_keeps_its_alpha(optimize, tmp_path):
@@ -101,7 +101,7 @@ def test_rgba_keeps_its_alpha(optimize, tmp_path):
     assert torch.equal(load_image(output).alpha, load_image(tmp_path / "rgba.png").alpha)
 
 
-@pytest.mark.parametrize("kind", ["cmyk.jpg", "sixteen.png", "grey.png", "animated.gif"])
+@pytest.mark.parametrize("kind", ["cmyk.jpg", "sixteen.png", "gray.png", "animated.gif"])
 def test_unusual_pictures_work(optimize, tmp_path, kind):
     path = tmp_path / kind
     noise = np.random.default_rng(0)
@@ -109,7 +109,7 @@ def test_unusual_pictures_work(optimize, tmp_path, kind):
         Image.fromarray(noise.integers(0, 255, (72, 96, 4), dtype=np.uint8), "CMYK").save(path)
     elif kind == "sixteen.png":
         Image.fromarray(noise.integers(0, 65535, (72, 96), dtype=np.uint16)).save(path)
-    elif kind == "grey.png":
+    elif kind == "gray.png":
         Image.fromarray(noise.integers(0, 255, (72, 96), dtype=np.uint8)).save(path)
     else:
         frames = [Image.fromarray(noise.integers(0, 255, (72, 96), dtype=np.uint8)) for _ in range(3)]

@@ -55,22 +55,22 @@ def test_ctrl_c_is_130_and_keeps_the_state(tmp_path, capsys):
     failure = take_steps(run, figures, True, state=tmp_path / "run.pt")
     assert (tmp_path / "run.pt").exists()
     with pytest.raises(typer.Exit) as ended:
-        end_run(run, failure, "the picture is in out.png")
+        end_run(run, failure, "the image is in out.png")
     assert ended.value.exit_code == 130
-    assert capsys.readouterr().err == "interrupted at step 4; the picture is in out.png\n"
+    assert capsys.readouterr().err == "interrupted at step 4; the image is in out.png\n"
 
 
 def test_divergence_is_an_error_and_its_state_is_not_kept(tmp_path):
     run = Run(DivergedError("not finite at step 5"), at=4)
     failure = take_steps(run, figures, True, state=tmp_path / "run.pt")
     assert not (tmp_path / "run.pt").exists()
-    with pytest.raises(InputError, match=r"^not finite at step 5; the picture is in out\.png$"):
-        end_run(run, failure, "the picture is in out.png")
+    with pytest.raises(InputError, match=r"^not finite at step 5; the image is in out\.png$"):
+        end_run(run, failure, "the image is in out.png")
 
 
 @pytest.mark.parametrize(
     ("failure", "reason"), [(KeyboardInterrupt(), "never finite"), (DivergedError("not finite"), "not finite")]
 )
 def test_a_run_without_a_picture_says_why(failure, reason):
-    with pytest.raises(InputError, match=f"^{reason}; no picture was made$"):
+    with pytest.raises(InputError, match=f"^{reason}; no image was made$"):
         write_best(Run(), failure, Path("out.png"), None, {})

@@ -10,7 +10,7 @@ import pytest
 import torch
 from huggingface_hub.errors import RepositoryNotFoundError
 from PIL import Image
-from support.image_folders import LABELS, colour, encoded, index_of, make_dataset, noise_image
+from support.image_folders import LABELS, color, encoded, index_of, make_dataset, noise_image
 
 from splice_ff.data.image_dataset import ImageRows, decode, label_names, load_row, open_dataset, preload, square_crop
 from splice_ff.errors import ImageError, InputError
@@ -27,7 +27,7 @@ def own_cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def parquet_folder(tmp_path):
-    """Two files of 6 and 4 pictures."""
+    """Two files of 6 and 4 images."""
     folder = tmp_path / "parquet"
     folder.mkdir()
     data = make_dataset(10)
@@ -36,7 +36,7 @@ def parquet_folder(tmp_path):
     return folder
 
 
-def colours(data):
+def colors(data):
     return [index_of(decode(row, 16)) for row in data]
 
 
@@ -47,12 +47,12 @@ def row_of(image, kind="PNG", **options):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_folder_of_pictures_labelled_by_subfolder(tmp_path, streaming):
+def test_folder_of_pictures_labeled_by_subfolder(tmp_path, streaming):
     for i in range(4):
         path = tmp_path / "photos" / LABELS[i % 2] / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encoded(i))
-    (tmp_path / "photos" / "ant" / "damaged.png").write_bytes(b"no picture")
+    (tmp_path / "photos" / "ant" / "damaged.png").write_bytes(b"no image")
     data = open_dataset(str(tmp_path / "photos"), streaming=streaming)
     found = {}
     for row in data:
@@ -69,7 +69,7 @@ def test_folder_of_pictures_labelled_by_subfolder(tmp_path, streaming):
 @pytest.mark.parametrize("source", ["", "a-*.parquet", "a-1.parquet"])
 def test_parquet_folder_pattern_and_file(parquet_folder, source, streaming):
     data = open_dataset(str(parquet_folder / source), streaming=streaming)
-    assert colours(data) == list(range(6 if source == "a-1.parquet" else 0, 10))
+    assert colors(data) == list(range(6 if source == "a-1.parquet" else 0, 10))
     assert [row["label"] for row in data][-2:] == ["cow", "ant"]
 
 
@@ -89,14 +89,14 @@ def test_webdataset_folder_pattern_and_file(tmp_path, source, streaming):
 
 def test_slices_of_a_split_cover_it_without_overlap(parquet_folder):
     head, tail = (open_dataset(str(parquet_folder), split) for split in ("train[:80%]", "train[80%:]"))
-    assert colours(head) + colours(tail) == list(range(10))
+    assert colors(head) + colors(tail) == list(range(10))
     assert len(tail) == 2
 
 
 def test_single_column_of_pictures_by_another_name(tmp_path):
     make_dataset(3, labels=None).rename_column("image", "photo").to_parquet(tmp_path / "photos.parquet")
     data = open_dataset(str(tmp_path / "photos.parquet"))
-    assert colours(data) == [0, 1, 2]
+    assert colors(data) == [0, 1, 2]
     assert label_names(data) is None
 
 
@@ -112,7 +112,7 @@ def test_single_column_of_pictures_by_another_name(tmp_path):
         ("{}/parquet", "test", True, "split 'test' cannot be read"),
         ("{}/parquet", "train[:9", False, "train\\[:9"),
         ("{}/parquet", "train[:90%]", True, "a stream cannot be sliced"),
-        ("{}/numbers.parquet", "train", False, "no column of pictures among n"),
+        ("{}/numbers.parquet", "train", False, "no column of images among n"),
         ("{}/damaged.parquet", "train", False, "cannot be read"),
     ],
 )
@@ -134,7 +134,7 @@ def test_a_name_that_is_nothing_is_one_line(monkeypatch, error, message):
         assert url.endswith("/datasets/photos/resolve/main/README.md")
         raise error.__new__(error)
 
-    monkeypatch.setattr("splice_ff.vit.weights.ask_hub", answer)
+    monkeypatch.setattr("splice_ff.utils.hub.ask_hub", answer)
     with pytest.raises(InputError, match=f"^photos: no such folder or file.*{message}"):
         open_dataset("photos")
     with pytest.raises(InputError, match=r"^my photos: no such folder or file, nor a dataset"):
@@ -233,10 +233,10 @@ def test_rows_name_class_labels():
     data = datasets.Dataset.from_dict({"image": [image] * 3, "label": [2, 0, -1]}, features=features)
     rows = ImageRows(data, 16)
     assert rows.labels == ["cow", "ant", "none"]
-    assert rows[np.int64(0)][:, 0, 0].tolist() == list(colour(0))
+    assert rows[np.int64(0)][:, 0, 0].tolist() == list(color(0))
 
 
-def test_a_slice_of_a_labelled_folder_holds_all_labels_and_the_slices_all_rows(tmp_path):
+def test_a_slice_of_a_labeled_folder_holds_all_labels_and_the_slices_all_rows(tmp_path):
     for label in "abc":
         (tmp_path / "photos" / label).mkdir(parents=True)
         for i in range(10):

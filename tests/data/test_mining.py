@@ -1,4 +1,4 @@
-"""Mining nearest neighbours: exactness, what is excluded, resuming, the file, the command."""
+"""Mining nearest neighbors: exactness, what is excluded, resuming, the file, the command."""
 
 from io import BytesIO
 
@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import splice_ff.data.mining as mining
 from splice_ff.cli import app
-from splice_ff.data.mining import mine_pairs, nearest_neighbours, read_mined_pairs
+from splice_ff.data.mining import mine_pairs, nearest_neighbors, read_mined_pairs
 from splice_ff.errors import InputError
 
 ABOUT = {"data": "made here", "split": "train"}
@@ -37,13 +37,13 @@ def brute_force(embeddings, count, groups=None):
 
 
 @pytest.mark.parametrize("blocks", [(1024, 16384), (7, 10), (10, 7)])
-def test_neighbours_are_exact_whatever_the_blocks(monkeypatch, blocks):
+def test_neighbors_are_exact_whatever_the_blocks(monkeypatch, blocks):
     monkeypatch.setattr(mining, "ROWS", blocks[0])
     monkeypatch.setattr(mining, "COLUMNS", blocks[1])
     embeddings = torch.randn(53, 8, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 54)[:, None]
     embeddings[20] = 3 * embeddings[41]  # copies
     for groups in (None, torch.arange(53) % 3):
-        index, cosine = nearest_neighbours(embeddings, 5, not_among=groups)
+        index, cosine = nearest_neighbors(embeddings, 5, not_among=groups)
         expected = brute_force(embeddings, 5, groups)
         either = [i.where(i != 41, 20) for i in (index, expected[0])]  # of copies any one may come first
         assert torch.equal(*either)
@@ -51,8 +51,8 @@ def test_neighbours_are_exact_whatever_the_blocks(monkeypatch, blocks):
     assert 41 not in index[20] and 20 not in index[41]
 
 
-def test_fewer_neighbours_than_asked_for():
-    _, cosine = nearest_neighbours(torch.eye(3) + 0.1, 5)
+def test_fewer_neighbors_than_asked_for():
+    _, cosine = nearest_neighbors(torch.eye(3) + 0.1, 5)
     assert (cosine > -torch.inf).sum(1).tolist() == [2, 2, 2]
 
 
@@ -65,14 +65,14 @@ def rows():
         if i % 2 and i != 9:
             image = Image.blend(image, noise_image(100 + i, 6, 6), 0.1)
         image.resize((96, 96)).save(file := BytesIO(), "PNG")
-        images.append({"bytes": b"no picture" if i == 5 else file.getvalue(), "path": None})
+        images.append({"bytes": b"no image" if i == 5 else file.getvalue(), "path": None})
     labels = ["ant" if i < 6 else "bee" for i in range(12)]
     features = datasets.Features({"image": datasets.Image(decode=False), "label": datasets.Value("string")})
     return datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
 
 
 def mine(rows, backbone, path, **changes):
-    arguments = {"about": ABOUT, "neighbours": 3, "size": 48, "batch_size": 3, "quiet": True}
+    arguments = {"about": ABOUT, "neighbors": 3, "size": 48, "batch_size": 3, "quiet": True}
     return mine_pairs(rows, backbone, path, **arguments | changes)
 
 
@@ -143,7 +143,7 @@ def test_damaged_part_is_named(rows, tiny_backbone, tmp_path, monkeypatch):
     ("changes", "message"),
     [
         ({"labels": ["elk"]}, "no label elk in the dataset; it has ant, bee"),
-        ({"labels": []}, "fewer than two pictures"),
+        ({"labels": []}, "fewer than two images"),
         ({"path": "folder"}, "cannot be written"),
     ],
 )
@@ -153,7 +153,7 @@ def test_what_cannot_be_mined(rows, tiny_backbone, tmp_path, changes, message):
         mine(rows, tiny_backbone(), tmp_path / changes.pop("path", "p.parquet"), **changes)
 
 
-def test_unlabelled_dataset_cannot_be_mined_across_labels(tiny_backbone, tmp_path):
+def test_unlabeled_dataset_cannot_be_mined_across_labels(tiny_backbone, tmp_path):
     with pytest.raises(InputError, match="no column 'label'"):
         mine(make_dataset(4, labels=None), tiny_backbone(), tmp_path / "p.parquet", across_labels=True)
 
@@ -173,12 +173,12 @@ def test_command(tmp_path):
         path = tmp_path / "photos" / LABELS[i % 2] / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encoded(50 * i))
-    (tmp_path / "photos" / "ant" / "damaged.png").write_bytes(b"no picture")
+    (tmp_path / "photos" / "ant" / "damaged.png").write_bytes(b"no image")
     output = tmp_path / "pairs.parquet"
     words = ["pairs", str(tmp_path / "photos"), "-o", str(output), "--backbone", "vit_mini", "--size", "64"]
-    result = CliRunner().invoke(app, [*words, "--neighbours", "2"])
+    result = CliRunner().invoke(app, [*words, "--neighbors", "2"])
     assert result.exit_code == 0, result.output
-    assert "1 pictures could not be read" in result.output and "10 pairs, for 5 of 6 pictures" in result.output
+    assert "1 images could not be read" in result.output and "10 pairs, for 5 of 6 images" in result.output
     assert len(read_mined_pairs(output).appearance) == 10
     for change, message in ((["--split", "x"], "Unknown split"), (["-o", "pairs.csv"], "written as .parquet")):
         result = CliRunner().invoke(app, [*words, *change])

@@ -19,7 +19,7 @@ def put(path, text=""):
 def test_folder_of_pair_folders(tmp_path):
     put(tmp_path / "b" / "structure.png")
     put(tmp_path / "b" / "appearance.JPG")
-    put(tmp_path / "b" / "appearance.txt")  # notes, not a picture
+    put(tmp_path / "b" / "appearance.txt")  # notes, not an image
     put(tmp_path / "a" / "structure.webp")
     put(tmp_path / "a" / "appearance.webp")
     put(tmp_path / "notes" / "read.me")
@@ -94,7 +94,7 @@ def test_missing_source_empty_folder_and_broken_pair_folders(tmp_path):
     with pytest.raises(InputError, match="no pairs in it"):
         read_pairs(tmp_path)
     put(tmp_path / "a" / "structure.png")
-    with pytest.raises(InputError, match="no appearance picture"):
+    with pytest.raises(InputError, match="no appearance image"):
         read_pairs(tmp_path)
     put(tmp_path / "a" / "appearance.png")
     put(tmp_path / "a" / "appearance.webp")

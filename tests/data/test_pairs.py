@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
-from support.image_folders import LABELS, colour, index_of, make_dataset
+from support.image_folders import LABELS, color, index_of, make_dataset
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from splice_ff.data.image_dataset import ImageCache
@@ -27,17 +27,17 @@ def own_cache(tmp_path, monkeypatch):
 
 
 def cache_of(count, labels=LABELS, unreadable=()):
-    pixels = torch.tensor([colour(i) for i in range(count)], dtype=torch.uint8)
+    pixels = torch.tensor([color(i) for i in range(count)], dtype=torch.uint8)
     names = [labels[i % len(labels)] for i in range(count)] if labels else None
     return ImageCache(pixels[:, :, None, None].repeat(1, 1, 20, 20), names, dict.fromkeys(unreadable, "damaged"))
 
 
 def drawn(pairs):
-    """(first, second) of all pairs of the epoch, as indices of pictures."""
+    """(first, second) of all pairs of the epoch, as indices of images."""
     return [(index_of(pair["first"]), index_of(pair["second"])) for pair in (pairs[i] for i in range(len(pairs)))]
 
 
-def neighbours(*lists):
+def neighbors(*lists):
     starts = np.cumsum([0, *map(len, lists)])
     appearance = np.array([i for one in lists for i in one], dtype=np.int64)
     return MinedPairs(starts, appearance, np.zeros(len(appearance), np.float32), {})
@@ -100,14 +100,14 @@ def test_partners_are_spread_evenly():
 
 
 def test_mined_partners_come_from_the_list_then_from_the_label():
-    mined = neighbours([4, 2], [3], [], [1, 5, 0], [0], [2])
+    mined = neighbors([4, 2], [3], [], [1, 5, 0], [0], [2])
     pairs = PairDataset(cache_of(6), 16, PairMix(0, 0, 0, 1), mined=mined, labels=["ant", "cow"])
     found = {}
     for epoch in range(30):
         pairs.set_epoch(epoch)
         for first, second in drawn(pairs):
             found.setdefault(first, set()).add(second)
-    # 4 is a bee and left out; 2 has no neighbours and 5 is the only other cow; 3 has 1 (a bee), 5 and 0
+    # 4 is a bee and left out; 2 has no neighbors and 5 is the only other cow; 3 has 1 (a bee), 5 and 0
     assert found == {0: {2}, 2: {5}, 3: {5, 0}, 5: {2}}
 
 
@@ -116,9 +116,9 @@ def test_identity_pairs_are_cropped_alike_and_others_are_not():
     same, other = PairDataset(images, 16, PairMix(0, 0, 1)), PairDataset(images, 16)
     assert all(torch.equal(same[i]["first"], same[i]["second"]) for i in range(6))
     assert not any(torch.equal(other[i]["first"], other[i]["second"]) for i in range(6))
-    centres = PairDataset(images, 16, augment=False)
+    centers = PairDataset(images, 16, augment=False)
     middle = {tuple(x.flatten().tolist()) for x in images.pixels[..., 12:28, 12:28]}
-    assert {tuple(centres[i]["first"].flatten().tolist()) for i in range(6)} == middle
+    assert {tuple(centers[i]["first"].flatten().tolist()) for i in range(6)} == middle
 
 
 def test_damaged_pictures_are_replaced_by_the_next_counted_and_named(caplog):
@@ -146,18 +146,18 @@ def test_a_picture_alone_under_its_label_is_paired_with_itself():
 
 def test_all_damaged():
     pairs = PairDataset(ImageRows(make_dataset(3, damaged=range(3)), 20), 16)
-    with pytest.raises(InputError, match="no picture of the dataset can be read"):
+    with pytest.raises(InputError, match="no image of the dataset can be read"):
         pairs[0]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"size": 21}, "squares of 21 pixels cannot be cut from pictures of 20"),
+        ({"size": 21}, "squares of 21 pixels cannot be cut from images of 20"),
         ({"labels": ["ant", "elk"]}, "no label elk in the dataset; it has ant, bee, cow"),
         ({"labels": ["ant"], "mix": PairMix(0, 1)}, "at least two labels"),
         ({"mix": PairMix(mined=1)}, "need the file"),
-        ({"mined": neighbours([1], [0])}, "of 2 pictures, not 6"),
+        ({"mined": neighbors([1], [0])}, "of 2 images, not 6"),
     ],
 )
 def test_what_cannot_be_drawn(arguments, message):
@@ -200,7 +200,7 @@ def stream_of(folder, count, files, **arguments):
     return open_dataset(str(folder), streaming=True)
 
 
-@pytest.mark.parametrize("files", [4, 3, 1])  # divided by files, or picture by picture
+@pytest.mark.parametrize("files", [4, 3, 1])  # divided by files, or image by image
 @pytest.mark.parametrize("workers", [0, 2])
 def test_stream_two_processes_see_every_picture_once(tmp_path, files, workers):
     seen = []
@@ -237,7 +237,7 @@ def test_stream_says_once_where_no_partner_fits(tmp_path, caplog):
     stream = stream_of(tmp_path / "s", 5, 1, labels=["ant"] * 5)
     assert len(list(StreamingPairs(stream, 16, PairMix(within=0, across=1), buffer=4))) == 5
     assert [record.getMessage() for record in caplog.records] == [
-        "pairs across labels: of 4 pictures of the stream none fits; any is taken"
+        "pairs across labels: of 4 images of the stream none fits; any is taken"
     ]
 
 

@@ -14,7 +14,7 @@ from splice_ff.data.pair_list import read_pairs
 from splice_ff.errors import DivergedError, InputError
 from splice_ff.evaluation import methods, run
 from splice_ff.evaluation.measure import METRICS, Measurer, Reference
-from splice_ff.evaluation.methods import Colour, Copy, Folder, NoPictureError, parse_method, parse_results
+from splice_ff.evaluation.methods import Color, Copy, Folder, NoPictureError, parse_method, parse_results
 from splice_ff.images import load_image, save_image
 from splice_ff.networks.skip_unet import SkipUNet
 from splice_ff.utils.color import rgb_to_lab
@@ -75,7 +75,7 @@ def rows_of(folder):
 
 
 def test_rows_and_pictures(tasks, tiny_backbone, tmp_path):
-    run.run(tasks[1:], [Copy(), Colour()], Measurer(tiny_backbone()), tmp_path / "out", quiet=True)
+    run.run(tasks[1:], [Copy(), Color()], Measurer(tiny_backbone()), tmp_path / "out", quiet=True)
     rows = rows_of(tmp_path / "out")
     assert len(rows) == 4
     row = rows["two", "copy"]
@@ -83,7 +83,7 @@ def test_rows_and_pictures(tasks, tiny_backbone, tmp_path):
     assert row.keys() >= {metric.name for metric in METRICS}
     assert row["self_sim"] == row["structure"] == row["identity"] == row["high_frequency"] == 0
     assert row["edges"] == pytest.approx(1)
-    assert rows["two", "colour"]["colour"] < row["colour"]
+    assert rows["two", "color"]["color"] < row["color"]
     kept = load_image(tmp_path / "out" / row["picture"])
     assert (kept.rgb - load_image(row["structure_file"]).rgb).abs().max() == 0
 
@@ -93,7 +93,7 @@ def test_going_on_does_nothing_twice(tasks, measurer, tmp_path):
     run.run(tasks[:1], [method], measurer, tmp_path / "out", quiet=True)
     run.run(tasks, [method], measurer, tmp_path / "out", quiet=True)
     assert method.seen == ["one", "three", "two"]
-    run.run(tasks, [method, Colour()], measurer, tmp_path / "out", quiet=True)
+    run.run(tasks, [method, Color()], measurer, tmp_path / "out", quiet=True)
     assert len(method.seen) == 3 and len(rows_of(tmp_path / "out")) == 6
 
 
@@ -168,13 +168,13 @@ def test_folders_of_results(tasks, measurer, tmp_path):
     assert rows["two", "theirs"]["picture"] == str(theirs / "two/theirs.webp")
     assert not (tmp_path / "out/pictures").exists()
     assert [task.pair.name for task in run.with_picture_of(tasks, folder)] == ["one", "two"]
-    with pytest.raises(NoPictureError, match="theirs has no picture of three"):
+    with pytest.raises(NoPictureError, match="theirs has no image of three"):
         folder("three", picture(0), picture(1))
 
 
-def test_colour_has_the_appearance_images_statistics():
+def test_color_has_the_appearance_images_statistics():
     structure, appearance = picture(0) * 0.4 + 0.3, picture(1) * 0.4 + 0.3
-    means = [rgb_to_lab(x).mean((-2, -1)) for x in (Colour()("", structure, appearance).image, appearance)]
+    means = [rgb_to_lab(x).mean((-2, -1)) for x in (Color()("", structure, appearance).image, appearance)]
     assert (means[0] - means[1]).abs().max() < 0.5
 
 
@@ -304,8 +304,8 @@ def test_the_command(pairs, tmp_path):
     [
         (["--method", "paint"], "unknown method 'paint'"),
         (["--method", "copy", "--method", "copy"], "'copy' is given twice"),
-        (["--baseline", "splice"], "the baseline 'splice' is not among the methods: copy, colour"),
-        (["--results", "a=PAIRS", "--baseline-pairs"], "no pairs of which 'a' has a picture"),
+        (["--baseline", "splice"], "the baseline 'splice' is not among the methods: copy, color"),
+        (["--results", "a=PAIRS", "--baseline-pairs"], "no pairs of which 'a' has an image"),
         (["--backbone", "no_such_vit"], "unknown backbone"),
         (["--method", "one-shot", "--model", "none"], "no model 'none'"),
     ],
@@ -321,7 +321,7 @@ def test_the_command_refuses(pairs, tmp_path, arguments, message):
 
 def test_nothing_to_report_where_every_pair_fails(pairs, tmp_path):
     for path in pairs.glob("*/structure.png"):
-        path.write_bytes(b"no picture")
+        path.write_bytes(b"no image")
     out = tmp_path / "out"
     result = CliRunner().invoke(app, ["evaluate", str(pairs), "-o", str(out), "--backbone", "vit_mini", "--quiet"])
     assert result.exit_code == 2 and "nothing could be measured" in result.output

@@ -12,13 +12,13 @@ from splice_ff.evaluation import perceptual
 from splice_ff.evaluation.feature_metrics import cls_cosine, self_sim
 from splice_ff.evaluation.image_metrics import (
     checkerboard,
-    colour_distance,
+    color_distance,
     edge_agreement,
     high_frequency_excess,
     texture_distance,
 )
 from splice_ff.evaluation.measure import METRICS, Measurer, metrics_of
-from splice_ff.utils.color import lab_to_rgb, match_colours, rgb_to_lab
+from splice_ff.utils.color import lab_to_rgb, match_colors, rgb_to_lab
 from splice_ff.utils.resize import resize_shorter_side
 
 
@@ -28,14 +28,14 @@ def noise(seed, size=256, scale=1.0):
 
 @pytest.fixture(scope="module")
 def picture():
-    """A smooth, muted picture with edges and some grain, 256 x 256: colours that can move without being clipped."""
+    """A smooth, muted image with edges and some grain, 256 x 256: colors that can move without being clipped."""
     coarse = torch.nn.functional.interpolate(noise(0, 12), (256, 256), mode="bicubic").clamp(0, 1)
     return 0.35 + 0.3 * (0.9 * coarse + 0.1 * noise(1))
 
 
 @pytest.fixture(scope="module")
 def shuffled(picture):
-    """The same picture with its 32-pixel patches permuted."""
+    """The same image with its 32-pixel patches permuted."""
     patches = picture.unfold(2, 32, 32).unfold(3, 32, 32).reshape(1, 3, 64, 32, 32)
     order = torch.randperm(64, generator=torch.Generator().manual_seed(2))
     rows = patches[:, :, order].reshape(1, 3, 8, 8, 32, 32)
@@ -62,37 +62,37 @@ def shifted_lightness(picture, by):
 
 
 def test_lab_is_scikit_images():
-    colours = noise(3, 64)
-    expected = rgb2lab(colours[0].permute(1, 2, 0).double().numpy())
-    assert np.abs(rgb_to_lab(colours)[0].permute(1, 2, 0).numpy() - expected).max() < 0.02
-    assert (lab_to_rgb(rgb_to_lab(colours)) - colours).abs().max() < 1e-3
+    colors = noise(3, 64)
+    expected = rgb2lab(colors[0].permute(1, 2, 0).double().numpy())
+    assert np.abs(rgb_to_lab(colors)[0].permute(1, 2, 0).numpy() - expected).max() < 0.02
+    assert (lab_to_rgb(rgb_to_lab(colors)) - colors).abs().max() < 1e-3
 
 
-def test_colour_transfer_takes_mean_and_deviation(picture):
+def test_color_transfer_takes_mean_and_deviation(picture):
     look = shifted(0.5 + (picture.flip(-1) - 0.5) * 0.7, [5.0, 8.0, -6.0])
-    statistics = [torch.std_mean(rgb_to_lab(x), (-2, -1)) for x in (match_colours(picture, look), look)]
+    statistics = [torch.std_mean(rgb_to_lab(x), (-2, -1)) for x in (match_colors(picture, look), look)]
     for ours, theirs in zip(*statistics, strict=True):
         assert (ours - theirs).abs().max() < 0.05
 
 
 def test_identical_images(picture):
-    assert colour_distance(picture, picture) == 0
+    assert color_distance(picture, picture) == 0
     assert texture_distance(picture, picture) == 0
     assert edge_agreement(picture, picture) == pytest.approx(1, abs=1e-5)
     assert high_frequency_excess(picture, picture, picture) == 0
 
 
-def test_permuted_patches_keep_colours_and_texture_but_no_edges(picture, shuffled):
-    assert colour_distance(shuffled, picture) < 1e-5
+def test_permuted_patches_keep_colors_and_texture_but_no_edges(picture, shuffled):
+    assert color_distance(shuffled, picture) < 1e-5
     other = noise(7)
     assert texture_distance(shuffled, picture) < 0.1 * texture_distance(other, picture)
     assert abs(edge_agreement(shuffled, picture)) < 0.3
 
 
-def test_pure_colour_shift(picture):
+def test_pure_color_shift(picture):
     by = [0.0, 9.0, -6.0]
     moved = shifted(picture, by)
-    assert colour_distance(moved, picture) == pytest.approx(math.hypot(*by) / 2, rel=0.04)
+    assert color_distance(moved, picture) == pytest.approx(math.hypot(*by) / 2, rel=0.04)
     assert texture_distance(moved, picture) < 0.01
     assert edge_agreement(moved, picture) > 0.999
 
@@ -111,9 +111,9 @@ def test_edges_across_each_other_disagree():
 
 @pytest.mark.parametrize("amplitude", [0.5, 2.0])
 def test_checkerboard_is_measured_in_lightness(amplitude):
-    grey = torch.full((1, 3, 256, 256), 0.5)
-    assert checkerboard(grey) < 1e-3
-    assert checkerboard(with_board(grey, amplitude, 2)) == pytest.approx(amplitude, rel=0.01)
+    gray = torch.full((1, 3, 256, 256), 0.5)
+    assert checkerboard(gray) < 1e-3
+    assert checkerboard(with_board(gray, amplitude, 2)) == pytest.approx(amplitude, rel=0.01)
 
 
 @pytest.mark.parametrize("period", [2, 4, 8])
@@ -128,8 +128,8 @@ def test_checkerboard_does_not_take_noise_for_a_pattern(picture):
 
 
 def test_checkerboard_of_another_period_is_none():
-    grey = torch.full((1, 3, 258, 258), 0.5)
-    assert checkerboard(with_board(grey, 2.0, 6)) < 0.5
+    gray = torch.full((1, 3, 258, 258), 0.5)
+    assert checkerboard(with_board(gray, 2.0, 6)) < 0.5
 
 
 def test_texture_tells_contrast_and_scale(picture):
@@ -145,9 +145,9 @@ def test_high_frequency_excess_is_over_both_inputs(picture):
     assert high_frequency_excess(picture, blurred, blurred) > 3
     assert high_frequency_excess(picture, blurred, picture) == 0
     assert high_frequency_excess(blurred, picture, picture) == 0
-    grey = torch.full((1, 3, 256, 256), 0.5)
-    one, two = with_board(grey, 1.0, 2), with_board(grey, 2.0, 2)
-    assert high_frequency_excess(two, one, grey) == pytest.approx(10 * math.log10(4), abs=0.1)
+    gray = torch.full((1, 3, 256, 256), 0.5)
+    one, two = with_board(gray, 1.0, 2), with_board(gray, 2.0, 2)
+    assert high_frequency_excess(two, one, gray) == pytest.approx(10 * math.log10(4), abs=0.1)
 
 
 def test_self_sim_of_the_golden_keys(golden, golden_backbone, golden_image):

@@ -14,7 +14,7 @@ import torch
 from splice_ff.errors import InputError
 from splice_ff.evaluation import report, statistics, tables
 from splice_ff.evaluation.measure import METRICS
-from splice_ff.evaluation.summary import summarise
+from splice_ff.evaluation.summary import summarize
 from splice_ff.images import save_image
 
 CHROMIUM = shutil.which("chromium")
@@ -24,7 +24,7 @@ PAIRS = 12
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
-    """Twelve pairs of two domains: ours half-way from copy to theirs; theirs has no picture of the last pair."""
+    """Twelve pairs of two domains: ours half-way from copy to theirs; theirs has no image of the last pair."""
     folder = tmp_path_factory.mktemp("evaluation")
     rng = np.random.default_rng(0)
     found = []
@@ -55,7 +55,7 @@ def rows(tmp_path_factory):
 @pytest.fixture(scope="module")
 def written(rows):
     folder, found = rows
-    summary = summarise(found, METHODS, METRICS, "theirs", {"command": "x < y", "other backbones": []})
+    summary = summarize(found, METHODS, METRICS, "theirs", {"command": "x < y", "other backbones": []})
     return folder, summary, report.write_report(folder, summary, found).read_text()
 
 
@@ -108,7 +108,7 @@ def test_summary(written):
     assert ours["differences"]["cls_cosine"]["value"] == pytest.approx(-0.5)
     assert ours["differences"]["objective"]["n"] == 11 and ours["differences"]["objective"]["wins"] == 0
     assert ours["gap_closed"]["objective"]["value"] == pytest.approx(0.5)
-    assert set(ours["gap_closed"]) == {"objective", "cls_cosine", "colour", "texture"}
+    assert set(ours["gap_closed"]) == {"objective", "cls_cosine", "color", "texture"}
     assert ours["gap_closed_by_domain"]['sea & "sky"'] == {}
     assert "identity" not in ours["means"]
     assert [error["pair"] for error in summary["errors"]] == ["broken"]
@@ -117,9 +117,9 @@ def test_summary(written):
 def test_summary_refuses(rows):
     _, found = rows
     with pytest.raises(InputError, match="'splice' is not among the methods"):
-        summarise(found, METHODS, METRICS, "splice", {})
+        summarize(found, METHODS, METRICS, "splice", {})
     with pytest.raises(InputError, match=r"nothing could be measured \(damaged"):
-        summarise(found[-1:], METHODS, METRICS, "copy", {})
+        summarize(found[-1:], METHODS, METRICS, "copy", {})
 
 
 def test_verdicts(written):

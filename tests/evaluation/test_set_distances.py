@@ -5,19 +5,19 @@ import torch
 
 from splice_ff.evaluation import perceptual, tables
 from splice_ff.evaluation.measure import METRICS
-from splice_ff.evaluation.summary import distances_of_sets, summarise
+from splice_ff.evaluation.summary import distances_of_sets, summarize
 from splice_ff.images import save_image
 
 METHODS = ["copy", "ours"]
 
 
-class Colours(torch.nn.Module):
-    """Mean colours of uint8 images as features, (B, 3) in [0, 1]; counts its passes."""
+class Colors(torch.nn.Module):
+    """Mean colors of uint8 images as features, (B, 3) in [0, 1]; counts its passes."""
 
     num_features, passes = 3, 0
 
     def forward(self, images):
-        Colours.passes += 1
+        Colors.passes += 1
         return images.float().mean((-2, -1)) / 255
 
 
@@ -27,11 +27,11 @@ def rows(tmp_path):
     torch.manual_seed(0)
     found = []
     for i in range(6):
-        colours = torch.randint(20, 200, (1, 3, 1, 1)) / 255
+        colors = torch.randint(20, 200, (1, 3, 1, 1)) / 255
         shift = {"appearance": 0, "copy": 51 / 255, "ours": 0}
         paths = {role: tmp_path / f"{i}-{role}.png" for role in shift}
         for role, path in paths.items():
-            save_image(path, (colours + shift[role]).expand(1, 3, 16 + i, 24))
+            save_image(path, (colors + shift[role]).expand(1, 3, 16 + i, 24))
         found += [
             {
                 "pair": str(i), "domain": "all", "method": name, "picture": paths[name].name, "seconds": None,
@@ -47,18 +47,18 @@ def test_known_distances(rows, tmp_path):
 
     def measure(ours, theirs):
         assert [*map(len, ours.values()), len(theirs)] == [5, 5, 5]  # those that both methods have
-        return perceptual.set_distances(ours, theirs, Colours(), torch.device("cpu"))
+        return perceptual.set_distances(ours, theirs, Colors(), torch.device("cpu"))
 
-    Colours.passes = 0
+    Colors.passes = 0
     found = distances_of_sets(rows, METHODS, tmp_path, measure)
-    assert Colours.passes == 15  # each picture once, for both metrics and all methods
+    assert Colors.passes == 15  # each image once, for both metrics and all methods
     assert found["ours"]["fid"] == pytest.approx(0, abs=1e-4)
     assert found["copy"]["fid"] == pytest.approx(3 * 0.2**2, rel=1e-3)  # same covariance, mean shifted in 3 channels
     assert found["copy"]["kid"] > found["ours"]["kid"]
     again = distances_of_sets(rows, METHODS, tmp_path, measure)
     assert again["copy"]["kid"] == pytest.approx(found["copy"]["kid"], rel=1e-5)
 
-    summary = summarise(rows, METHODS, METRICS, "copy", {}, found)
+    summary = summarize(rows, METHODS, METRICS, "copy", {}, found)
     (shown,) = [row for row in tables.means_table(summary).rows if row[0].text.startswith("FID")]
     assert shown[0].text == "FID to the appearance images, 5 pairs ↓" and shown[1].text == "0.12"
 
@@ -68,7 +68,7 @@ def test_too_few_pairs_have_none(rows, tmp_path):
 
 
 def test_a_report_without_them_has_no_such_rows(rows):
-    table = tables.means_table(summarise(rows, METHODS, METRICS, "copy", {}))
+    table = tables.means_table(summarize(rows, METHODS, METRICS, "copy", {}))
     assert not any(row[0].text.startswith(("FID", "KID")) for row in table.rows)
 
 

@@ -50,15 +50,15 @@ def test_formats_not_listed_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
-def test_16_bit_grey_keeps_its_range(tmp_path, suffix):
-    grey = np.random.default_rng(0).integers(0, 65536, (20, 28)).astype(np.uint16)
-    grey[0, :4] = 0, 1000, 40000, 65535
-    loaded = load_image(saved(Image.fromarray(grey), tmp_path / f"a{suffix}"))
-    expected = torch.from_numpy(grey.astype(np.float32) / 65535).expand(1, 3, 20, 28)
+def test_16_bit_gray_keeps_its_range(tmp_path, suffix):
+    gray = np.random.default_rng(0).integers(0, 65536, (20, 28)).astype(np.uint16)
+    gray[0, :4] = 0, 1000, 40000, 65535
+    loaded = load_image(saved(Image.fromarray(gray), tmp_path / f"a{suffix}"))
+    expected = torch.from_numpy(gray.astype(np.float32) / 65535).expand(1, 3, 20, 28)
     torch.testing.assert_close(loaded.rgb, expected, atol=1e-6, rtol=0)
 
 
-def test_32_bit_grey(tmp_path):
+def test_32_bit_gray(tmp_path):
     ramp = np.linspace(0, 1, 400, dtype=np.float32).reshape(20, 20)
     whole = (ramp * 65535).astype(np.int32)
     assert torch.equal(load_image(saved(Image.fromarray(ramp), tmp_path / "f.tif")).rgb[0, 1], torch.from_numpy(ramp))
@@ -67,16 +67,16 @@ def test_32_bit_grey(tmp_path):
 
 
 @pytest.mark.parametrize("values", [np.int32([65536]), np.int32([-1]), np.float32([1.5]), np.float32([np.nan])])
-def test_32_bit_grey_of_unknown_range_is_refused(tmp_path, values):
+def test_32_bit_gray_of_unknown_range_is_refused(tmp_path, values):
     path = saved(Image.fromarray(np.tile(values, (20, 20))), tmp_path / "a.tif")
     assert "a.tif" in complaint(load_image, path)
 
 
-def test_grey_and_black_and_white(tmp_path):
-    grey = noise(channels=1)
-    bits = grey > 127
-    loaded = load_image(saved(Image.fromarray(grey[..., 0]), tmp_path / "grey.png"))
-    assert torch.equal(loaded.rgb, unit(grey).expand(-1, 3, -1, -1))
+def test_gray_and_black_and_white(tmp_path):
+    gray = noise(channels=1)
+    bits = gray > 127
+    loaded = load_image(saved(Image.fromarray(gray[..., 0]), tmp_path / "gray.png"))
+    assert torch.equal(loaded.rgb, unit(gray).expand(-1, 3, -1, -1))
     loaded = load_image(saved(Image.fromarray(bits[..., 0]), tmp_path / "bits.png"))
     assert torch.equal(loaded.rgb[:, :1], unit(bits * np.uint8(255)))
 
@@ -88,11 +88,11 @@ def test_cmyk(tmp_path):
 
 
 def test_palette(tmp_path):
-    colours = noise() // 128 * 255  # eight colours: a palette holds them exactly
-    path = saved(Image.fromarray(colours).quantize(8), tmp_path / "a.png")
+    colors = noise() // 128 * 255  # eight colors: a palette holds them exactly
+    path = saved(Image.fromarray(colors).quantize(8), tmp_path / "a.png")
     assert reopened(path).mode == "P"
     loaded = load_image(path)
-    assert torch.equal(loaded.rgb, unit(colours))
+    assert torch.equal(loaded.rgb, unit(colors))
     assert loaded.alpha is None
 
 
@@ -108,7 +108,7 @@ def test_palette_with_transparency(tmp_path, transparency):
     assert loaded.rgb[0, :, 5, 5].tolist() == [0, 1, 0]
 
 
-def test_colour_declared_transparent(tmp_path):
+def test_color_declared_transparent(tmp_path):
     image = Image.new("RGB", (20, 20), (10, 20, 30))
     image.paste((200, 0, 0), (0, 0, 10, 20))
     loaded = load_image(saved(image, tmp_path / "a.png", transparency=(200, 0, 0)))
@@ -123,11 +123,11 @@ def test_alpha(tmp_path, suffix):
     assert loaded.rgb.is_contiguous() and loaded.alpha.is_contiguous()
 
 
-def test_grey_with_alpha(tmp_path):
-    grey_alpha = noise(channels=2)
-    loaded = load_image(saved(Image.fromarray(grey_alpha, "LA"), tmp_path / "a.png"))
-    assert torch.equal(loaded.rgb[:, 2:], unit(grey_alpha[..., :1]))
-    assert torch.equal(loaded.alpha, unit(grey_alpha[..., 1:]))
+def test_gray_with_alpha(tmp_path):
+    gray_alpha = noise(channels=2)
+    loaded = load_image(saved(Image.fromarray(gray_alpha, "LA"), tmp_path / "a.png"))
+    assert torch.equal(loaded.rgb[:, 2:], unit(gray_alpha[..., :1]))
+    assert torch.equal(loaded.alpha, unit(gray_alpha[..., 1:]))
 
 
 def test_an_alpha_channel_that_hides_nothing_is_none(tmp_path):

@@ -35,7 +35,7 @@ def test_pil_image_that_turns_out_damaged():
     assert "PIL image" in complaint(load_image, image)
 
 
-def test_big_endian_16_bit_grey_in_memory():
+def test_big_endian_16_bit_gray_in_memory():
     image = Image.new("I;16B", (20, 20), 1000)
     assert load_image(image).rgb.unique().item() == pytest.approx(1000 / 65535)
 

@@ -10,7 +10,7 @@ from splice_ff.images import load_image
 
 
 def bomb(path, width, height):
-    """A grey 8-bit PNG that announces a size and holds no pixels."""
+    """A gray 8-bit PNG that announces a size and holds no pixels."""
 
     def chunk(name, data):
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))

@@ -67,7 +67,7 @@ def test_a_picture_fresh_from_a_model(tmp_path):
     assert loaded.alpha.unique().tolist() == [pytest.approx(77 / 255)]
 
 
-def test_fine_colours_survive_jpeg(tmp_path):
+def test_fine_colors_survive_jpeg(tmp_path):
     stripes = torch.zeros(3, 32, 32)
     stripes[0, :, ::2] = stripes[2, :, 1::2] = 1
     loaded = load_image(save_image(tmp_path / "a.jpg", stripes))
@@ -137,7 +137,7 @@ def test_a_full_disk_keeps_the_old_picture(tmp_path, monkeypatch):
     old = path.read_bytes()
 
     def half(self, fp, format=None, **options):
-        Path(fp).write_bytes(b"half a picture")
+        Path(fp).write_bytes(b"half an image")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", half)

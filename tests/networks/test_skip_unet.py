@@ -75,7 +75,7 @@ def test_variants_differ_as_they_say():
     assert refined.down[0][0][0].padding_mode == "reflect"
 
 
-def test_published_initialisation():
+def test_published_initialization():
     torch.manual_seed(0)
     conv = SkipUNet().down[4][1][0]
     expected = 0.02 * (2 / (128 * 9 + 128 * 9)) ** 0.5

@@ -36,7 +36,7 @@ def test_losses_fall(model):
 
 
 def test_the_result_is_never_worse(model):
-    """Steps that lead uphill leave the one-shot picture."""
+    """Steps that lead uphill leave the one-shot image."""
     structure, appearance = picture(1), picture(2)
     run = refiner(model, structure, appearance, steps=3)
     run.adam.param_groups[0]["maximize"] = True

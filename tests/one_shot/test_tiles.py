@@ -1,4 +1,4 @@
-"""Tiles against whole pictures, where both fit; and the memory that a large one takes."""
+"""Tiles against whole images, where both fit; and the memory that a large one takes."""
 
 import subprocess
 import sys
@@ -22,7 +22,7 @@ def unet(randomized):
 
 
 def inputs(h, w, batch=1, seed=0):
-    """Smooth pictures with detail, looks, and maps of semantics with another aspect than whole strides have."""
+    """Smooth images with detail, looks, and maps of semantics with another aspect than whole strides have."""
     random = torch.Generator().manual_seed(seed)
     smooth = torch.rand(batch, 3, 5, 7, generator=random)
     structure = torch.nn.functional.interpolate(smooth, (h, w), mode="bicubic")
@@ -58,7 +58,7 @@ def test_the_margin_is_no_larger_than_needed_and_large_enough(unet):
 
 @torch.no_grad()
 def test_reduced_statistics_leave_no_seams(unet):
-    """With statistics from a reduced pass the picture differs from the whole one, but not at the borders of tiles."""
+    """With statistics from a reduced pass the image differs from the whole one, but not at the borders of tiles."""
     structure, tokens, semantics = inputs(256, 256, seed=1)
     whole = unet(structure, tokens, semantics)
     tiled = paint_in_tiles(unet, structure, tokens, semantics, core=64, statistics_pixels=128 * 128)
@@ -104,6 +104,6 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux")
 def test_memory_follows_the_tile_not_the_picture():
-    """111 MiB when written, libraries included; each map of 16 channels at the size of the whole picture has 64."""
+    """111 MiB when written, libraries included; each map of 16 channels at the size of the whole image has 64."""
     made = subprocess.run([sys.executable, "-c", MEMORY], check=True, capture_output=True, text=True)
     assert int(made.stdout) / 1024 < 180, f"{int(made.stdout) / 1024:.0f} MiB"

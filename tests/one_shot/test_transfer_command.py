@@ -1,4 +1,4 @@
-"""`transfer`, `embed` and `batch`, end to end on a random model: pictures, or one line, exit 2 and nothing written."""
+"""`transfer`, `embed` and `batch`, end to end on a random model: images, or one line, exit 2 and nothing written."""
 
 import json
 
@@ -18,7 +18,7 @@ from splice_ff.vit.weights import load_backbone
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with pictures (a.png, b.png, c.png), a backbone and a model. Shared: do not change it."""
+    """A folder with images (a.png, b.png, c.png), a backbone and a model. Shared: do not change it."""
     from support.tiny_vit import make_vit
 
     folder = tmp_path_factory.mktemp("place")
@@ -36,7 +36,7 @@ def model(place):
 
 @pytest.fixture
 def run(place, monkeypatch):
-    """Run a command on the model; names of pictures are those of `place`."""
+    """Run a command on the model; names of images are those of `place`."""
     # not timed: that takes seconds where bfloat16 is emulated
     monkeypatch.setattr("splice_ff.per_pair.optimizer.fastest_dtype", lambda device: torch.float32)
 
@@ -104,7 +104,7 @@ def test_refine(run, tmp_path):
     output = tmp_path / "out.png"
     result = run("transfer", "a", "b", "-o", output, "--refine", "2")
     assert result.exit_code == 0, result.output
-    assert "of 2, whole picture: total" in result.stderr
+    assert "of 2, whole image: total" in result.stderr
     text = Image.open(output).text
     assert text["refine"] == "2" and float(text["loss_total"]) > 0
 
@@ -157,7 +157,7 @@ def test_weak_matches_are_told(run, tmp_path, monkeypatch):
         (["a", "b", "--refine", "2", "--size", "32"], ["64"]),
         (["a", "missing.png"], ["missing.png", "no such file"]),
         (["a", "--look", "missing.safetensors"], ["missing.safetensors"]),
-        (["a", "--look", "tiger.PNG"], ["tiger.PNG", "a picture", "APPEARANCE"]),
+        (["a", "--look", "tiger.PNG"], ["tiger.PNG", "an image", "APPEARANCE"]),
         (["a", "b", "--model", "no-such-model"], ["no-such-model"]),
         (["a", "b", "--device", "warp"], ["warp"]),
     ],
@@ -186,12 +186,12 @@ def test_a_place_that_takes_no_picture_is_found_first(run, tmp_path, monkeypatch
 
 @pytest.fixture
 def pairs(place, tmp_path):
-    """A list of five pairs, of two sizes, whose third has a missing and whose fourth a damaged picture."""
-    Image.fromarray(np.full((64, 64, 3), 99, np.uint8)).save(tmp_path / "grey.png")
+    """A list of five pairs, of two sizes, whose third has a missing and whose fourth a damaged image."""
+    Image.fromarray(np.full((64, 64, 3), 99, np.uint8)).save(tmp_path / "gray.png")
     (tmp_path / "damaged.png").write_bytes((place / "a.png").read_bytes()[:200])
     rows = [
         ("one", place / "a.png", place / "b.png"),
-        ("two", tmp_path / "grey.png", place / "b.png"),
+        ("two", tmp_path / "gray.png", place / "b.png"),
         ("three", place / "a.png", tmp_path / "missing.png"),
         ("four", tmp_path / "damaged.png", place / "b.png"),
         ("five", place / "c.png", place / "a.png"),
@@ -239,7 +239,7 @@ def test_a_batch_goes_on_where_it_was(run, pairs, place, tmp_path):
     (tmp_path / "damaged.png").write_bytes((place / "a.png").read_bytes())
     result = run("batch", pairs, "-o", folder)
     assert result.exit_code == 0, result.output
-    assert "2 pictures painted, 2 were there, 0 failed" in result.stderr
+    assert "2 images painted, 2 were there, 0 failed" in result.stderr
     assert (folder / "two.png").stat().st_mtime_ns == kept and (folder / "one.png").exists()
 
 

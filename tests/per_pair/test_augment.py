@@ -120,10 +120,10 @@ def test_structure_views_flip_and_crop_likewise():
     assert 0.38 < sum(flipped for _, _, flipped in crops) / len(crops) < 0.62
 
 
-# ------------------------------------------------------------------------------------------------- colour and blur
+# ------------------------------------------------------------------------------------------------- color and blur
 
 
-def test_structure_views_sometimes_change_colours():
+def test_structure_views_sometimes_change_colors():
     """Jitter every other time and blur every fifth: 60 % are not plain crops."""
     image, generator = coordinates(40, 60), seeded(0)
     changed = sum(crop_of(structure_views(image, generator), 40, 60) is None for _ in range(400))
@@ -131,7 +131,7 @@ def test_structure_views_sometimes_change_colours():
 
 
 def test_blur_happens_every_fifth_time():
-    """Seen in a checkerboard of two greys whose mean no jitter of colours could give to one pixel alone."""
+    """Seen in a checkerboard of two grays whose mean no jitter of colors could give to one pixel alone."""
     board = ((torch.arange(40).view(-1, 1) + torch.arange(40)) % 2).float().expand(1, 3, -1, -1) * 0.2 + 0.4
     generator, blurred = seeded(0), 0
     for _ in range(400):
@@ -142,7 +142,7 @@ def test_blur_happens_every_fifth_time():
 
 
 def test_jitter_of_brightness():
-    """Of a grey image no other jitter nor blur changes anything."""
+    """Of a gray image no other jitter nor blur changes anything."""
     image, generator = torch.full((1, 3, 20, 20), 0.5), seeded(0)
     factors = [(structure_views(image, generator).mean() / 0.5).item() for _ in range(400)]
     jittered = [factor for factor in factors if abs(factor - 1) > 1e-3]
@@ -151,10 +151,10 @@ def test_jitter_of_brightness():
 
 
 def test_jitter_of_hue():
-    """Of an image of one colour brightness, contrast and saturation keep the hue."""
-    colour = (0.5, 0.3, 0.2)
-    image, generator = torch.tensor(colour).view(1, 3, 1, 1).expand(1, 3, 20, 20), seeded(0)
-    hue = colorsys.rgb_to_hsv(*colour)[0]
+    """Of an image of one color brightness, contrast and saturation keep the hue."""
+    color = (0.5, 0.3, 0.2)
+    image, generator = torch.tensor(color).view(1, 3, 1, 1).expand(1, 3, 20, 20), seeded(0)
+    hue = colorsys.rgb_to_hsv(*color)[0]
     shifts = []
     for _ in range(400):
         shift = colorsys.rgb_to_hsv(*structure_views(image, generator)[0, :, 5, 5].tolist())[0] - hue
@@ -164,7 +164,7 @@ def test_jitter_of_hue():
 
 
 def test_jitter_of_contrast():
-    """The difference of two greys relative to their sum, where their mean is the image's."""
+    """The difference of two grays relative to their sum, where their mean is the image's."""
     image, generator = torch.full((1, 3, 20, 20), 0.3), seeded(0)
     image[..., 10:, :] = 0.5
     factors = []
@@ -175,14 +175,14 @@ def test_jitter_of_contrast():
 
 
 def test_jitter_of_saturation():
-    """The range of a colour's channels relative to the difference of two greys: all else changes both alike."""
+    """The range of a color's channels relative to the difference of two grays: all else changes both alike."""
     image, generator = torch.full((1, 3, 20, 20), 0.3), seeded(0)
     image[..., 7:14, :] = 0.5
     image[..., 14:, :] = torch.tensor((0.5, 0.3, 0.2)).view(3, 1, 1)
     factors = []
     for _ in range(400):
-        dark, light, colour = structure_views(image, generator)[0, :, (3, 10, 17), 10].unbind(1)
-        factors.append(((colour.max() - colour.min()) / (light - dark).mean()).item() / 1.5)
+        dark, light, color = structure_views(image, generator)[0, :, (3, 10, 17), 10].unbind(1)
+        factors.append(((color.max() - color.min()) / (light - dark).mean()).item() / 1.5)
     assert 0.799 < min(factors) < 0.83 and 1.17 < max(factors) < 1.201
     assert 160 < sum(abs(factor - 1) > 1e-3 for factor in factors) < 240
 

@@ -1,4 +1,4 @@
-"""Per-pair optimisation on a backbone small enough for seconds."""
+"""Per-pair optimization on a backbone small enough for seconds."""
 
 import warnings
 
@@ -72,7 +72,7 @@ def test_a_resumed_run_continues_as_an_unbroken_one(pair, backbone, preset, tmp_
     whole = start(pair, backbone, preset, steps=30)
     expected = run(whole)
     first = start(pair, backbone, preset, steps=30)
-    run(first, 27)  # past an evaluation, so that a best picture is saved too
+    run(first, 27)  # past an evaluation, so that a best image is saved too
     save_state(first, tmp_path / "run.pt")
     second = start(pair, backbone, preset, steps=30)
     load_state(second, tmp_path / "run.pt")
@@ -119,7 +119,7 @@ def test_weights_that_were_never_finite_make_no_picture(pair, backbone):
     optimizer = start(pair, backbone, average=0.0, copy_steps=0)
     with torch.no_grad():
         optimizer.generator.to_rgb.bias.fill_(float("nan"))
-    with pytest.raises(DivergedError, match="no picture"):
+    with pytest.raises(DivergedError, match="no image"):
         optimizer.result()
 
 

@@ -1,4 +1,4 @@
-"""Random crops: another one for each picture, inside it; jitter and blur one by one."""
+"""Random crops: another one for each image, inside it; jitter and blur one by one."""
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ def test_each_picture_has_its_own_crop():
 def test_crops_show_what_their_boxes_hold():
     found = crops(ramps(20), 12, (0.1, 0.5), STILL, generator(1))
     left, top, right, bottom = random_boxes(20, 40, (0.1, 0.5), generator(1)).T  # drawn first
-    # the mean of a ramp is its value in the middle; pixel 0's centre is at 0.5
+    # the mean of a ramp is its value in the middle; pixel 0's center is at 0.5
     assert torch.allclose(found[:, 0].mean((-2, -1)), ((left + right) / 2 - 0.5) * 6 / 255, atol=0.01)
     assert torch.allclose(found[:, 1].mean((-2, -1)), ((top + bottom) / 2 - 0.5) * 6 / 255, atol=0.01)
     assert torch.allclose(
@@ -78,7 +78,7 @@ def test_jitter_is_torchvisions_for_each_picture(place):
     factors[place] = torch.tensor([0.5, 0.9, 1.2, 1.6])
     change = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation)[place]
     wanted = torch.stack([change(image, f.item()) for image, f in zip(images, factors[place], strict=True)])
-    # torchvision rounds the weights of grey to four digits
+    # torchvision rounds the weights of gray to four digits
     assert torch.allclose(jitter(images, *factors), wanted, atol=2e-3)
 
 

@@ -1,4 +1,4 @@
-"""DINO's loss, head, centre, moving average and schedules, against numbers worked out by hand."""
+"""DINO's loss, head, center, moving average and schedules, against numbers worked out by hand."""
 
 import math
 
@@ -32,8 +32,8 @@ def test_the_loss_is_the_cross_entropy_of_different_views():
     assert found.item() == pytest.approx(sum(pairs) / 4)
 
 
-def test_temperatures_sharpen_and_the_centre_is_taken_away():
-    # (1, 0) / 0.5 - the teacher's - has odds of e^2, less a centre of (0.5, 0) e^1; the student's at 2 has e^0.5.
+def test_temperatures_sharpen_and_the_center_is_taken_away():
+    # (1, 0) / 0.5 - the teacher's - has odds of e^2, less a center of (0.5, 0) e^1; the student's at 2 has e^0.5.
     p, q = (math.e / (1 + math.e), math.exp(0.5) / (1 + math.exp(0.5)))
     found = dino_loss([scores(9.0, 0.0), scores(1.0, 0.0)], [scores(1.0, 0.0)], torch.tensor([0.5, 0.0]), 2.0, 0.5)
     assert found.item() == pytest.approx(-(p * math.log(q) + (1 - p) * math.log(1 - q)))
@@ -69,13 +69,13 @@ def dino(tiny_vit):
     return Dino(Student(ViTFeatures(tiny_vit(depth=2))), settings)
 
 
-def test_the_centre_and_the_teacher_follow(dino):
+def test_the_center_and_the_teacher_follow(dino):
     with torch.no_grad():
         dino.head.prototypes.add_(1.0)
     before = dino.teacher_head.prototypes.clone()
     dino.after_step(torch.arange(6.0), momentum=0.5)
     dino.after_step(torch.arange(6.0), momentum=1.0)
-    assert torch.allclose(dino.centre, torch.arange(6.0) * (1 - 0.9**2))
+    assert torch.allclose(dino.center, torch.arange(6.0) * (1 - 0.9**2))
     assert torch.allclose(dino.teacher_head.prototypes, before + 0.5)
 
 
@@ -92,7 +92,7 @@ def test_only_the_student_learns(dino):
         for name in ("cls_token", "pos_embed", "norm.weight", "patch_embed.proj.weight")
     )
     assert not dino.teacher.vit.training and dino.student.vit.training
-    assert 0 < losses["entropy"] <= math.log(6) + 1e-5 and losses["batch_centre"].shape == (6,)
+    assert 0 < losses["entropy"] <= math.log(6) + 1e-5 and losses["batch_center"].shape == (6,)
 
 
 def test_schedules():

@@ -1,4 +1,4 @@
-"""Both stages on tiny pictures: losses fall, folders can be loaded, a stopped run goes on, wrong settings are named."""
+"""Both stages on tiny images: losses fall, folders can be loaded, a stopped run goes on, wrong settings are named."""
 
 import json
 import signal
@@ -103,7 +103,7 @@ def lines(config, stage, kind="train"):
 
 @pytest.mark.parametrize("name", ["distillation", "dino"])
 def test_steps_on_one_batch_lower_its_loss(config, name, monkeypatch):
-    settings = config("student.drop_path=0", "dino.momentum=0.999", "dino.centre_momentum=0.999")
+    settings = config("student.drop_path=0", "dino.momentum=0.999", "dino.center_momentum=0.999")
     run = start(settings, name)
     run.stage.measure(run.pictures)
     if name == "dino":  # student and teacher begin alike: give it something to learn
@@ -125,12 +125,12 @@ def test_both_stages_leave_folders_to_use(config):
     for name in ("distillation", "dino"):
         assert list(lines(settings, name)) == [1, 2, 3, 4]
         probes = lines(settings, name, "probe")
-        assert list(probes) == [0, 2, 4] and {"knn", "colour", "spread"} <= set(probes[4])
+        assert list(probes) == [0, 2, 4] and {"knn", "color", "spread"} <= set(probes[4])
         backbone = load_backbone(str(settings.output / name / "backbone"))
         assert (backbone.depth, backbone.width, backbone.patch_size) == (3, 24, (8, 8))
         assert backbone.spec.loss_scales.appearance > 0
         card = (settings.output / name / "backbone" / "README.md").read_text()
-        assert "after 4 of 4 steps, 16 pictures seen" in card and f"knn {probes[4]['knn']:.3f}" in card
+        assert "after 4 of 4 steps, 16 images seen" in card and f"knn {probes[4]['knn']:.3f}" in card
     first, second = (load_backbone(str(settings.output / name / "backbone")) for name in ("distillation", "dino"))
     assert first.fingerprint != second.fingerprint
     pixels = torch.rand(1, 3, 48, 40)
@@ -300,6 +300,6 @@ def test_the_program_and_the_table(config, photos, tmp_path):
         app, [str(photos), "-b", str(folder), "--side", "32", "--subset", "red", "--subset", "blue"]
     )
     assert shown.exit_code == 0, shown.output
-    assert "12 pictures, 2 labels; 12 red and blue" in shown.output and f"| {folder} | " in shown.output
+    assert "12 images, 2 labels; 12 red and blue" in shown.output and f"| {folder} | " in shown.output
     wrong = CliRunner().invoke(app, [str(photos), "-b", str(folder), "--subset", "red"])
     assert wrong.exit_code == 2 and "fewer than two" in wrong.output

@@ -7,14 +7,14 @@ import torch
 
 from splice_ff.pretraining.probes import (
     cls_tokens,
-    colour_statistics,
+    color_statistics,
     knn_accuracy,
     linear_accuracy,
     measure,
     r_squared,
 )
 from splice_ff.pretraining.scales import APPEARANCE, IDENTITY, loss_scales
-from splice_ff.pretraining.statistics import Standardise, appearance_statistics, pooled
+from splice_ff.pretraining.statistics import Standardize, appearance_statistics, pooled
 from splice_ff.utils.color import rgb_to_lab
 from splice_ff.vit.features import ViTFeatures
 
@@ -58,10 +58,10 @@ def test_the_linear_probe_separates_what_a_line_separates():
     assert linear_accuracy(features, shuffled, 210) < 0.7
 
 
-def test_colours_of_plain_pictures():
-    colours = torch.randint(0, 256, (5, 3, 1, 1), dtype=torch.uint8, generator=generator())
-    found = colour_statistics(colours.expand(-1, -1, 8, 8))
-    assert torch.allclose(found[:, :3], rgb_to_lab(colours / 255)[..., 0, 0], atol=1e-3)
+def test_colors_of_plain_pictures():
+    colors = torch.randint(0, 256, (5, 3, 1, 1), dtype=torch.uint8, generator=generator())
+    found = color_statistics(colors.expand(-1, -1, 8, 8))
+    assert torch.allclose(found[:, :3], rgb_to_lab(colors / 255)[..., 0, 0], atol=1e-3)
     assert found[:, 3:].abs().max() < 1e-3
 
 
@@ -76,10 +76,10 @@ def test_the_token_that_is_measured(tiny_vit):
 
 
 def test_what_a_run_notes():
-    colours = torch.randint(0, 256, (60, 3, 4, 4), dtype=torch.uint8, generator=generator())
-    found = measure(colour_statistics(colours), colours, None)
-    assert set(found) == {"colour", "spread"} and found["colour"] > 0.99 and found["spread"] > 0.99
-    assert set(measure(torch.rand(60, 3), colours, ["x"] * 60)) == {"knn", "colour", "spread"}
+    colors = torch.randint(0, 256, (60, 3, 4, 4), dtype=torch.uint8, generator=generator())
+    found = measure(color_statistics(colors), colors, None)
+    assert set(found) == {"color", "spread"} and found["color"] > 0.99 and found["spread"] > 0.99
+    assert set(measure(torch.rand(60, 3), colors, ["x"] * 60)) == {"knn", "color", "spread"}
 
 
 def test_appearance_statistics():
@@ -95,16 +95,16 @@ def test_appearance_statistics():
     assert fine.argmax() == 0 and coarse.argmax() == 3
 
 
-def test_pooled_and_standardised():
+def test_pooled_and_standardized():
     maps = torch.randn(6, 4, 3, 5, generator=generator()) * 7 + 2
     found = pooled(maps)
     assert torch.allclose(found[:, :4], maps.flatten(2).mean(2), atol=1e-5)
     assert torch.allclose(found[:, 4:], maps.flatten(2).std(2, correction=0), atol=1e-5)
-    standard = Standardise(8)
+    standard = Standardize(8)
     standard.measure([found[:4], found[4:]])
     assert standard(found).mean(0).abs().max() < 1e-5
     assert torch.allclose(standard(found).std(0, correction=0), torch.ones(8), atol=1e-5)
-    dead = Standardise(1)
+    dead = Standardize(1)
     dead.measure([torch.full((4, 1), 3.0)])
     assert dead(torch.full((2, 1), 3.0)).tolist() == [[0.0], [0.0]]
 

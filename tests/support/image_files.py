@@ -1,4 +1,4 @@
-"""Pictures and colour profiles that the tests of splice_ff.images write, read and compare."""
+"""Images and color profiles that the tests of splice_ff.images write, read and compare."""
 
 import os
 import struct
@@ -55,7 +55,7 @@ def swapped_profile():
     return srgb_profile().replace(b"rXYZ", b"----").replace(b"gXYZ", b"rXYZ").replace(b"----", b"gXYZ")
 
 
-def grey_profile():
+def gray_profile():
     profile = srgb_profile().replace(b"rTRC", b"kTRC")
     return profile[:16] + b"GRAY" + profile[20:]
 

@@ -1,4 +1,4 @@
-"""A one-shot model with random weights that paints strongly, and pictures for it."""
+"""A one-shot model with random weights that paints strongly, and images for it."""
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,6 @@ def make_model(backbone, seed=0, context="cls", **options):
 
 
 def picture(seed, h=64, w=64, batch=1):
-    """Smooth random colours, (batch, 3, h, w) in [0, 1]."""
+    """Smooth random colors, (batch, 3, h, w) in [0, 1]."""
     small = torch.rand(batch, 3, 4, 5, generator=torch.Generator().manual_seed(seed))
     return F.interpolate(small, (h, w), mode="bicubic").clamp(0, 1)

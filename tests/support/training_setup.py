@@ -1,4 +1,4 @@
-"""A training run small enough for seconds: random pictures of two labels and a random ViT, in files."""
+"""A training run small enough for seconds: random images of two labels and a random ViT, in files."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from splice_ff.training.config import load_config
 
 
 def write_run(folder: Path, vit_state, pictures: int = 12, **changes) -> Path:
-    """Pictures, a backbone and a config; `changes` are `section__key=value`. Returns the config's path."""
+    """Images, a backbone and a config; `changes` are `section__key=value`. Returns the config's path."""
     if (folder / "config.yaml").exists():  # the same run again
         return folder / "config.yaml"
     random = torch.Generator().manual_seed(0)

@@ -90,7 +90,7 @@ def test_validation_pairs_are_shared_and_always_the_same(data):
 def test_corrupt_pictures_are_skipped_and_counted(data, tmp_path, preload):
     run = data(f"data.preload={preload}")
     for path in sorted((tmp_path / "job" / "photos").rglob("*.png"))[:3]:
-        path.write_bytes(b"not a picture")
+        path.write_bytes(b"not an image")
     run = data(f"data.preload={preload}", "data.held_out=null")
     batches = run.batches(0)
     skipped = sum(next(batches).skipped for _ in range(6))

@@ -1,4 +1,4 @@
-"""The trainer's terms towards a teacher's pictures."""
+"""The trainer's terms towards a teacher's images."""
 
 from dataclasses import replace
 

@@ -59,6 +59,6 @@ def test_two_processes_share_the_pairs_of_an_evaluation(tmp_path):
     out = tmp_path / "out"
     launch(2, tmp_path, "-m", "eval.evaluate", str(tmp_path / "pairs"), "-o", str(out), "--backbone", "vit_mini")
     rows = [[json.loads(line) for line in path.read_text().splitlines()] for path in sorted(out.glob("rows-*.jsonl"))]
-    assert [len(share) for share in rows] == [4, 2]  # copy and colour, of two pairs and of one
+    assert [len(share) for share in rows] == [4, 2]  # copy and color, of two pairs and of one
     assert json.loads((out / "summary.json").read_text())["pairs"] == 3
     assert (out / "report.html").stat().st_size > 1000

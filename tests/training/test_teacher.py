@@ -80,7 +80,7 @@ def test_datasets_reads_what_teach_writes(paint, tmp_path, pairs, tiny_backbone)
     settings = json.loads(row["settings"])
     assert settings["size"] == "64" and settings["backbone_sha256"] == tiny_backbone(**TINY).fingerprint
 
-    # The same as the optimiser itself on the pictures that are kept.
+    # The same as the optimizer itself on the images that are kept.
     def tensor(name):
         return torch.from_numpy(np.array(row[name])).permute(2, 0, 1)[None].float() / 255
 
@@ -182,8 +182,8 @@ def test_pairs_of_a_dataset(tmp_path, tiny_backbone):
     for i in range(4):
         picture(tmp_path / "photos" / f"{i}.png", i)
     data = open_dataset(str(tmp_path / "photos"))
-    neighbours = np.array([1, 2, 3, 0, 1])
-    mined = MinedPairs(np.array([0, 2, 3, 4, 5]), neighbours, np.ones(5, np.float32), {})
+    neighbors = np.array([1, 2, 3, 0, 1])
+    mined = MinedPairs(np.array([0, 2, 3, 4, 5]), neighbors, np.ones(5, np.float32), {})
     tasks = tasks_of_dataset(mined, data)
     assert sorted(task.name for task in tasks) == ["0-1", "0-2", "1-3", "2-0", "3-1"]
     assert [task.name for task in tasks] != sorted(task.name for task in tasks)
@@ -192,13 +192,13 @@ def test_pairs_of_a_dataset(tmp_path, tiny_backbone):
     assert task.structure()["image"]["path"] == data[1]["image"]["path"]
     assert task.appearance()["image"]["path"] == data[3]["image"]["path"]
     assert teach([task], tiny_backbone(**TINY), RECIPE, tmp_path, quiet=True).painted == 1
-    with pytest.raises(InputError, match="of 4 pictures, not 2"):
+    with pytest.raises(InputError, match="of 4 images, not 2"):
         tasks_of_dataset(mined, data.select([0, 1]))
 
 
 @pytest.fixture
 def squares(tmp_path):
-    """Teacher's pairs whose output is their structure, and whose appearance is its own picture."""
+    """Teacher's pairs whose output is their structure, and whose appearance is its own image."""
 
     def make(count=6, size=32, **options):
         random = np.random.default_rng(0)
@@ -292,7 +292,7 @@ def command(tmp_path, tiny_vit, monkeypatch):
 
 
 def test_the_command(command, pairs, tmp_path, monkeypatch):
-    (pairs / "b" / "appearance.png").write_bytes(b"no picture")
+    (pairs / "b" / "appearance.png").write_bytes(b"no image")
     result = command(pairs, *CPU, "--limit", 2)
     assert result.exit_code == 0 and "pairs left out: 1;" in result.stderr, result.output
     assert painted(tmp_path / "made") == ["pair-a.parquet"]
@@ -334,7 +334,7 @@ def test_mined_pairs_need_their_dataset(command, tmp_path):
 
 def test_no_pair_at_all_is_an_error(command, pairs, tmp_path):
     for path in pairs.glob("*/structure.png"):
-        path.write_bytes(b"no picture")
+        path.write_bytes(b"no image")
     result = command(pairs, *CPU)
     assert result.exit_code == 2 and "no pair could be painted" in result.stderr
     assert len(failures(tmp_path / "made")) == 3

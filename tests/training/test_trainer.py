@@ -1,4 +1,4 @@
-"""The training loop: what it minimises, writes, survives."""
+"""The training loop: what it minimizes, writes, survives."""
 
 import itertools
 import os

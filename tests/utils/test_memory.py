@@ -10,7 +10,7 @@ from splice_ff.utils.machine import peak_memory
 
 GROW = """
 import torch
-from splice_ff.utils.memory import peak_memory
+from splice_ff.utils.machine import peak_memory
 before = peak_memory(torch.device("cpu"))
 held = torch.ones(64 * 2**20)
 del held

@@ -11,20 +11,20 @@ def scene(h, w):
     return (halves + stripes).expand(1, 3, h, w).clone()
 
 
-def test_recolouring_is_carried_to_the_fine_detail():
+def test_recoloring_is_carried_to_the_fine_detail():
     large = scene(128, 192)
     small = F.interpolate(large, (32, 48), mode="area")
 
-    def recolour(x):
+    def recolor(x):
         return torch.cat([1 - x[:, :1], 0.5 * x[:, 1:2], x[:, 2:]], 1)
 
-    # stripes vanish in the small picture, so only the edge between the halves tells the colours there
-    result = guided_upsample(recolour(small), small, large)
-    bicubic = F.interpolate(recolour(small), (128, 192), mode="bicubic")
-    error = (result - recolour(large)).abs()
+    # stripes vanish in the small image, so only the edge between the halves tells the colors there
+    result = guided_upsample(recolor(small), small, large)
+    bicubic = F.interpolate(recolor(small), (128, 192), mode="bicubic")
+    error = (result - recolor(large)).abs()
     assert result.shape == large.shape
     edge = slice(96 - 6, 96 + 6)
-    assert error[..., edge].mean() < 0.5 * (bicubic - recolour(large)).abs()[..., edge].mean()
+    assert error[..., edge].mean() < 0.5 * (bicubic - recolor(large)).abs()[..., edge].mean()
 
 
 def test_reduced_again_it_is_the_output():

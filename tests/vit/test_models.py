@@ -44,8 +44,8 @@ def test_tokens_are_timms_own(families, family):
     backbone = families(family)
     batch = images(2, 3, 4 * backbone.patch_size[0], 4 * backbone.patch_size[1])
     mine = backbone(batch, tokens=[1, 2]).tokens
-    normalised = (batch - backbone.mean) / backbone.std
-    theirs = backbone.vit.forward_intermediates(normalised, indices=[1, 2], output_fmt="NLC", intermediates_only=True)
+    normalized = (batch - backbone.mean) / backbone.std
+    theirs = backbone.vit.forward_intermediates(normalized, indices=[1, 2], output_fmt="NLC", intermediates_only=True)
     for layer, patches in zip((1, 2), theirs, strict=True):
         assert relative_error(mine[layer][:, -16:], patches) < 1e-5
 
@@ -54,8 +54,8 @@ def test_dinov3_has_timms_tokens_at_other_sizes(families):
     """Its rotary embeddings depend on the grid."""
     backbone = families("dinov3")
     batch = images(1, 3, 96, 48)
-    normalised = (batch - backbone.mean) / backbone.std
-    theirs = backbone.vit.forward_intermediates(normalised, indices=1, output_fmt="NLC", intermediates_only=True)[0]
+    normalized = (batch - backbone.mean) / backbone.std
+    theirs = backbone.vit.forward_intermediates(normalized, indices=1, output_fmt="NLC", intermediates_only=True)[0]
     assert relative_error(backbone(batch, tokens=[-1]).tokens[2][:, -18:], theirs) < 1e-5
 
 
@@ -93,8 +93,8 @@ def test_rotary_embeddings_fit_any_grid(randomized, fused, mixed):
         free.vit.rope.load_state_dict(kept.vit.rope.state_dict())
     for size in ((48, 48), (48, 64), (32, 40), (40, 32), (48, 48)):
         batch = images(1, 3, *size)
-        normalised = (batch - free.mean) / free.std
-        theirs = free.vit.forward_intermediates(normalised, indices=1, output_fmt="NLC", intermediates_only=True)[0]
+        normalized = (batch - free.mean) / free.std
+        theirs = free.vit.forward_intermediates(normalized, indices=1, output_fmt="NLC", intermediates_only=True)[0]
         for backbone in (kept, free):
             assert relative_error(backbone(batch, tokens=[-1]).tokens[1][:, 1:], theirs) < 1e-5, size
 
@@ -127,8 +127,8 @@ def test_variants_of_the_plain_vit(tiny_backbone, changes):
     native = images(2, 3, 48, 48)
     short, whole = backbone(native, cls=True, keys=[-1]), backbone(native, cls=True, keys=[-1], tokens=[-1])
     assert relative_error(short.cls, whole.cls) < 1e-5
-    normalised = (native - backbone.mean) / backbone.std
-    theirs = backbone.vit.forward_intermediates(normalised, indices=1, output_fmt="NLC", intermediates_only=True)[0]
+    normalized = (native - backbone.mean) / backbone.std
+    theirs = backbone.vit.forward_intermediates(normalized, indices=1, output_fmt="NLC", intermediates_only=True)[0]
     deepest = whole.tokens[backbone.depth - 1]
     assert relative_error(deepest[:, -theirs.shape[1] :], theirs) < 1e-5
     assert backbone(images(1, 3, 40, 72), cls=True).cls.shape == (1, backbone.depth, 48)
@@ -184,7 +184,7 @@ def test_name_of_a_backbone_made_by_hand(tiny_backbone):
     assert tiny_backbone(patch_size=(8, 12)).patch_size == (8, 12)
 
 
-def test_images_are_normalised(tiny_vit):
+def test_images_are_normalized(tiny_vit):
     mean, std = (0.1, 0.2, 0.3), (0.5, 0.25, 2.0)
     batch = images(1, 3, 48, 48)
     by_hand = torch.stack([(batch[:, i] - mean[i]) / std[i] for i in range(3)], 1)

@@ -1,0 +1,8 @@
+"""Markdown tables."""
+
+from splice_ff.utils.markdown import markdown_table
+
+
+def test_cells_cannot_break_the_table():
+    table = markdown_table(["name", "value"], [["a|b\nc", 0.123456], [None, 3]], numbers_from=1)
+    assert table.splitlines() == ["| name | value |", "| --- | --: |", "| a\\|b c | 0.1235 |", "|  | 3 |"]
