@@ -13,7 +13,7 @@ Area = tuple[Share, Share]
 """Smallest and largest share of an image's area."""
 
 
-class PicturesConfig(Section):
+class ImagesConfig(Section):
     """Which images, held decoded in memory."""
 
     source: str
@@ -152,7 +152,7 @@ class PretrainingConfig(Section):
 
     output: Path
     seed: int = 0
-    pictures: PicturesConfig
+    images: ImagesConfig
     student: StudentConfig = StudentConfig()
     views: ViewsConfig = ViewsConfig()
     distillation: DistillationConfig | None = None

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from splice_ff.data.image_dataset import open_dataset, preload
 from splice_ff.errors import InputError
-from splice_ff.pretraining.config import PicturesConfig
+from splice_ff.pretraining.config import ImagesConfig
 from splice_ff.utils.seeding import seeded_generator
 
 
@@ -22,7 +22,7 @@ class HeldPictures:
         InputError: the data cannot be opened or read, or does not fit into the memory of the device.
     """
 
-    def __init__(self, settings: PicturesConfig, device: torch.device, split: str | None = None, quiet: bool = False):
+    def __init__(self, settings: ImagesConfig, device: torch.device, split: str | None = None, quiet: bool = False):
         dataset = open_dataset(settings.source, split or settings.split)
         self.device = device
         needed = 3 * settings.side**2 * len(dataset)

@@ -65,8 +65,8 @@ def pretrain(config: PretrainingConfig, quiet: bool = False) -> bool:
     if config.distillation is not None:
         settings = config.distillation
         teacher = load_teacher(settings.teacher, settings.weights, settings.teacher_size).to(device)
-    pictures = HeldPictures(config.pictures, device, quiet=quiet)
-    probe = None if config.probe is None else HeldPictures(config.pictures, device, config.probe.split, quiet)
+    pictures = HeldPictures(config.images, device, quiet=quiet)
+    probe = None if config.probe is None else HeldPictures(config.images, device, config.probe.split, quiet)
     with noted_signals() as noted:
         if config.distillation is not None and teacher is not None:
             stage: Stage = DistillationStage(config, config.distillation, student.to(device), teacher)
@@ -205,7 +205,7 @@ class StageRun:
             **self.stage.facts,
             "started from": self.config.student.start_from or "random weights",
             "stages": ", ".join(name for name in ("distillation", "dino") if getattr(self.config, name)),
-            "pictures": f"`{self.config.pictures.source}`, {self.config.pictures.split} ({len(self.pictures)})",
+            "pictures": f"`{self.config.images.source}`, {self.config.images.split} ({len(self.pictures)})",
             "probe": ", ".join(f"{name} {value:.3f}" for name, value in self.found.items()) or "not measured",
             "precision": self.config.run.precision,
         }

@@ -63,7 +63,7 @@ def config(tmp_path, photos, teacher_file):
     optimizer = {"steps": 4, "batch_size": 4, "learning_rate": 1e-3, "warmup_steps": 1}
     values = {
         "output": str(tmp_path / "run"),
-        "pictures": {"source": str(photos), "side": 32},
+        "images": {"source": str(photos), "side": 32},
         "student": {"image_size": 32, "patch_size": 8, "width": 24, "depth": 3, "heads": 2, "drop_path": 0.1},
         "distillation": {"teacher": "test_resnet", "weights": str(teacher_file), "optimizer": optimizer},
         "dino": {
@@ -92,7 +92,7 @@ def start(config, name):
             config.distillation.teacher, config.distillation.weights, config.distillation.teacher_size
         )
         stage = DistillationStage(config, config.distillation, student, teacher)
-    pictures = HeldPictures(config.pictures, device, quiet=True)
+    pictures = HeldPictures(config.images, device, quiet=True)
     return StageRun(config, stage, pictures, None, [], quiet=True)
 
 
@@ -205,7 +205,7 @@ def test_gradients_that_are_not_finite_change_nothing_and_end_the_run(config, mo
 
 
 def test_every_picture_comes_once_an_epoch(config):
-    pictures = HeldPictures(config().pictures, torch.device("cpu"), quiet=True)
+    pictures = HeldPictures(config().images, torch.device("cpu"), quiet=True)
     pictures.pixels = torch.arange(12, dtype=torch.uint8).view(-1, 1, 1, 1)
     batches = pictures.batches(4, 0, seed=3)
     epochs = [torch.cat([next(batches) for _ in range(3)]).flatten().tolist() for _ in range(2)]
@@ -277,7 +277,7 @@ def test_a_run_without_stages(config):
         ("distillation.teacher=no_such_net", "unknown teacher 'no_such_net'"),
         ("distillation.weights=nothing.safetensors", "nothing.safetensors"),
         ("student={start_from: nowhere}", "unknown backbone"),
-        ("pictures.source=/nowhere", "no such file or folder"),
+        ("images.source=/nowhere", "no such file or folder"),
         ("dino.local_size=20", "dino.local_size: 20 is not a multiple of the patch, 8"),
     ],
 )

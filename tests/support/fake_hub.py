@@ -106,9 +106,10 @@ if os.fork() == 0:
     near.close()
 
 import huggingface_hub
+from splice_ff.utils import hub
 from splice_ff.vit import weights
 
-weights.HUB_TIMEOUT = 1.0
+hub.HUB_TIMEOUT = 1.0
 huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT = 0.3  # between two pieces of a download
 sleep = time.sleep
 time.sleep = lambda seconds: sleep(seconds / 20)  # huggingface_hub waits ever longer between its attempts

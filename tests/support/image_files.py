@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms, features
 
-from splice_ff.errors import ImageError
+from splice_ff.errors import InputError
 
 LOSSLESS = [".png", ".tif", ".tiff", ".bmp"]
 LOSSY = [".jpg", ".jpeg", ".webp"] + ([".avif"] if features.check("avif") else [])
@@ -38,8 +38,8 @@ def reopened(path):
 
 
 def complaint(function, *arguments, **options):
-    """The message of the ImageError that the call must raise; always one line."""
-    with pytest.raises(ImageError) as caught:
+    """The message of the InputError that the call must raise; always one line."""
+    with pytest.raises(InputError) as caught:
         function(*arguments, **options)
     message = str(caught.value)
     assert message and "\n" not in message, repr(message)

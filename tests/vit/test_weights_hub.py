@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 from support.fake_hub import Client, FakeHub
 
 from splice_ff.errors import WeightsError
-from splice_ff.vit import weights
+from splice_ff.utils.hub import HUB_TIMEOUT
 from splice_ff.vit.weights import load_backbone
 
 NAMES = ["test_vit", "test_vit2", "test_vit3"]
@@ -145,4 +145,4 @@ def test_a_name_without_weights_on_the_hub():
 
 
 def test_hub_timeout_is_short():
-    assert 0 < weights.HUB_TIMEOUT <= 30
+    assert 0 < HUB_TIMEOUT <= 30
