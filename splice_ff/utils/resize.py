@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional as TF
 
 RADIUS = 2
 """Of the window, in pixels of the working size."""
-REGULARizATION = 1e-3
+REGULARIZATION = 1e-3
 """Variance of the guide below which a window counts as flat, colors in [0, 1]."""
 
 
@@ -67,10 +67,28 @@ def _local_affine(output: Tensor, guide: Tensor) -> tuple[Tensor, Tensor]:
     guide_mean, output_mean = _window_mean(guide), _window_mean(output)
     variance = _covariance(guide, guide, guide_mean, guide_mean)
     covariance = _covariance(guide, output, guide_mean, output_mean)
-    ridge = REGULARizATION * torch.eye(3, device=guide.device)
-    matrix = torch.linalg.solve(variance + ridge, covariance).permute(0, 3, 4, 1, 2)
+    ridge = REGULARIZATION * torch.eye(3, device=guide.device)
+    matrix = _solve(variance + ridge, covariance).permute(0, 3, 4, 1, 2)
     offset = output_mean - torch.einsum("bijhw,bihw->bjhw", matrix, guide_mean)
     return _window_mean(matrix.flatten(1, 2)).unflatten(1, (3, 3)), _window_mean(offset)
+
+
+def _solve(matrix: Tensor, values: Tensor) -> Tensor:
+    """X of `matrix @ X = values`, both (..., 3, 3), for symmetric positive definite matrices.
+
+    L D L^T written out: torch.linalg.solve is slower on many matrices this small, and ONNX has no such operator.
+    """
+    (a, b, c), (_, d, e), (_, _, f) = (row.unbind(-1) for row in matrix.unbind(-2))
+    ba, ca = b / a, c / a
+    d = d - ba * b
+    ed = (e - ca * b) / d
+    f = f - ca * c - ed * ed * d
+    x, y, z = values.unbind(-2)
+    y = y - ba[..., None] * x
+    z = (z - ca[..., None] * x - ed[..., None] * y) / f[..., None]
+    y = y / d[..., None] - ed[..., None] * z
+    x = x / a[..., None] - ba[..., None] * y - ca[..., None] * z
+    return torch.stack([x, y, z], -2)
 
 
 def _covariance(a: Tensor, b: Tensor, a_mean: Tensor, b_mean: Tensor) -> Tensor:
