@@ -21,8 +21,8 @@ from splice_ff.analysis.correspondence import WEAK_BUDDIES, WEAK_COSINE, MatchSt
 from splice_ff.analysis.inversion import FeatureInversion, InversionRecipe
 from splice_ff.analysis.pca import pca_pictures
 from splice_ff.images import load_image, save_image
-from splice_ff.vit.features import ViTFeatures
-from splice_ff.vit.inputs import FACETS, VIT_SIZE
+from splice_ff.vit.features import FACETS, ViTFeatures
+from splice_ff.vit.inputs import VIT_SIZE
 from splice_ff.vit.spec import BACKBONES
 from splice_ff.vit.weights import load_backbone
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from splice_ff.vit.features import ViTFeatures, self_similarity
-from splice_ff.vit.inputs import VIT_MAX_SIZE, VIT_SIZE, resize_for_vit
+from splice_ff.vit.inputs import ViTInput
 from splice_ff.vit.spec import LossWeights
 
 
@@ -63,11 +63,13 @@ class SpliceLoss:
         backbone: the frozen ViT. Its `spec.loss_scales` multiply the weights, so that backbones with features of
             another scale than DINO's keep the published balance.
         weights: of the three terms.
-        size: shorter side of the ViT's input in pixels.
+        vit_input: how images become what the ViT sees; `PUBLISHED` follows the authors' code.
     """
 
-    def __init__(self, backbone: ViTFeatures, weights: LossWeights | None = None, size: int = VIT_SIZE) -> None:
-        self.backbone = backbone
+    def __init__(
+        self, backbone: ViTFeatures, weights: LossWeights | None = None, vit_input: ViTInput | None = None
+    ) -> None:
+        self.backbone, self.vit_input = backbone, vit_input or ViTInput()
         weights = weights or LossWeights()
         scales = backbone.spec.loss_scales if backbone.spec else LossWeights(1.0, 1.0, 1.0)
         self.weights = LossWeights(
@@ -75,7 +77,6 @@ class SpliceLoss:
             weights.appearance * scales.appearance,
             weights.identity * scales.identity,
         )
-        self.size = size
 
     @torch.no_grad()
     def targets(self, *batches: Tensor) -> list[Target]:
@@ -115,8 +116,7 @@ class SpliceLoss:
 
     def _features(self, batches: Sequence[Tensor]) -> list[Target]:
         """Deepest keys and [CLS] of several batches; those that the ViT sees at one size share a pass."""
-        longest = max(self.size + 1, VIT_MAX_SIZE)  # torchvision wants it above the shorter side
-        inputs = [resize_for_vit(images, self.size, longest) for images in batches]
+        inputs = [self.vit_input.resize(images, self.backbone.patch_size) for images in batches]
         made: dict[int, Target] = {}
         for shape in dict.fromkeys(x.shape[-2:] for x in inputs):
             group = [i for i, x in enumerate(inputs) if x.shape[-2:] == shape]

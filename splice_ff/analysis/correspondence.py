@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.v2 import functional as TF
 
+from splice_ff.analysis.patches import patch_descriptors
 from splice_ff.errors import InputError
 from splice_ff.vit.features import ViTFeatures
-from splice_ff.vit.inputs import VIT_SIZE, patch_descriptors, resize_to_patches
+from splice_ff.vit.inputs import VIT_SIZE, ViTInput
 
 WEAK_COSINE = 0.56
 WEAK_BUDDIES = 0.09
@@ -88,11 +88,10 @@ def match_images(backbone: ViTFeatures, a: Tensor, b: Tensor, layer: int = -1, s
     Raises:
         IndexError: a layer that the ViT does not have.
     """
-    found = [
-        backbone(resize_to_patches(image.to(backbone.mean.device), backbone, size), keys=[layer]) for image in (a, b)
-    ]
-    of_a, of_b = (patch_descriptors(features, "keys", max(features.keys))[0] for features in found)
-    return best_buddies(of_a, of_b, (found[0].grid, found[1].grid))
+    inputs = [ViTInput(size).resize(image.to(backbone.mean.device), backbone.patch_size) for image in (a, b)]
+    of_a, of_b = (backbone(x, keys=[layer]) for x in inputs)
+    keys_a, keys_b = (patch_descriptors(features, "keys", max(features.keys))[0] for features in (of_a, of_b))
+    return best_buddies(keys_a, keys_b, (of_a.grid, of_b.grid))
 
 
 @torch.no_grad()
@@ -110,8 +109,10 @@ def match_strength(backbone: ViTFeatures, structure: Tensor, appearance: Tensor)
     """
     if backbone.vit.cls_token is None:
         raise InputError(f"{backbone.name} has no [CLS] token to compare")
-    sides = [max(2, round(VIT_SIZE / patch)) * patch for patch in backbone.patch_size]
-    squares = [TF.resize(image.to(backbone.mean.device), sides, antialias=True) for image in (structure, appearance)]
+    squares = [
+        ViTInput().resize_to_square(image.to(backbone.mean.device), backbone.patch_size)
+        for image in (structure, appearance)
+    ]
     features = backbone(torch.cat(squares), cls=True, keys=[-1])
     assert features.cls is not None
     cosine = F.cosine_similarity(features.cls[0, -1].float(), features.cls[1, -1].float(), dim=0).item()

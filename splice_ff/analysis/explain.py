@@ -11,7 +11,7 @@ from torch import Tensor
 from splice_ff.analysis.correspondence import Matches, MatchStrength, match_images, match_strength
 from splice_ff.errors import InputError
 from splice_ff.vit.features import ViTFeatures
-from splice_ff.vit.inputs import resize_to_patches
+from splice_ff.vit.inputs import ViTInput
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def explain(backbone: ViTFeatures, structure: Tensor, appearance: Tensor, output
     """
     strength = match_strength(backbone, structure, appearance)
     device = backbone.mean.device
-    ours, made, look = (resize_to_patches(i.to(device), backbone) for i in (structure, output, appearance))
+    ours, made, look = (ViTInput().resize(i.to(device), backbone.patch_size) for i in (structure, output, appearance))
     if ours.shape != made.shape:
         sizes = [f"{i.shape[-1]}x{i.shape[-2]}" for i in (output, structure)]
         raise InputError(f"an output of {sizes[0]} pixels does not have the proportions of its structure ({sizes[1]})")

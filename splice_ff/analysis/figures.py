@@ -20,12 +20,12 @@ from torchvision.transforms.v2 import functional as TF
 
 from splice_ff.analysis.correspondence import Matches
 from splice_ff.analysis.explain import Explanation
-from splice_ff.vit.inputs import enlarge_map
+from splice_ff.analysis.patches import upsample_map
 
 DPI = 150
 CELL = 2.1
 """Inches that an image's longer side takes in a grid."""
-MAX_PIXELS = 640
+THUMBNAIL_SIDE = 640
 """Longer side, in pixels, of images in figures; more would not be seen."""
 LINES = 15
 """So many of the most similar matches are also joined by a line; more would hide the images."""
@@ -40,8 +40,8 @@ def picture_of(figure: Figure) -> Tensor:
 
 
 def thumbnail_size(picture: Tensor) -> tuple[int, int]:
-    """Height and width at which an image (..., H, W) is drawn: its own, or so that the longer is `MAX_PIXELS`."""
-    factor = min(1.0, MAX_PIXELS / max(picture.shape[-2:]))
+    """Height and width at which an image (..., H, W) is drawn: its own, or so that the longer is `THUMBNAIL_SIDE`."""
+    factor = min(1.0, THUMBNAIL_SIDE / max(picture.shape[-2:]))
     height, width = (max(1, round(side * factor)) for side in picture.shape[-2:])
     return height, width
 
@@ -100,7 +100,7 @@ def attention_picture(attention: Tensor, image: Tensor) -> Tensor:
     heat = colormaps["inferno"]((attention / attention.max()).cpu().numpy())[..., :3]
     grid = torch.from_numpy(heat).permute(2, 0, 1).float()
     gray = TF.resize(image.mean(0, keepdim=True), list(thumbnail_size(image)), antialias=True)
-    return 0.75 * enlarge_map(grid, _size(gray)) + 0.25 * gray
+    return 0.75 * upsample_map(grid, _size(gray)) + 0.25 * gray
 
 
 def matches_figure(a: Tensor, b: Tensor, matches: Matches, names: tuple[str, str], text: str = "") -> Figure:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from splice_ff.errors import DivergedError, InputError
 from splice_ff.networks.skip_unet import MIN_SIDE, SkipUNet
 from splice_ff.vit.features import ViTFeatures, self_similarity
-from splice_ff.vit.inputs import VIT_SIZE, resize_to_patches
+from splice_ff.vit.inputs import VIT_SIZE, ViTInput
 
 Feature = Literal["cls", "keys", "self_similarity"]
 Prior = Literal["cnn", "pixels"]
@@ -116,7 +116,7 @@ class FeatureInversion:
         self.backbone = backbone.to(self.device)
         if self.recipe.feature == "cls" and backbone.vit.cls_token is None:
             raise InputError(f"{backbone.name} has no [CLS] token to invert")
-        self.image = resize_to_patches(image.to(self.device), backbone, self.recipe.size)
+        self.image = ViTInput(self.recipe.size).resize(image.to(self.device), backbone.patch_size)
         if min(self.image.shape[-2:]) < MIN_SIDE:
             raise InputError(
                 f"at {self.image.shape[-1]}x{self.image.shape[-2]} pixels the image is too small to be painted "

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from splice_ff.vit.features import Features, ViTFeatures
-from splice_ff.vit.inputs import FACETS, VIT_SIZE, patch_descriptors, resize_to_patches
+from splice_ff.analysis.patches import patch_descriptors
+from splice_ff.vit.features import FACETS, Features, ViTFeatures
+from splice_ff.vit.inputs import VIT_SIZE, ViTInput
 
 PCA_FACETS = (*FACETS, "self_similarity")
 CLIPPED = 0.01
@@ -66,14 +67,14 @@ def pca_pictures(
         size: shorter side, in pixels, of what the ViT sees.
 
     Returns:
-        For each image, (facet, layer from 0) to an image (3, h, w) in [0, 1], a pixel for each patch. `enlarge_map`
+        For each image, (facet, layer from 0) to an image (3, h, w) in [0, 1], a pixel for each patch. `upsample_map`
         brings one to the image's size; all of them at that size could fill the memory.
 
     Raises:
         IndexError: a layer that the ViT does not have.
     """
     device = backbone.mean.device
-    resized = [resize_to_patches(image.to(device), backbone, size) for image in images]
+    resized = [ViTInput(size).resize(image.to(device), backbone.patch_size) for image in images]
     found = [_features(backbone, image, facets, layers, mask) for image in resized]
     numbers = sorted({i % backbone.depth for i in layers})
     groups = [range(len(images))] if joint else [[i] for i in range(len(images))]

@@ -11,10 +11,10 @@ import torch
 from splice_ff.benchmark.models import make_backbone, make_one_shot
 from splice_ff.benchmark.report import Part
 from splice_ff.benchmark.worker import launch
-from splice_ff.losses import SpliceLoss
 from splice_ff.per_pair.optimize import make_recipe
 from splice_ff.per_pair.optimizer import PairOptimizer
 from splice_ff.utils.machine import peak_memory
+from splice_ff.vit.inputs import PUBLISHED
 
 
 def measure_memory(
@@ -50,15 +50,12 @@ def memory_of_steps(backbone: str, size: int, precision: str, device: str) -> di
     """Bytes before and at the peak of a per-pair step in this process, the ViT seeing all of size x 4/3 size pixels."""
     torch.manual_seed(0)
     height, width = size, size * 4 // 3
-    recipe = replace(make_recipe("paper", precision=precision), whole_every=1)  # whole images: not cropped square
+    recipe = replace(  # whole images: not cropped square
+        make_recipe("paper", precision=precision), whole_every=1, vit_input=replace(PUBLISHED, size=size)
+    )
     structure, appearance = torch.rand(2, 1, 3, height, width)
     vit = make_backbone(backbone)
     run = PairOptimizer(structure, appearance, vit, recipe, device=device)
-    run.loss = SpliceLoss(run.loss.backbone, size=height)
-    with torch.autocast(run.device.type, run.dtype, enabled=run.dtype != torch.float32):
-        structure_target, appearance_target = run.loss.targets(run.structure, run.appearance)
-    run.whole_structure = replace(run.whole_structure, target=structure_target)
-    run.whole_appearance = replace(run.whole_appearance, target=appearance_target)
     before = peak_memory(run.device)
     run.step()
     down, across = run.loss.backbone.patch_size

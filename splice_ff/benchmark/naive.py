@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from splice_ff.losses import appearance_loss, identity_loss, structure_loss
 from splice_ff.networks.skip_unet import CHANNELS, SKIP_CHANNELS
 from splice_ff.vit.features import ViTFeatures
-from splice_ff.vit.inputs import resize_for_vit
+from splice_ff.vit.inputs import PUBLISHED
 
 
 class NaiveSkipUNet(nn.Module):
@@ -64,7 +64,7 @@ def naive_step(vit: Any, backbone: ViTFeatures, structure: Tensor, appearance: T
     def features(image: Tensor, module: nn.Module) -> Tensor:
         caught: list[Tensor] = []
         hook = module.register_forward_hook(lambda _module, _input, output: caught.append(output))
-        vit((resize_for_vit(image) - backbone.mean) / backbone.std)
+        vit((PUBLISHED.resize(image, backbone.patch_size) - backbone.mean) / backbone.std)
         hook.remove()
         return caught[0]
 

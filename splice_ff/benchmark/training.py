@@ -19,7 +19,7 @@ from splice_ff.images import save_image
 from splice_ff.networks.amortized import Condition
 from splice_ff.training.config import TrainingConfig, load_config
 from splice_ff.utils.machine import peak_memory
-from splice_ff.vit.inputs import resize_for_vit
+from splice_ff.vit.inputs import ViTInput
 
 if TYPE_CHECKING:
     from splice_ff.training.trainer import Trainer
@@ -179,9 +179,12 @@ def _parts(trainer: Trainer) -> dict[str, Work]:
     again = -(-settings.optimizer.batch_size // settings.loss.identity_every)
     images = torch.rand(count + again, 3, side, side, device=trainer.device)
 
+    def resize(images: Tensor) -> Tensor:
+        return ViTInput(settings.loss.vit_size).resize(images, trainer.backbone.patch_size)
+
     @torch.no_grad()
     def observe(images: Tensor) -> Condition:
-        return trainer.generator.observe(trainer.backbone, resize_for_vit(images, settings.loss.vit_size))
+        return trainer.generator.observe(trainer.backbone, resize(images))
 
     def vit() -> None:
         for _ in range(settings.optimizer.accumulation):
@@ -189,8 +192,7 @@ def _parts(trainer: Trainer) -> dict[str, Work]:
                 for _ in range(1 + (settings.loss.crop < 1)):
                     observe(images[:count])
                 painted = images.clone().requires_grad_()
-                inputs = resize_for_vit(painted, settings.loss.vit_size)
-                made = trainer.backbone(inputs, cls=True, keys=[-1])
+                made = trainer.backbone(resize(painted), cls=True, keys=[-1])
                 assert made.cls is not None
                 (made.cls.float().mean() + made.keys[trainer.backbone.depth - 1].float().mean()).backward()
 

@@ -43,13 +43,13 @@ def attention(
         from splice_ff.analysis.attention import cls_attention
         from splice_ff.analysis.figures import attention_picture, picture_of, wrapped_figure
         from splice_ff.images import check_writable, save_image
-        from splice_ff.vit.inputs import VIT_SIZE, resize_to_patches
+        from splice_ff.vit.inputs import VIT_SIZE, ViTInput
 
         check_writable(output)
         picture = load(image, quiet).rgb
         vit = find_backbone(backbone, weights).to(find_device(device))
         (number,) = parse_layers(str(layer), vit)
-        seen = resize_to_patches(picture.to(vit.mean.device), vit, size or VIT_SIZE)
+        seen = ViTInput(size or VIT_SIZE).resize(picture.to(vit.mean.device), vit.patch_size)
         heads = cls_attention(vit, seen, number)[0]
         maps = [("mean of heads", heads.mean(0)), *((f"head {i}", head) for i, head in enumerate(heads))]
         cells = [picture[0], *(attention_picture(found.cpu(), picture[0]) for _, found in maps)]

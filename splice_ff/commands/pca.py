@@ -60,9 +60,10 @@ def pca(
     """
     with errors(debug):
         from splice_ff.analysis.figures import grid_figure, picture_of, thumbnail_size
+        from splice_ff.analysis.patches import upsample_map
         from splice_ff.analysis.pca import PCA_FACETS, pca_pictures
         from splice_ff.images import check_writable, save_image
-        from splice_ff.vit.inputs import VIT_SIZE, enlarge_map
+        from splice_ff.vit.inputs import VIT_SIZE
 
         chosen = _choose(facets, PCA_FACETS)
         names: list[str | None] = [*dict.fromkeys(backbone)] if backbone else [None]
@@ -81,13 +82,13 @@ def pca(
             for i, found in enumerate(pictures):
                 for j, facet in enumerate(chosen):
                     rows[i * len(chosen) + j] += [
-                        enlarge_map(found[facet, n], thumbnail_size(loaded[i])) for n in numbers
+                        upsample_map(found[facet, n], thumbnail_size(loaded[i])) for n in numbers
                     ]
             for folder, rgb, found in zip(_folder_names(images), loaded, pictures, strict=True):
                 for (facet, n), picture in found.items():
                     facts = facts_of(vit) | {"facet": facet, "layer": str(n), "joint": str(joint)}
                     path = output / folder / f"{_slug(vit.name)}-{facet}-layer{n:02d}.png"
-                    save_image(path, enlarge_map(picture, (rgb.shape[-2], rgb.shape[-1])), settings=facts)
+                    save_image(path, upsample_map(picture, (rgb.shape[-2], rgb.shape[-1])), settings=facts)
         row_names = [FACET_NAMES.get(facet, facet) for facet in chosen] * len(images)
         save_image(output / "grid.png", picture_of(grid_figure(rows, columns, row_names)))
         if not quiet:

@@ -17,7 +17,7 @@ from splice_ff.one_shot.model_files import DiskType, ModelConfig, find_model, fi
 from splice_ff.one_shot.tiles import MAX_UNTILED, paint_in_tiles
 from splice_ff.utils.resize import resize_shorter_side, to_full_size
 from splice_ff.vit.features import ViTFeatures
-from splice_ff.vit.inputs import VIT_MAX_SIZE, VIT_SIZE, resize_to_patches
+from splice_ff.vit.inputs import ViTInput
 from splice_ff.vit.weights import load_backbone
 
 
@@ -66,10 +66,8 @@ class SpliceFF(nn.Module, ModelHubMixin):
 
     def observe(self, images: Tensor) -> Condition:
         """What the generator wants to know of images (B, 3, H, W) in [0, 1] of any size: one ViT pass."""
-        short, long = min(images.shape[-2:]), max(images.shape[-2:])
-        # the longest shape that the published sizes allow; beyond it the ViT sees less, not more
-        size = round(min(1.0, VIT_MAX_SIZE / VIT_SIZE * short / long) * self.config.vit_size)
-        return self.generator.observe(self.backbone, resize_to_patches(images, self.backbone, size))
+        inputs = ViTInput(self.config.vit_size).resize(images, self.backbone.patch_size)
+        return self.generator.observe(self.backbone, inputs)
 
     @torch.no_grad()
     def embed(self, appearance: Tensor) -> Tensor:

@@ -90,7 +90,8 @@ class PairOptimizer:
         self.dtype = dtypes.get(recipe.precision) or fastest_dtype(self.device)
         self.backbone_name, self.fingerprint = backbone.name, backbone.fingerprint
         backbone = backbone.to(self.device)
-        self.loss = SpliceLoss(backbone.with_matmuls_in(self.dtype) if self._is_mixed else backbone)
+        backbone = backbone.with_matmuls_in(self.dtype) if self._is_mixed else backbone
+        self.loss = SpliceLoss(backbone, vit_input=recipe.vit_input)
 
         self.is_new = generator is None
         self.generator = (self._new_generator() if generator is None else generator).to(self.device)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from splice_ff.errors import InputError
 from splice_ff.networks.skip_unet import VARIANTS
+from splice_ff.vit.inputs import PUBLISHED, ViTInput
 
 Precision = Literal["auto", "fp32", "bf16"]
 MIN_SIZE = 64
@@ -45,6 +46,8 @@ class Recipe:
     """Stop after so many evaluations in which the best total fell by less than 1 %; 0: never."""
     precision: Precision
     generator: str
+    vit_input: ViTInput = field(default_factory=ViTInput)
+    """How images become what the losses see."""
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -61,6 +64,7 @@ PRESETS = {
     "paper": Recipe(
         backbone="dino_vitb8", steps=10_000, size=None, learning_rate=2e-3, beta1=0.0, cosine=False, copy_steps=0,
         views=0, whole_every=75, identity_every=1, average=0.0, patience=0, precision="fp32", generator="published",
+        vit_input=PUBLISHED,
     ),
     "fast": Recipe(
         backbone="dino_vits8", steps=600, size=224, learning_rate=4e-3, beta1=0.5, cosine=True, copy_steps=40,

@@ -14,7 +14,7 @@ from splice_ff.training.batches import Batch
 from splice_ff.training.config import LossConfig, TrainingConfig, weight_at
 from splice_ff.utils.seeding import seeded_generator
 from splice_ff.vit.features import ViTFeatures
-from splice_ff.vit.inputs import resize_for_vit
+from splice_ff.vit.inputs import ViTInput
 from splice_ff.vit.spec import LossWeights
 
 Model = Callable[..., Tensor]
@@ -35,15 +35,20 @@ class PairLosses:
 
     def __init__(self, config: TrainingConfig, generator: AmortizedGenerator, backbone: ViTFeatures) -> None:
         self.config, self.generator, self.backbone = config, generator, backbone
+        self.vit_input = ViTInput(config.loss.vit_size)
 
     def at(self, step: int) -> SpliceLoss:
         """The losses with their weights at a step."""
-        return SpliceLoss(self.backbone, weights_at(self.config.loss, step), self.config.loss.vit_size)
+        return SpliceLoss(self.backbone, weights_at(self.config.loss, step), self.vit_input)
+
+    def resize(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) as the ViT sees them."""
+        return self.vit_input.resize(images, self.backbone.patch_size)
 
     @torch.no_grad()
     def look_at(self, images: Tensor) -> tuple[Condition, Target]:
         """One ViT pass over (B, 3, H, W): what the generator is told of the images, and what losses compare with."""
-        features = self.generator.features(self.backbone, resize_for_vit(images, self.config.loss.vit_size))
+        features = self.generator.features(self.backbone, self.resize(images))
         assert features.cls is not None
         target = Target(features.keys[self.backbone.depth - 1], features.cls[:, -1])
         return Condition.of(features, self.backbone.prefix_tokens), target
@@ -85,8 +90,7 @@ class PairLosses:
         term = settings.image * F.l1_loss(output, lesson.output)
         if settings.features:
             made, wanted = (
-                self.backbone(resize_for_vit(x, self.config.loss.vit_size), keys=[-1]).keys[self.backbone.depth - 1]
-                for x in (output, lesson.output)
+                self.backbone(self.resize(x), keys=[-1]).keys[self.backbone.depth - 1] for x in (output, lesson.output)
             )
             term = term + settings.features * F.mse_loss(made.float(), wanted.float())
         return term

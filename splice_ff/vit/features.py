@@ -23,7 +23,10 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from splice_ff.vit.spec import BackboneSpec
 
-FACETS = ("queries", "keys", "values")
+PROJECTIONS = ("queries", "keys", "values")
+"""What an attention layer makes of its input, in the order in which timm stores the weights."""
+FACETS = ("keys", "queries", "values", "tokens")
+"""What can be asked for of a layer: its projections, and its output."""
 UNUSED = ("head.", "fc_norm.", "attn_pool.")
 """Parts of a ViT after its last block's tokens, by the beginning of their names: not loaded, not fingerprinted."""
 
@@ -187,14 +190,14 @@ class ViTFeatures(nn.Module):
             raise ValueError(f"images must be (B, 3, H, W), not {tuple(images.shape)}")
         if cls and self.vit.cls_token is None:
             raise ValueError(f"{self.name} has no [CLS] token, which the appearance loss needs")
-        facets = dict(zip(FACETS, (queries, keys, values), strict=True))
+        facets = dict(zip(PROJECTIONS, (queries, keys, values), strict=True))
         wanted = {facet: {self._layer(i) for i in layers} for facet, layers in facets.items()}
         wanted_tokens = {self._layer(i) for i in tokens}
         last_facet = max((i for layers in wanted.values() for i in layers), default=-1)
         last_output = max(wanted_tokens | ({self.depth - 1} if cls else set()), default=-1)
 
         x, grid, rope = self._embed((images - self.mean) / self.std)
-        found: dict[str, dict[int, Tensor]] = {facet: {} for facet in FACETS}
+        found: dict[str, dict[int, Tensor]] = {facet: {} for facet in PROJECTIONS}
         found_tokens, cls_tokens = {}, []
         for i, block in enumerate(self.vit.blocks[: max(last_facet, last_output) + 1]):
             normed = None
@@ -257,7 +260,7 @@ class ViTFeatures(nn.Module):
 
 def _project(attention: Any, x: Tensor, facet: str) -> Tensor:
     """One facet of an attention layer from its normed input: (B, T, D) to (B, heads, T, d)."""
-    index = FACETS.index(facet)
+    index = PROJECTIONS.index(facet)
     if getattr(attention, "qkv", None) is None:  # three projections
         y = getattr(attention, f"{facet[0]}_proj")(x)
     else:

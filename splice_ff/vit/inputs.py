@@ -1,53 +1,51 @@
-"""Images cut into the backbone's patches, and patch coordinates back to pixels: shared by the analysis tools."""
+"""What the ViT is given to see: to which size images are brought, and how.
+
+Training, one-shot inference, refining and the analysis tools share the default; `paper` follows the authors' code.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from splice_ff.vit.features import Features, ViTFeatures
-
-VIT_SIZE, VIT_MAX_SIZE = 224, 480
-"""Shorter and longest side, in pixels, of what the ViT sees, as published."""
-
-FACETS = ("keys", "queries", "values", "tokens")
-MAX_ASPECT = 4
-"""A narrower image is seen smaller: its longer side is this many times the size asked for, not more."""
+VIT_SIZE = 224
+"""Shorter side, in pixels, of what the ViT sees, as published."""
+MAX_ASPECT = 480 / 224
+"""Longest shape that is seen at full size, as published; of a longer one, the longer side is bounded instead."""
 
 
-def resize_for_vit(images: Tensor, size: int = VIT_SIZE, max_size: int = VIT_MAX_SIZE) -> Tensor:
-    """Resize (B, 3, H, W) so that the shorter side is `size`, unless the longer then exceeds `max_size`.
+@dataclass(frozen=True)
+class ViTInput:
+    """How images become what the ViT sees; bilinear in any case."""
 
-    Bilinear and antialiased, as in the published code.
-    """
-    return TF.resize(images, [size], max_size=max_size, antialias=True)
+    size: int = VIT_SIZE
+    """Shorter side in pixels; the longer is at most `MAX_ASPECT` times as long."""
+    antialias: bool = True
+    whole_patches: bool = True
+    """Round both sides to whole patches, at least two, so that the patch grid covers the whole image, stretched by
+    less than half a patch. Otherwise the ViT drops what no patch covers, at the right and at the bottom."""
+
+    def resize(self, images: Tensor, patch_size: tuple[int, int]) -> Tensor:
+        """Resize images (B, 3, H, W) for a ViT with patches of (down, across) pixels; aspect ratios are kept."""
+        if not self.whole_patches:
+            return TF.resize(images, [self.size], max_size=round(MAX_ASPECT * self.size), antialias=self.antialias)
+        sides = images.shape[-2:]
+        factor = min(self.size / min(sides), MAX_ASPECT * self.size / max(sides))
+        return self._resize(images, (sides[0] * factor, sides[1] * factor), patch_size)
+
+    def resize_to_square(self, images: Tensor, patch_size: tuple[int, int]) -> Tensor:
+        """Stretch images (B, 3, H, W) to squares: all have the same patches, whatever their shapes."""
+        return self._resize(images, (self.size, self.size), patch_size)
+
+    def _resize(self, images: Tensor, sides: tuple[float, float], patch_size: tuple[int, int]) -> Tensor:
+        whole = [max(2, round(side / patch)) * patch for side, patch in zip(sides, patch_size, strict=True)]
+        if list(images.shape[-2:]) == whole:
+            return images
+        return F.interpolate(images, whole, mode="bilinear", antialias=self.antialias)
 
 
-def resize_to_patches(images: Tensor, backbone: ViTFeatures, size: int = VIT_SIZE) -> Tensor:
-    """Resize (B, 3, H, W) so that the shorter side is about `size` and both sides are whole patches (at least two).
-
-    Of images narrower than `MAX_ASPECT` the longer side is bounded instead. The ViT would cut a remainder off; so
-    the patch grid covers the whole image, which is stretched by less than half a patch.
-    """
-    factor = min(size / min(images.shape[-2:]), MAX_ASPECT * size / max(images.shape[-2:]))
-    sides = [
-        max(2, round(side * factor / patch)) * patch
-        for side, patch in zip(images.shape[-2:], backbone.patch_size, strict=True)
-    ]
-    return TF.resize(images, sides, antialias=True)
-
-
-def patch_descriptors(features: Features, facet: str, layer: int) -> Tensor:
-    """One facet of one layer as descriptors of the patches: (B, h * w, D), heads concatenated, no prefix tokens."""
-    tensor: Tensor = getattr(features, facet)[layer]
-    if tensor.ndim == 4:
-        tensor = rearrange(tensor, "b heads t d -> b t (heads d)")
-    height, width = features.grid
-    return tensor[:, -height * width :].float()
-
-
-def enlarge_map(values: Tensor, size: tuple[int, int]) -> Tensor:
-    """Values on the patch grid (C, h, w) at `size` pixels (C, H, W), bilinear: no value leaves the input's range."""
-    return F.interpolate(values[None], size, mode="bilinear", antialias=False)[0]
+PUBLISHED = ViTInput(antialias=False, whole_patches=False)
+"""As the authors' code: torchvision 0.10, to which it is pinned, resizes tensors without antialiasing."""

@@ -8,7 +8,6 @@ from splice_ff.analysis.attention import cls_attention
 from splice_ff.analysis.correspondence import Matches, best_buddies, match_images, match_strength
 from splice_ff.errors import InputError
 from splice_ff.vit.features import ViTFeatures
-from splice_ff.vit.inputs import resize_to_patches
 
 
 def noise(seed=0, height=48, width=64):
@@ -109,9 +108,3 @@ def test_no_attention_and_no_verdict_without_a_cls_token(tiny_backbone):
     for look in (lambda: cls_attention(backbone, noise()), lambda: match_strength(backbone, noise(), noise(1))):
         with pytest.raises(InputError, match="no \\[CLS\\] token"):
             look()
-
-
-def test_narrow_pictures_are_seen_smaller_and_in_whole_patches(tiny_backbone):
-    shapes = {(48, 64): (48, 64), (50, 61): (48, 56), (20, 2000): (16, 192), (300, 300): (48, 48)}
-    for (height, width), expected in shapes.items():
-        assert resize_to_patches(noise(0, height, width), tiny_backbone(), 48).shape[-2:] == expected

@@ -20,6 +20,7 @@ from splice_ff.losses import SpliceLoss
 from splice_ff.one_shot.pipeline import SpliceFF
 from splice_ff.training.config import OptimizerConfig
 from splice_ff.training.trainer import Trainer, learning_rate_at
+from splice_ff.vit.inputs import ViTInput
 
 CURVES = ("total", "structure", "appearance", "identity", "gradient_norm", "learning_rate")
 
@@ -72,7 +73,7 @@ def test_the_losses_are_splices_in_both_directions(start):
     trainer = start("loss.crop=1.0", "loss.identity_every=1")
     batch = next(trainer.data.batches(0))
     found, _ = trainer.losses(batch)
-    loss = SpliceLoss(trainer.backbone, size=32)
+    loss = SpliceLoss(trainer.backbone, vit_input=ViTInput(32))
     first, second = loss.targets(batch.first, batch.second)
     with torch.no_grad():  # an untrained generator copies
         both = [loss(batch.first, first, second), loss(batch.second, second, first)]
