@@ -1,6 +1,6 @@
 r"""Train a backbone of your own: distillation from a teacher, then DINO. On one device, or under `accelerate launch`.
 
-    python train/pretrain_backbone.py --config train/configs/backbone/gpu.yaml pictures.source=photos/ output=runs/mine
+    python train/pretrain_backbone.py --config train/configs/backbone/gpu.yaml images.source=photos/ output=runs/mine
 
 Stop with ctrl-C or SIGTERM: the run is saved, and the same command goes on.
 """

@@ -131,7 +131,7 @@ def measure_scaling(
 
 def _pairs_a_step(settings: TrainingConfig) -> int:
     """Of one process; each pair goes both ways."""
-    return 2 * settings.optimizer.batch_size * settings.optimizer.accumulation
+    return 2 * settings.optimizer.batch_size * settings.optimizer.gradient_accumulation_steps
 
 
 def _train(
@@ -187,7 +187,7 @@ def _parts(trainer: Trainer) -> dict[str, Work]:
         return trainer.generator.observe(trainer.backbone, resize(images))
 
     def vit() -> None:
-        for _ in range(settings.optimizer.accumulation):
+        for _ in range(settings.optimizer.gradient_accumulation_steps):
             with trainer.accelerator.autocast():
                 for _ in range(1 + (settings.loss.crop < 1)):
                     observe(images[:count])
@@ -200,7 +200,7 @@ def _parts(trainer: Trainer) -> dict[str, Work]:
         seen = observe(images)
 
     def generator() -> None:
-        for _ in range(settings.optimizer.accumulation):
+        for _ in range(settings.optimizer.gradient_accumulation_steps):
             with trainer.accelerator.autocast():
                 trainer.generator(images, seen.semantics, seen.cls, seen.patches).mean().backward()
         trainer.adam.zero_grad()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from splice_ff.utils.config_file import Count, Section, Share
+from splice_ff.training.config_sections import BatchSize, OptimizerSection, RunSection
+from splice_ff.utils.config_file import Count, Name, Section, Seed, Share, UserPath
 
+Decay = Annotated[float, Field(ge=0)]
 Area = tuple[Share, Share]
 """Smallest and largest share of an image's area."""
 
@@ -16,29 +18,29 @@ Area = tuple[Share, Share]
 class ImagesConfig(Section):
     """Which images, held decoded in memory."""
 
-    source: str
+    source: Name
     """A folder, parquet files, WebDataset tars or a hub name; see `splice_ff.data.image_dataset.open_dataset`."""
     split: str = "train"
-    side: int = Field(160, ge=32)
+    side: int = Field(160, ge=32, le=4096)
     """Pixels of the squares that are held: 3 * side**2 bytes an image."""
     hold_on: Literal["device", "host"] = "device"
     """Where they are held: a GPU crops its own memory fastest; host memory is larger."""
-    workers: int = Field(0, ge=0)
+    workers: int = Field(0, ge=0, le=1024)
     """Processes that decode, once, before the first step."""
 
 
 class StudentConfig(Section):
     """The ViT that is trained: its shape, or whose weights and shape it starts with."""
 
-    image_size: int = Field(128, ge=16)
+    image_size: int = Field(128, ge=16, le=4096)
     """Pixels of the crops it is trained on, for which its position embeddings are made."""
     patch_size: Count = 16
-    width: Count = 384
-    depth: int = Field(12, ge=2)
+    width: int = Field(384, ge=1, le=65536)
+    depth: int = Field(12, ge=2, le=1000)
     heads: Count = 6
-    start_from: str | None = None
+    start_from: Name | None = None
     """A backbone's name or folder, as `load_backbone` takes it; no shape can be given then."""
-    start_weights: Path | None = None
+    start_weights: UserPath | None = None
     """A file with the weights of `start_from`."""
     drop_path: float = Field(0.0, ge=0, lt=1)
     """Stochastic depth; DINO uses 0.1."""
@@ -66,18 +68,16 @@ class ViewsConfig(Section):
     """Share of the crops that are blurred."""
 
 
-class OptimizerConfig(Section):
+class OptimizerConfig(OptimizerSection):
     """AdamW: linear warm-up, then a cosine to 0; weight decay follows a cosine as well."""
 
-    steps: Count
-    batch_size: Count = 256
+    batch_size: BatchSize = 256
     """Images a process and step."""
     learning_rate: float = Field(5e-4, gt=0)
-    warmup_steps: int = Field(500, ge=0)
-    weight_decay: tuple[float, float] = (0.04, 0.04)
+    warmup_steps: int = Field(500, ge=0, le=10**9)
+    weight_decay: tuple[Decay, Decay] = (0.04, 0.04)
     """At the first and last step; not on biases and norms."""
-    clip: float = Field(3.0, gt=0)
-    """Largest norm of the gradient."""
+    max_grad_norm: float = Field(3.0, gt=0)
 
 
 class DistillationConfig(Section):
@@ -85,9 +85,9 @@ class DistillationConfig(Section):
 
     teacher: str
     """`open_nsfw`, or a timm model that gives feature maps."""
-    weights: Path | None = None
+    weights: UserPath | None = None
     """A file with the timm model's weights, instead of the hub's."""
-    teacher_size: int | None = Field(None, ge=32)
+    teacher_size: int | None = Field(None, ge=32, le=4096)
     """Pixels to which crops are enlarged for the teacher."""
     area: Area = (0.25, 1.0)
     patches: float = Field(1.0, ge=0)
@@ -104,13 +104,13 @@ class DinoConfig(Section):
 
     global_area: Area = (0.4, 1.0)
     local_area: Area = (0.05, 0.4)
-    local_views: int = Field(6, ge=0)
-    local_size: int = Field(64, ge=16)
+    local_views: int = Field(6, ge=0, le=1000)
+    local_size: int = Field(64, ge=16, le=4096)
     """Pixels of the small crops, a multiple of the patch."""
-    prototypes: Count = 8192
+    prototypes: int = Field(8192, ge=1, le=2**20)
     """Outputs of the head (the paper: 65 536, for 1.3 million images)."""
-    hidden: Count = 2048
-    bottleneck: Count = 256
+    hidden: int = Field(2048, ge=1, le=65536)
+    bottleneck: int = Field(256, ge=1, le=65536)
     student_temperature: float = Field(0.1, gt=0)
     teacher_temperature: tuple[float, float] = (0.04, 0.07)
     """At the first step and after the warm-up."""
@@ -133,25 +133,25 @@ class ProbeConfig(Section):
     every: Count = 1000
 
 
-class RunConfig(Section):
+class RunConfig(RunSection):
     """Precision, logs and checkpoints."""
 
-    precision: Literal["fp32", "bf16"] = "fp32"
-    compile: bool = False
-    log_every: Count = 20
     save_every: Count = 1000
     """Steps after which the backbone so far is written as a folder to use."""
     checkpoint_minutes: float = Field(10.0, gt=0)
-    keep: Count = 2
-    """Newest checkpoints that are kept."""
-    trackers: tuple[str, ...] = ("tensorboard",)
 
 
 class PretrainingConfig(Section):
     """A whole run: one of the stages, or both."""
 
-    output: Path
-    seed: int = 0
+    renamed: ClassVar[Mapping[str, str]] = {
+        "pictures": "images",
+        "distillation.optimizer.clip": "distillation.optimizer.max_grad_norm",
+        "dino.optimizer.clip": "dino.optimizer.max_grad_norm",
+        "run.keep": "run.checkpoints_total_limit",
+    }
+    output: UserPath
+    seed: Seed = 0
     images: ImagesConfig
     student: StudentConfig = StudentConfig()
     views: ViewsConfig = ViewsConfig()

@@ -31,7 +31,7 @@ class HeldPictures:
             if needed > free / 2:
                 raise InputError(
                     f"{len(dataset)} images of {settings.side} px take {needed / 2**30:.1f} GiB, more than half "
-                    "of the device's free memory: set pictures.hold_on=host, or a smaller pictures.side"
+                    "of the device's free memory: set images.hold_on=host, or a smaller images.side"
                 )
         cache = preload(dataset, settings.side, workers=settings.workers, quiet=quiet)
         readable = np.setdiff1d(np.arange(len(cache)), list(cache.unreadable))

@@ -142,7 +142,7 @@ class StageRun:
                 stop, late = agree(self.accelerator, bool(self.noted), minutes > run.checkpoint_minutes)
                 diverged = self.bad_in_a_row >= MAX_BAD_STEPS
                 if stop or late or diverged or self.step_count == settings.steps:
-                    save_checkpoint(self.accelerator, self.folder, self.step_count, run.keep)
+                    save_checkpoint(self.accelerator, self.folder, self.step_count, run.checkpoints_total_limit)
                     last_checkpoint = time.monotonic()
                 if diverged:
                     raise DivergedError(f"{self.bad_in_a_row} steps in a row without finite gradients; weights kept")
@@ -162,7 +162,7 @@ class StageRun:
         with self.accelerator.autocast():
             losses = self.stage.losses(self.model, batch, step, generator)
         self.accelerator.backward(losses["total"])
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), settings.clip)
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), settings.max_grad_norm)
         # Gradients are averages over all processes, so that all of them decide alike.
         if math.isfinite(float(norm)):
             self.stage.before_update(step)

@@ -80,7 +80,7 @@ class TrainingData:
     def __init__(self, config: TrainingConfig, accelerator: Accelerator, quiet: bool = False) -> None:
         self.config, self.accelerator = config, accelerator
         settings, self.batch_size = config.data, config.optimizer.batch_size
-        self.pairs_a_step = self.batch_size * config.optimizer.accumulation * accelerator.num_processes
+        self.pairs_a_step = self.batch_size * config.optimizer.gradient_accumulation_steps * accelerator.num_processes
         self.mix = PairMix(**settings.pairs.model_dump())
         side = side_for_crops(settings.size)
         dataset: Any = open_dataset(settings.source, settings.split, settings.streaming)
@@ -161,7 +161,7 @@ class TrainingData:
 
         A stream cannot be entered in the middle: after a resume it starts again, shuffled as another epoch.
         """
-        batches_taken = steps_taken * self.config.optimizer.accumulation
+        batches_taken = steps_taken * self.config.optimizer.gradient_accumulation_steps
         pairs = (
             self._stream(steps_taken)
             if self.config.data.streaming

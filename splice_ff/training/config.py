@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from splice_ff.networks.amortized import Context
-from splice_ff.utils.config_file import Count, Section, Share, read_settings
+from splice_ff.training.config_sections import BatchSize, OptimizerSection, RunSection
+from splice_ff.utils.config_file import Count, Name, Section, Seed, Share, UserPath, read_settings
 
-Points = Annotated[list[tuple[int, float]], Field(min_length=1)]
+Weight = Annotated[float, Field(ge=0)]
+Points = Annotated[list[tuple[int, Weight]], Field(min_length=1)]
 
 
 class PairKinds(Section):
@@ -30,7 +32,7 @@ class PairKinds(Section):
 class DataConfig(Section):
     """Which images, and how they are paired."""
 
-    source: str
+    source: Name
     """A folder, parquet files, WebDataset tars or a hub name; see `splice_ff.data.pairs.open_dataset`."""
     split: str = "train"
     held_out: str | None = None
@@ -40,11 +42,11 @@ class DataConfig(Section):
     streaming: bool = False
     preload: bool = False
     """Decode all images once into memory, instead of in workers as they are needed."""
-    size: int = Field(128, ge=32)
+    size: int = Field(128, ge=32, le=4096)
     """Side of the square crops in pixels."""
     pairs: PairKinds = PairKinds()
-    mined_pairs: Path | None = None
-    workers: int = Field(1, ge=0)
+    mined_pairs: UserPath | None = None
+    workers: int = Field(1, ge=0, le=1024)
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
@@ -58,8 +60,8 @@ class DataConfig(Section):
 class BackboneConfig(Section):
     """The frozen ViT."""
 
-    name: str = "vit_mini"
-    weights: Path | None = None
+    name: Name = "vit_mini"
+    weights: UserPath | None = None
 
 
 class GeneratorSettings(Section):
@@ -67,7 +69,7 @@ class GeneratorSettings(Section):
 
     size: Literal["tiny", "small", "base"] = "small"
     context: Context = "cls"
-    start_from: Path | None = None
+    start_from: UserPath | None = None
     """Folder of a trained generator whose weights are the first ones."""
 
 
@@ -77,12 +79,12 @@ class LossConfig(Section):
     A weight is a number, or a list of [step, value] points with straight lines between them.
     """
 
-    structure: float | Points = 1.0
-    appearance: float | Points = 10.0
-    identity: float | Points = 1.0
+    structure: Weight | Points = 1.0
+    appearance: Weight | Points = 10.0
+    identity: Weight | Points = 1.0
     identity_every: Count = 4
     """The identity loss is taken on every so many-th pair of a batch: it costs as much as the other two."""
-    vit_size: int = Field(224, ge=32)
+    vit_size: int = Field(224, ge=32, le=4096)
     """Shorter side, in pixels, of what the ViT sees."""
     crop: float = Field(0.9, gt=0, le=1)
     """Smallest side of the random crop, as a share, that output and structure go through before the ViT."""
@@ -91,7 +93,7 @@ class LossConfig(Section):
 class DistillConfig(Section):
     """Terms towards a per-pair teacher's images (`splice-ff teach`)."""
 
-    source: Path
+    source: UserPath
     """Folder that `splice-ff teach` wrote."""
     share: Share = 0.25
     """Of a batch's size, how many of the teacher's pairs are added to each step."""
@@ -101,46 +103,42 @@ class DistillConfig(Section):
     """Weight of the mean squared difference of deepest keys."""
 
 
-class OptimizerConfig(Section):
+class OptimizerConfig(OptimizerSection):
     """AdamW with a linear warm-up, then a cosine to 0."""
 
-    steps: Count
-    batch_size: Count = 16
+    batch_size: BatchSize = 16
     """Pairs a process and forward pass; each is trained in both directions."""
-    accumulation: Count = 1
+    gradient_accumulation_steps: Count = 1
     learning_rate: float = Field(3e-4, gt=0)
-    warmup_steps: int = Field(200, ge=0)
+    warmup_steps: int = Field(200, ge=0, le=10**9)
     weight_decay: float = Field(0.01, ge=0)
-    clip: float = Field(1.0, gt=0)
-    """Largest norm of the gradient."""
-    ema: float = Field(0.999, ge=0, lt=1)
-    """Decay of the moving average of the weights, which is what is kept and judged."""
-    max_bad_steps: Count = 10
-    """So many steps in a row with NaN or infinite gradients end the run."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    ema_decay: float = Field(0.999, ge=0, lt=1)
+    """Of the moving average of the weights, which is what is kept and judged."""
 
 
-class RunConfig(Section):
+class RunConfig(RunSection):
     """Precision, logs and checkpoints."""
 
-    precision: Literal["fp32", "bf16"] = "fp32"
     gradient_checkpointing: bool = False
-    compile: bool = False
-    log_every: Count = 20
     sample_every: Count = 500
     validate_every: Count = 500
     validation_pairs: Count = 64
     checkpoint_every: Count = 1000
-    checkpoint_minutes: float = Field(15.0, gt=0)
-    keep: Count = 2
-    """Newest checkpoints that are kept, besides the best model."""
-    trackers: tuple[str, ...] = ("tensorboard",)
 
 
 class TrainingConfig(Section):
     """A whole training run."""
 
-    output: Path
-    seed: int = 0
+    renamed: ClassVar[Mapping[str, str]] = {
+        "optimizer.accumulation": "optimizer.gradient_accumulation_steps",
+        "optimizer.clip": "optimizer.max_grad_norm",
+        "optimizer.ema": "optimizer.ema_decay",
+        "optimizer.max_bad_steps": "optimizer.max_skipped_steps",
+        "run.keep": "run.checkpoints_total_limit",
+    }
+    output: UserPath
+    seed: Seed = 0
     data: DataConfig
     backbone: BackboneConfig = BackboneConfig()
     generator: GeneratorSettings = GeneratorSettings()

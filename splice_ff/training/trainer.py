@@ -54,7 +54,7 @@ class Trainer:
         check_place(config.output / CONFIG)
         run = config.run
         self.accelerator = accelerator or make_accelerator(
-            run.precision, run.trackers, config.output, config.optimizer.accumulation
+            run.precision, run.trackers, config.output, config.optimizer.gradient_accumulation_steps
         )
         self.device = self.accelerator.device
         set_seed(config.seed)
@@ -65,7 +65,7 @@ class Trainer:
 
         self.generator = self._make_generator().to(self.device)
         self.generator.unet.checkpointing = config.run.gradient_checkpointing
-        decay = config.optimizer.ema
+        decay = config.optimizer.ema_decay
         self.average: Any = AveragedModel(self.generator, multi_avg_fn=_ramped_average(decay))
         if config.run.compile:
             self.generator.compile()
@@ -125,14 +125,18 @@ class Trainer:
                 minutes = (time.monotonic() - last_checkpoint) / 60
                 stop, late = agree(self.accelerator, bool(noted), minutes > config.run.checkpoint_minutes)
                 if stop or late or self._is_due(config.run.checkpoint_every):
-                    save_checkpoint(self.accelerator, config.output, self.step_count, config.run.keep)
+                    save_checkpoint(
+                        self.accelerator, config.output, self.step_count, config.run.checkpoints_total_limit
+                    )
                     last_checkpoint = time.monotonic()
                 if stop:
                     self.was_interrupted = signal.SIGINT in noted
                     self.log.say(f"stopped at step {self.step_count}; the same command goes on from there")
                     break
-                if self.bad_in_a_row >= config.optimizer.max_bad_steps:
-                    save_checkpoint(self.accelerator, config.output, self.step_count, config.run.keep)
+                if self.bad_in_a_row >= config.optimizer.max_skipped_steps:
+                    save_checkpoint(
+                        self.accelerator, config.output, self.step_count, config.run.checkpoints_total_limit
+                    )
                     self.log.close()
                     raise DivergedError(f"{self.bad_in_a_row} steps in a row without finite gradients; weights kept")
         self.save_model(config.output / "model")
@@ -150,16 +154,16 @@ class Trainer:
             group["lr"] = learning_rate
         sums = torch.zeros(5, device=self.device)
         norm = torch.zeros(())
-        for _ in range(optimizer.accumulation):
+        for _ in range(optimizer.gradient_accumulation_steps):
             with self.log.waiting():
                 batch = next(batches)
             with self.accelerator.accumulate(self.model):
                 losses, distilled = self.losses(batch)
                 self.accelerator.backward(losses.total + distilled)
                 values = (losses.total + distilled, losses.structure, losses.appearance, losses.identity, distilled)
-                sums += torch.stack([v.detach().float() for v in values]) / optimizer.accumulation
+                sums += torch.stack([v.detach().float() for v in values]) / optimizer.gradient_accumulation_steps
                 if self.accelerator.sync_gradients:
-                    norm = self.accelerator.clip_grad_norm_(self.model.parameters(), optimizer.clip)
+                    norm = self.accelerator.clip_grad_norm_(self.model.parameters(), optimizer.max_grad_norm)
                     # Gradients are averages over all processes, so that all of them decide alike.
                     if math.isfinite(norm.item()):
                         self.adam.step()

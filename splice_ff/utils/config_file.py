@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from splice_ff.errors import InputError
+from splice_ff.errors import InputError, first_line
+from splice_ff.utils.files import reason
 
 Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
-Model = TypeVar("Model", bound=BaseModel)
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Name = Annotated[str, AfterValidator(os.path.expanduser)]
+"""A name, or a path in which `~` is the home folder."""
+UserPath = Annotated[Path, AfterValidator(lambda path: Path(os.path.expanduser(path)))]
+Model = TypeVar("Model", bound="Section")
+
+MAX_BYTES = 2**15
+MAX_DEPTH = 100
+MAX_VALUES = 10_000
+"""In a file, aliases counted as often as they are used: a few lines of aliases of aliases can stand for billions."""
 
 
 class Section(BaseModel):
-    """A part of the settings: unknown names are errors, values do not change."""
+    """A part of the settings: unknown names, NaN and infinity are errors, values do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Settings of a whole file by the names that they had once, `section.key`, and their names now."""
 
 
 def read_settings(model: type[Model], path: Path, overrides: Sequence[str] = ()) -> Model:
@@ -27,26 +42,96 @@ def read_settings(model: type[Model], path: Path, overrides: Sequence[str] = ())
 
     Args:
         model: what the file should hold.
-        path: the file.
+        path: the file, UTF-8.
         overrides: `section.key=value` each, the value as YAML; they replace or add to the file's.
 
     Raises:
-        InputError: no such file, not YAML, or wrong values: one line that names each of them.
+        InputError: no such file, not YAML, out of bounds, or wrong values: one line that names each of them.
     """
     try:
-        values = yaml.safe_load(path.read_text())
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path}: not a file")
+        with path.open("rb") as file:
+            text = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+        raise InputError(f"{path}: cannot be read ({reason(error)})") from error
+    if len(text) > MAX_BYTES:
+        raise InputError(f"{path}: larger than {MAX_BYTES // 2**10} KiB: not a file of settings")
+    try:
+        values = parse_yaml(text.decode("utf-8-sig"))
+    except (InputError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not YAML ({error})") from error
     if not isinstance(values, dict):
         raise InputError(f"{path}: holds no settings")
     for override in overrides:
         _set(values, override)
+    if old := [name for name in model.renamed if _has(values, name)]:
+        raise InputError(f"{path}: " + "; ".join(f"{name} is called {model.renamed[name]} now" for name in old))
     try:
         return model.model_validate(values)
     except ValidationError as error:
         raise InputError(f"{path}: {_describe(model, error)}") from error
+
+
+def parse_yaml(text: str) -> Any:
+    """The plain values in a text of bounded depth and size.
+
+    Raises:
+        InputError: not YAML, nested too deeply, with too many values, or with a key given twice.
+    """
+    if len(text) > MAX_BYTES or _depth(text) > MAX_DEPTH:  # the parser takes time with the square of the depth
+        raise InputError("nested too deeply, or too long")
+    try:
+        loader = yaml.SafeLoader(text)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            if _count(node, {}) > MAX_VALUES:
+                raise InputError(f"more than {MAX_VALUES} values")
+            return loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except RecursionError as error:
+        raise InputError("nested too deeply, or too long") from error
+    except yaml.YAMLError as error:
+        raise InputError(" ".join(str(error).split())) from error
+    except (ValueError, TypeError, OverflowError) as error:  # what it makes of numbers, dates and keys
+        if isinstance(error, InputError):
+            raise
+        raise InputError(first_line(error)) from error
+
+
+def _depth(text: str) -> int:
+    """Brackets open at once, those in quotes and comments counted too."""
+    return max(accumulate(((c in "[{") - (c in "]}") for c in text), initial=0))
+
+
+def _count(node: yaml.Node, known: dict[int, int]) -> int:
+    """Values below a node, aliases counted as often as they are used."""
+    if id(node) not in known:
+        known[id(node)] = MAX_VALUES + 1  # for a node that holds itself
+        known[id(node)] = 1 + sum(_count(child, known) for child in _children(node))
+    return known[id(node)]
+
+
+def _children(node: yaml.Node) -> Iterator[yaml.Node]:
+    if isinstance(node, yaml.SequenceNode):
+        yield from node.value
+    elif isinstance(node, yaml.MappingNode):
+        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        if twice := [key for key, times in keys.items() if times > 1]:
+            raise InputError(f"'{twice[0]}' is given twice")
+        for pair in node.value:
+            yield from pair
+
+
+def _has(values: Any, name: str) -> bool:
+    for key in name.split("."):
+        if not isinstance(values, dict) or key not in values:
+            return False
+        values = values[key]
+    return True
 
 
 def _set(values: dict[str, Any], override: str) -> None:
@@ -60,9 +145,9 @@ def _set(values: dict[str, Any], override: str) -> None:
             raise InputError(f"'{override}': '{section}' is not a section")
         values = inner
     try:
-        values[key] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"'{override}': the value is not YAML") from error
+        values[key] = parse_yaml(text)
+    except InputError as error:
+        raise InputError(f"'{override:.200}': the value is not YAML ({error})") from error
 
 
 def _describe(model: type[BaseModel], error: ValidationError) -> str:

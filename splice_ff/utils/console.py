@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -27,8 +28,14 @@ def progress_bar(total: int, unit: str, quiet: bool, initial: int = 0, what: str
 
 @contextmanager
 def noted_signals() -> Iterator[list[int]]:
-    """While inside, SIGTERM and ctrl-C only add their number to the list; whoever is inside looks there and stops."""
+    """While inside, SIGTERM and ctrl-C only add their number to the list; whoever is inside looks there and stops.
+
+    Python hears signals in its main thread alone: in another one nothing is noted.
+    """
     noted: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield noted
+        return
 
     def note(number: int, _: Any) -> None:
         noted.append(number)

@@ -137,7 +137,9 @@ def launched(monkeypatch):
 
 
 def test_throughput_and_shares(launched):
-    with training.training_settings(None, ["optimizer.accumulation=3"], "vit_mini", "tiny", CPU) as settings:
+    with training.training_settings(
+        None, ["optimizer.gradient_accumulation_steps=3"], "vit_mini", "tiny", CPU
+    ) as settings:
         part = training.measure_training(settings, ["fp32", "bf16"], 1, CPU, RATES, compile=True)
     assert [row["precision"] for row in part.rows] == ["fp32", "fp32 compiled", "bf16", "bf16 compiled"]
     assert [(x.config["run"]["precision"], x.config["run"]["compile"]) for x in launched] == [

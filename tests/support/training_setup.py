@@ -30,7 +30,7 @@ def write_run(folder: Path, vit_state, pictures: int = 12, **changes) -> Path:
         "backbone": {"name": str(backbone)},
         "generator": {"size": "tiny"},
         "loss": {"vit_size": 32, "identity_every": 2},
-        "optimizer": {"steps": 8, "batch_size": 2, "warmup_steps": 2, "ema": 0.5},
+        "optimizer": {"steps": 8, "batch_size": 2, "warmup_steps": 2, "ema_decay": 0.5},
         "run": {
             "log_every": 1, "validate_every": 4, "sample_every": 4, "checkpoint_every": 2, "validation_pairs": 3,
             "trackers": [],

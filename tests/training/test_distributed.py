@@ -31,7 +31,7 @@ def train(processes, config, *overrides):
 
 @pytest.fixture
 def config(tmp_path, vit_state):
-    return write_run(tmp_path / "job", vit_state, optimizer__steps=3, optimizer__clip=1e9)
+    return write_run(tmp_path / "job", vit_state, optimizer__steps=3, optimizer__max_grad_norm=1e9)
 
 
 def test_two_processes_equal_one_with_the_doubled_batch(config):

@@ -100,8 +100,11 @@ def test_only_the_generator_learns(start):
 
 def test_accumulation_equals_a_larger_batch(start):
     gradients = []
-    for name, overrides in (("whole", ["optimizer.batch_size=4"]), ("parts", ["optimizer.accumulation=2"])):
-        trainer = start("optimizer.clip=1e9", *overrides, name=name)
+    for name, overrides in (
+        ("whole", ["optimizer.batch_size=4"]),
+        ("parts", ["optimizer.gradient_accumulation_steps=2"]),
+    ):
+        trainer = start("optimizer.max_grad_norm=1e9", *overrides, name=name)
         seen = trainer.step(trainer.data.batches(0))
         gradients.append((seen["total"], seen["gradient_norm"]))
     assert gradients[0] == pytest.approx(gradients[1], rel=1e-4)
@@ -133,7 +136,7 @@ def test_resumed_curve_is_the_unbroken_ones(start):
 
 
 def test_kill_9_leaves_whole_checkpoints_and_the_run_goes_on(start, tmp_path):
-    trainer = start("optimizer.steps=100000", "run.keep=3")
+    trainer = start("optimizer.steps=100000", "run.checkpoints_total_limit=3")
     config = tmp_path / "job" / "config.yaml"
     program = [sys.executable, "-m", "splice_ff", "train", str(config), "optimizer.steps=100000", "--quiet"]
     process = subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -192,12 +195,12 @@ def test_a_nan_step_is_skipped_and_counted(start):
 
 
 def test_many_bad_steps_in_a_row_end_the_run_with_good_weights(start):
-    trainer = start("optimizer.max_bad_steps=3")
+    trainer = start("optimizer.max_skipped_steps=3")
     poison(trainer, range(2, 100))
     with pytest.raises(DivergedError, match="3 steps in a row"):
         trainer.run()
     assert trainer.step_count == 5
-    again = start("optimizer.max_bad_steps=3")
+    again = start("optimizer.max_skipped_steps=3")
     again._resume()
     assert again.step_count == 5 and torch.isfinite(weights(again)).all()
     torch.testing.assert_close(weights(again), weights(trainer))
