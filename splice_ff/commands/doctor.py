@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import typer
 
+import splice_ff
 from splice_ff.commands._options import Debug, errors
+
+PACKAGES = (
+    "torch", "torchvision", "timm", "safetensors", "pillow", "accelerate", "datasets", "matplotlib", "onnxruntime",
+    "gradio",
+)  # fmt: skip
+"""Named with their versions; the latter half comes with extras."""
 
 
 def doctor(debug: Debug = False) -> None:
@@ -19,8 +28,6 @@ def doctor(debug: Debug = False) -> None:
 
 def _report() -> Iterator[str]:
     """Lines of text. Nothing is downloaded and the network is not asked."""
-    from importlib.metadata import version
-
     import torch
     from PIL import features
 
@@ -31,8 +38,8 @@ def _report() -> Iterator[str]:
     from splice_ff.vit.weights import cached_weights, load_backbone
 
     yield f"python {platform.python_version()} on {platform.platform()}"
-    packages = ("splice-ff", "torch", "torchvision", "timm", "accelerate", "datasets", "safetensors", "pillow")
-    yield "packages: " + ", ".join(f"{name} {version(name)}" for name in packages)
+    yield f"splice-ff {splice_ff.__version__} in {Path(splice_ff.__file__).parent}"
+    yield "packages: " + ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
     yield f"CPU: {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
     for i in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(i)
@@ -51,3 +58,10 @@ def _report() -> Iterator[str]:
         yield f"one-shot model {name}: bundled in {checkpoints_dir() / name}"
     for spec in BACKBONES.values():
         yield f"backbone {spec.name}: {cached_weights(spec) or 'not downloaded'}"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

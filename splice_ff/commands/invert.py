@@ -24,6 +24,7 @@ from splice_ff.commands._options import (
 )
 from splice_ff.commands._runs import end_run, resume, take_steps
 from splice_ff.commands._vit import FACET_NAMES, ViTSize, parse_layers
+from splice_ff.utils.extras import need
 
 if TYPE_CHECKING:
     from splice_ff.analysis.inversion import FeatureInversion
@@ -58,6 +59,7 @@ def invert(
     Example: `splice-ff invert cat.jpg --feature cls --layers 2,5,8,11 --seeds 2 -o inverted`
     """
     with errors(debug):
+        need("matplotlib", extra="features")
         from splice_ff.analysis.inversion import FeatureInversion, InversionRecipe
         from splice_ff.images import check_writable, save_image
         from splice_ff.utils.files import check_place

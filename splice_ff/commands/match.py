@@ -25,6 +25,7 @@ from splice_ff.commands._options import (
     say,
 )
 from splice_ff.commands._vit import Layer, ViTSize, facts_of, parse_layers
+from splice_ff.utils.extras import need
 
 
 def attention(
@@ -40,6 +41,7 @@ def attention(
 ) -> None:
     """Show where the [CLS] token looks, head by head."""
     with errors(debug):
+        need("matplotlib", extra="features")
         from splice_ff.analysis.attention import cls_attention
         from splice_ff.analysis.figures import attention_picture, picture_of, wrapped_figure
         from splice_ff.images import check_writable, save_image
@@ -77,6 +79,7 @@ def match(
     A transfer paints along such ties. Where there are few, or wrong ones, it must fail.
     """
     with errors(debug):
+        need("matplotlib", extra="features")
         from splice_ff.analysis.correspondence import match_images, match_strength
         from splice_ff.analysis.figures import matches_figure, picture_of
         from splice_ff.images import check_writable, save_image
@@ -112,6 +115,7 @@ def explain(
     Example: `splice-ff explain cat.jpg tiger.jpg tiger-cat.png -o explained.png`
     """
     with errors(debug):
+        need("matplotlib", extra="features")
         from splice_ff.analysis.explain import explain as explain_result
         from splice_ff.analysis.figures import explanation_figure, picture_of
         from splice_ff.images import check_writable, save_image

@@ -9,6 +9,7 @@ import typer
 
 from splice_ff.commands._options import Backbone, Debug, Device, Quiet, Weights, errors, find_backbone, find_device, say
 from splice_ff.errors import InputError
+from splice_ff.utils.extras import need
 
 
 def pairs(
@@ -33,6 +34,7 @@ def pairs(
     Example: `splice-ff pairs photos/ -o pairs.parquet`
     """
     with errors(debug):
+        need("datasets", extra="train")
         from splice_ff.data.image_dataset import open_dataset
         from splice_ff.data.mining import mine_pairs
         from splice_ff.utils.files import check_place

@@ -23,6 +23,7 @@ from splice_ff.commands._options import (
 )
 from splice_ff.commands._vit import FACET_NAMES, ViTSize, facts_of, parse_layers
 from splice_ff.errors import InputError
+from splice_ff.utils.extras import need
 
 
 def pca(
@@ -59,6 +60,7 @@ def pca(
     Example: `splice-ff pca cat.jpg tiger.jpg --joint --mask -o seen`
     """
     with errors(debug):
+        need("matplotlib", extra="features")
         from splice_ff.analysis.figures import grid_figure, picture_of, thumbnail_size
         from splice_ff.analysis.patches import upsample_map
         from splice_ff.analysis.pca import PCA_FACETS, pca_pictures

@@ -22,6 +22,7 @@ from splice_ff.commands._options import (
     say,
 )
 from splice_ff.errors import InputError
+from splice_ff.utils.extras import need
 
 if TYPE_CHECKING:
     from splice_ff.training.teacher import TeacherTask
@@ -58,6 +59,7 @@ def teach(
     Example: `splice-ff teach pairs/ -o teacher`
     """
     with errors(debug):
+        need("accelerate", "datasets", extra="train")
         from accelerate import PartialState
 
         from splice_ff.per_pair.optimize import make_recipe

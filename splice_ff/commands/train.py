@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from splice_ff.commands._options import Debug, Quiet, errors, say
+from splice_ff.utils.extras import need
 
 
 def train(
@@ -27,6 +28,7 @@ def train(
     Example: `splice-ff train train/configs/small.yaml data.source=photos/ output=runs/photos`
     """
     with errors(debug):
+        need("accelerate", "datasets", "tensorboard", extra="train")
         from splice_ff.errors import DivergedError
         from splice_ff.training.config import load_config
         from splice_ff.training.trainer import Trainer

@@ -14,6 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from splice_ff.errors import CheckpointError, InputError
+from splice_ff.utils.bundled import bundled_dir
 
 
 def check_place(path: str | os.PathLike[str]) -> None:
@@ -56,10 +57,8 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], object]) 
 
 
 def checkpoints_dir() -> Path:
-    """Folder of the bundled checkpoints: inside the installed package, or beside it in a source tree."""
-    package = Path(__file__).parents[1]
-    inside = package / "checkpoints"
-    return inside if inside.is_dir() else package.parent / "checkpoints"
+    """Folder of the bundled checkpoints."""
+    return bundled_dir("checkpoints")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
