@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from typing import Annotated
 
 import typer
 
+from splice_ff import __version__
 from splice_ff.commands import (
     batch,
     benchmark,
+    demo,
     doctor,
     evaluate,
     invert,
@@ -29,6 +32,7 @@ app = typer.Typer(
     help="Paint one image with the look of another: its layout stays, its appearance changes.",
 )
 for command in (
+    demo.demo,
     transfer.transfer,
     transfer.embed,
     batch.batch,
@@ -47,6 +51,21 @@ for command in (
     doctor.doctor,
 ):
     app.command()(command)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"splice-ff {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options of `splice-ff` itself."""
 
 
 def main() -> None:
