@@ -166,7 +166,7 @@ def test_identity_has_its_own_target_if_given(tiny_loss):
     ],
 )
 def test_weights_and_the_backbones_scales_multiply(tiny_vit, weights, scales, factors):
-    spec = None if scales is None else BackboneSpec("tiny", "tiny", scales)
+    spec = None if scales is None else BackboneSpec("tiny", loss_scales=scales)
     loss = SpliceLoss(ViTFeatures(tiny_vit(), spec=spec), weights, vit_input=ViTInput(48))
     plain = SpliceLoss(ViTFeatures(tiny_vit()), vit_input=ViTInput(48))
     output, structure, appearance, identity = (images(1, 3, 48, 48, seed=i) for i in range(4))

@@ -104,7 +104,7 @@ def _from_hub(name: str) -> Path:
     config = timm.get_pretrained_cfg(name)
     if config is None or not config.hf_hub_id:
         raise InputError(f"teacher '{name}' has no weights on the hub: give distillation.weights, a file")
-    if (cached := cached_weights(BackboneSpec(name, name))) is not None:
+    if (cached := cached_weights(BackboneSpec.of(name))) is not None:
         return cached
     try:
         # One short question: the download retries for minutes.

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +20,7 @@ from timm.models.eva import Eva, EvaBlock
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from splice_ff.vit.spec import BackboneSpec
+from splice_ff.vit.spec import BackboneSpec, PositionInterpolation
 
 PROJECTIONS = ("queries", "keys", "values")
 """What an attention layer makes of its input, in the order in which timm stores the weights."""
@@ -52,13 +51,17 @@ class Features:
     def self_similarity(self, layer: int | None = None) -> Tensor:
         """Cosine similarity of all pairs of keys, heads concatenated: (B, T, T) in [-1, 1].
 
-        Paper: section 3.2, "self-similarity descriptor". `layer` defaults to the deepest one held.
+        `layer` defaults to the deepest one held.
         """
         return self_similarity(self.keys[max(self.keys) if layer is None else layer])
 
 
 def self_similarity(keys: Tensor) -> Tensor:
-    """Keys (B, heads, T, d) to the cosine similarity of all pairs of tokens, (B, T, T), in float32."""
+    """Keys (B, heads, T, d) to the cosine similarity of all pairs of tokens, (B, T, T) in [-1, 1], in float32.
+
+    S(I)_ij = cos(k_i(I), k_j(I)), k_i being the key of token i with its heads concatenated: the paper's descriptor of
+    structure (section 3.2).
+    """
     # Outside autocast: the structure loss is a small difference of numbers near 1, which bfloat16 rounds away.
     with torch.autocast(keys.device.type, enabled=False):
         directions = F.normalize(rearrange(keys.float(), "b heads t d -> b t (heads d)"), dim=-1)
@@ -190,37 +193,39 @@ class ViTFeatures(nn.Module):
             raise ValueError(f"images must be (B, 3, H, W), not {tuple(images.shape)}")
         if cls and self.vit.cls_token is None:
             raise ValueError(f"{self.name} has no [CLS] token, which the appearance loss needs")
-        facets = dict(zip(PROJECTIONS, (queries, keys, values), strict=True))
-        wanted = {facet: {self._layer(i) for i in layers} for facet, layers in facets.items()}
-        wanted_tokens = {self._layer(i) for i in tokens}
-        last_facet = max((i for layers in wanted.values() for i in layers), default=-1)
-        last_output = max(wanted_tokens | ({self.depth - 1} if cls else set()), default=-1)
+        projected = dict(zip(PROJECTIONS, (self._layers(i) for i in (queries, keys, values)), strict=True))
+        outputs = self._layers(tokens)
+        last_projected = max((i for layers in projected.values() for i in layers), default=-1)
+        last_output = max(outputs | ({self.depth - 1} if cls else set()), default=-1)
 
         x, grid, rope = self._embed((images - self.mean) / self.std)
-        found: dict[str, dict[int, Tensor]] = {facet: {} for facet in PROJECTIONS}
-        found_tokens, cls_tokens = {}, []
-        for i, block in enumerate(self.vit.blocks[: max(last_facet, last_output) + 1]):
+        facets: dict[str, dict[int, Tensor]] = {facet: {} for facet in FACETS}
+        cls_tokens = []
+        for i, block in enumerate(self.vit.blocks[: max(last_projected, last_output) + 1]):
             normed = None
-            for facet, layers in wanted.items():
+            for facet, layers in projected.items():
                 if i in layers:
                     normed = block.norm1(x) if normed is None else normed
-                    found[facet][i] = _project(block.attn, normed, facet)
-            if i == last_facet > last_output:
-                break  # only facets of this layer were wanted: its attention and MLP are not needed
-            if i == last_output and i not in wanted_tokens and _is_plain(block):
-                x = _first_token_of_block(block, x, normed, found["keys"].get(i))
+                    facets[facet][i] = _project(block.attn, normed, facet)
+            if i == last_projected > last_output:
+                break  # this layer's attention and MLP are not needed
+            if i == last_output and i not in outputs and _is_plain(block):
+                x = _first_token_of_block(block, x, normed, facets["keys"].get(i))
             else:
                 x = block(x) if rope is None else block(x, rope=_rope_of_layer(self.vit, rope, i))
-            if i in wanted_tokens:
-                found_tokens[i] = x
+            if i in outputs:
+                facets["tokens"][i] = x
             if cls:
                 cls_tokens.append(x[:, 0])
-        return Features(grid, torch.stack(cls_tokens, 1) if cls else None, **found, tokens=found_tokens)
+        return Features(grid, torch.stack(cls_tokens, 1) if cls else None, **facets)
 
-    def _layer(self, i: int) -> int:
-        if not -self.depth <= i < self.depth:
-            raise IndexError(f"layer {i}: {self.name} has {self.depth} layers (0 to {self.depth - 1})")
-        return i % self.depth
+    def _layers(self, layers: Iterable[int]) -> set[int]:
+        """Layers counted from 0."""
+        layers = set(layers)
+        for i in layers:
+            if not -self.depth <= i < self.depth:
+                raise IndexError(f"layer {i}: {self.name} has {self.depth} layers (0 to {self.depth - 1})")
+        return {i % self.depth for i in layers}
 
     def _embed(self, x: Tensor) -> tuple[Tensor, tuple[int, int], Tensor | None]:
         """Normalized images to tokens (B, T, D), their grid, and rotary embeddings if the ViT has them."""
@@ -230,7 +235,7 @@ class ViTFeatures(nn.Module):
         patches = vit.patch_embed.proj(x)
         h, w = patches.shape[-2:]
         tokens = vit.patch_embed.norm(rearrange(patches, "b d h w -> b (h w) d"))
-        embeddings = 0.0 if vit.pos_embed is None else self._position_embeddings(h, w)
+        embeddings = 0.0 if vit.pos_embed is None else self._position_embeddings((h, w), x.shape[-2:])
         prefix = [t.expand(len(x), -1, -1) for t in (vit.cls_token, vit.reg_token) if t is not None]
         if vit.no_embed_class:  # positions belong to patches only
             tokens = torch.cat([*prefix, tokens + embeddings], 1)
@@ -241,21 +246,25 @@ class ViTFeatures(nn.Module):
             rope.update_feat_shape([h, w])
         return vit.norm_pre(tokens), (h, w), None if rope is None else rope.get_embed(shape=[h, w])
 
-    def _position_embeddings(self, h: int, w: int) -> Tensor:
-        """Learned position embeddings for an h x w grid, (1, T, D), interpolated as DINO's own code does.
+    def _position_embeddings(self, grid: tuple[int, int], pixels: Sequence[int]) -> Tensor:
+        """Learned position embeddings, (1, T, D), for a grid (h, w) cut from an image of (H, W) pixels.
 
-        That is bicubic, not antialiased, with 0.1 added to the target size: the scale, and so the sampling
-        points, differ slightly from those of an interpolation to a size.
+        Interpolated as the family's own code does; see `PositionInterpolation`. DINO's and DINOv2's keep the native
+        ones only where the image has the native proportions *in pixels* (they ask whether it is square): at 224 x 228
+        they interpolate from the native 28 x 28 grid to the same grid.
         """
         positions = self.vit.pos_embed
         prefix = 0 if self.vit.no_embed_class else self.vit.num_prefix_tokens
-        native_h, native_w = self.vit.patch_embed.grid_size
-        if (h, w) == (native_h, native_w):
+        native, native_pixels = self.vit.patch_embed.grid_size, self.vit.patch_embed.img_size
+        if grid == native and pixels[0] * native_pixels[1] == pixels[1] * native_pixels[0]:
             return positions
-        grid = rearrange(positions[:, prefix:].float(), "1 (h w) d -> 1 d h w", h=native_h)
-        scale = ((h + 0.1) / native_h, (w + 0.1) / native_w)
-        grid = F.interpolate(grid, scale_factor=scale, mode="bicubic", align_corners=False)
-        return torch.cat([positions[:, :prefix], rearrange(grid, "1 d h w -> 1 (h w) d")], 1)
+        how = self.spec.positions if self.spec else PositionInterpolation()
+        target: dict[str, Any] = {"size": grid}
+        if how.offset:
+            target = {"scale_factor": tuple((n + how.offset) / m for n, m in zip(grid, native, strict=True))}
+        patches = rearrange(positions[:, prefix:].float(), "1 (h w) d -> 1 d h w", h=native[0])
+        patches = F.interpolate(patches, mode="bicubic", antialias=how.antialias, **target)
+        return torch.cat([positions[:, :prefix], rearrange(patches, "1 d h w -> 1 (h w) d")], 1)
 
 
 def _project(attention: Any, x: Tensor, facet: str) -> Tensor:

@@ -15,17 +15,43 @@ class LossWeights:
 
 
 @dataclass(frozen=True)
+class PositionInterpolation:
+    """How a family's own code brings learned position embeddings to another grid; bicubic in any case.
+
+    The default is DINO's and DINOv2's.
+    """
+
+    offset: float = 0.1
+    """Added to both sides of the grid before they are divided by the native ones. This changes the scale, and so the
+    places that are sampled, by a little. With 0 the grid's sides are the target, and the scale is exact."""
+    antialias: bool = False
+
+
+DINOV2_REGISTERS = PositionInterpolation(offset=0.0, antialias=True)
+"""Of DINOv2 with registers (arXiv:2309.16588)."""
+
+
+@dataclass(frozen=True)
 class BackboneSpec:
-    """Where a backbone comes from, as data."""
+    """What is known of a backbone, as data."""
 
     name: str
-    timm_name: str
+    timm_name: str | None = None
+    """In timm's registry; None if the architecture is in a checkpoint folder's config.json."""
     loss_scales: LossWeights = field(default_factory=lambda: LossWeights(1.0, 1.0, 1.0))
     """Factors on the loss weights, for backbones whose features have another scale than DINO's."""
+    positions: PositionInterpolation = field(default_factory=PositionInterpolation)
+
+    @classmethod
+    def of(cls, name: str, timm_name: str | None = None) -> BackboneSpec:
+        """The spec of a timm model, with what its family needs; it is called by its timm name unless given another."""
+        timm_name = timm_name or name
+        positions = DINOV2_REGISTERS if "_reg4_dinov2" in timm_name else PositionInterpolation()
+        return cls(name, timm_name, positions=positions)
 
 
 BACKBONES = {
-    name: BackboneSpec(name, timm_name)
+    name: BackboneSpec.of(name, timm_name)
     for name, timm_name in {
         # the paper's
         "dino_vits16": "vit_small_patch16_224.dino",

@@ -36,7 +36,7 @@ def load_backbone(name: str, weights: str | Path | None = None) -> ViTFeatures:
         vit, spec, mean, std = _from_config(folder / "config.json")
         file = _weights_file(weights or folder)
     else:
-        spec = BACKBONES.get(name) or BackboneSpec(name, name)
+        spec = BACKBONES.get(name) or BackboneSpec.of(name)
         if not timm.is_model(spec.timm_name):
             known = ", ".join([BUNDLED, *BACKBONES])
             raise WeightsError(f"unknown backbone '{name}'. Known: {known}, any timm ViT, or a checkpoint folder")
@@ -109,7 +109,7 @@ def _from_config(file: Path) -> tuple[nn.Module, BackboneSpec, list[float], list
             raise ValueError(f"architecture {config['architecture']!r} is not timm.models.VisionTransformer")
         vit = VisionTransformer(**arguments)
         scales = LossWeights(**{"structure": 1.0, "appearance": 1.0, "identity": 1.0, **config.get("loss_scales", {})})
-        return vit, BackboneSpec(file.parent.name, str(file.parent), scales), config["mean"], config["std"]
+        return vit, BackboneSpec(file.parent.name, loss_scales=scales), config["mean"], config["std"]
     except Exception as error:  # whatever timm makes of a wrong value: it asserts, divides by it, ...
         raise WeightsError(f"{file}: not a backbone's config ({type(error).__name__}: {first_line(error)})") from error
 
