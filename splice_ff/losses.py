@@ -1,6 +1,9 @@
-"""The three losses of Splice, measured in the feature space of a frozen ViT (paper, section 3.3).
+"""The three losses of Splice, measured in the feature space of a frozen ViT (arXiv:2201.00424, section 3.3).
 
-All are means of squares, as in the published code (the paper writes norms).
+    L = L_structure + 10 L_appearance + L_identity
+
+of a structure image Is, an appearance image It and an output Io = G(Is). The paper writes norms, and
+L_app + 0.1 L_structure + 0.1 L_id; the authors' code takes means of squares, and so do we.
 """
 
 from __future__ import annotations
@@ -18,17 +21,38 @@ from splice_ff.vit.spec import LossWeights
 
 
 def structure_loss(output_keys: Tensor, structure_keys: Tensor) -> Tensor:
-    """Mean squared difference of the keys' self-similarities; keys (B, heads, T, d), result a scalar."""
+    """The layout: L_structure = || S(Is) - S(Io) ||^2, S being the self-similarity of the deepest keys.
+
+    Args:
+        output_keys, structure_keys: (B, heads, T, d).
+
+    Returns:
+        The mean over batch and pairs of tokens, a scalar in [0, 4].
+    """
     return F.mse_loss(self_similarity(output_keys), self_similarity(structure_keys))
 
 
 def appearance_loss(output_cls: Tensor, appearance_cls: Tensor) -> Tensor:
-    """Mean squared difference of deepest [CLS] tokens (B, D)."""
+    """The look: L_appearance = || t(It) - t(Io) ||^2, t being the deepest [CLS] token.
+
+    Args:
+        output_cls, appearance_cls: (B, D).
+
+    Returns:
+        The mean over batch and D, a scalar.
+    """
     return F.mse_loss(output_cls.float(), appearance_cls.float())
 
 
 def identity_loss(identity_keys: Tensor, appearance_keys: Tensor) -> Tensor:
-    """Mean squared difference of keys (B, heads, T, d): the generator should leave the appearance image as it is."""
+    """The generator leaves the appearance image as it is: L_identity = || K(It) - K(G(It)) ||^2, K the deepest keys.
+
+    Args:
+        identity_keys, appearance_keys: (B, heads, T, d).
+
+    Returns:
+        The mean over batch, heads, tokens and d, a scalar.
+    """
     return F.mse_loss(identity_keys.float(), appearance_keys.float())
 
 
@@ -57,7 +81,7 @@ class Target:
 
 
 class SpliceLoss:
-    """Structure + 10 x appearance + identity, in the features of one backbone.
+    """The weighted sum of the three losses, in the features of one backbone.
 
     Args:
         backbone: the frozen ViT. Its `spec.loss_scales` multiply the weights, so that backbones with features of
@@ -100,13 +124,13 @@ class SpliceLoss:
             identity: the generator applied to the appearance images, (B', 3, H', W'); omitted, the term is 0.
             identity_target: target of those images, if not `appearance`.
         """
-        made = self._features([output] if identity is None else [output, identity])
-        structural = structure_loss(made[0].keys, structure.keys)
-        visual = appearance_loss(made[0].cls, appearance.cls)
-        same = output.new_zeros(())
-        if identity is not None:
-            same = identity_loss(made[1].keys, (identity_target or appearance).keys)
-        return self.weigh(structural, visual, same)
+        painted, *repainted = self._features([output] if identity is None else [output, identity])
+        kept = output.new_zeros(())
+        if repainted:
+            kept = identity_loss(repainted[0].keys, (identity_target or appearance).keys)
+        return self.weigh(
+            structure_loss(painted.keys, structure.keys), appearance_loss(painted.cls, appearance.cls), kept
+        )
 
     def weigh(self, structure: Tensor, appearance: Tensor, identity: Tensor) -> Losses:
         """The three terms with their weighted sum."""
@@ -115,9 +139,9 @@ class SpliceLoss:
         return Losses(structure, appearance, identity, total)
 
     def _features(self, batches: Sequence[Tensor]) -> list[Target]:
-        """Deepest keys and [CLS] of several batches; those that the ViT sees at one size share a pass."""
+        """Deepest keys and [CLS] tokens of several batches; those of one size share a pass."""
         inputs = [self.vit_input.resize(images, self.backbone.patch_size) for images in batches]
-        made: dict[int, Target] = {}
+        encoded: dict[int, Target] = {}
         for shape in dict.fromkeys(x.shape[-2:] for x in inputs):
             group = [i for i, x in enumerate(inputs) if x.shape[-2:] == shape]
             features = self.backbone(torch.cat([inputs[i] for i in group]), cls=True, keys=[-1])
@@ -125,5 +149,5 @@ class SpliceLoss:
             sizes = [len(inputs[i]) for i in group]
             keys = features.keys[self.backbone.depth - 1].split(sizes)
             cls = features.cls[:, -1].split(sizes)
-            made |= {i: Target(k, c) for i, k, c in zip(group, keys, cls, strict=True)}
-        return [made[i] for i in range(len(inputs))]
+            encoded |= {i: Target(k, c) for i, k, c in zip(group, keys, cls, strict=True)}
+        return [encoded[i] for i in range(len(inputs))]
