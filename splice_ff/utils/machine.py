@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import resource
 import subprocess
 import sys
 import time
@@ -61,7 +60,15 @@ def peak_memory(device: torch.device) -> int:
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     own = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
-    return own or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    if own:
+        return own
+    if sys.platform == "win32":
+        import psutil  # accelerate brings it; `resource` is for Unix only
+
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def describe(device: torch.device) -> str:
