@@ -17,10 +17,13 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from torch import Tensor
 
 from splice_ff.images import load_image, save_image
+from splice_ff.losses import Losses
 from splice_ff.per_pair.optimize import make_recipe
-from splice_ff.per_pair.optimizer import EVALUATE_EVERY, PairOptimizer
+from splice_ff.per_pair.optimizer import EVALUATE_EVERY, PairOptimizer, PairResult
+from splice_ff.per_pair.recipes import Recipe
 from splice_ff.vit.weights import load_backbone
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -37,7 +40,7 @@ def run(
     size: int = 192,
     seed: int = 0,
 ) -> None:
-    """Optimize pairs and append a row each; rows that are there are not made again. Images lie beside the rows."""
+    """Optimize pairs and append a row each, but for pairs that have one. Writes the images beside the rows."""
     torch.set_num_threads(1)
     recipe = make_recipe(preset, steps=steps, size=size, generator=generator, precision="fp32")
     label = f"{preset}-{recipe.generator}-{recipe.steps}-{size}-{seed}"
@@ -46,22 +49,31 @@ def run(
         if (folder.name, label) in done:
             continue
         structure, appearance = (load_image(next(folder.glob(f"{k}.*"))).rgb for k in ("structure", "appearance"))
-        start = time.process_time()
-        optimizer = PairOptimizer(structure, appearance, load_backbone(backbone), recipe, seed=seed)
-        curve = []
-        while not optimizer.done:
-            optimizer.step()
-            if optimizer.step_count % EVALUATE_EVERY == 0:
-                curve.append([optimizer.step_count, time.process_time() - start, optimizer.best_losses["total"]])
-        result = optimizer.result()
+        result, seconds, curve = _optimize(structure, appearance, backbone, recipe, seed)
         row = {
-            "pair": folder.name, "label": label, "preset": preset, "steps": optimizer.step_count,
-            "seconds": time.process_time() - start, "losses": result.losses, "curve": curve,
+            "pair": folder.name, "label": label, "preset": preset, "steps": recipe.steps,
+            "seconds": seconds, "losses": result.losses, "curve": curve,
         }  # fmt: skip
         save_image(rows.parent / f"{folder.name}-{label}.png", result.image)
         with rows.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        typer.echo(f"{folder.name} {label}: {row['seconds']:.0f} s, {result.losses}")
+        typer.echo(f"{folder.name} {label}: {seconds:.0f} s, {result.losses}")
+
+
+def _optimize(
+    structure: Tensor, appearance: Tensor, backbone: str, recipe: Recipe, seed: int
+) -> tuple[PairResult, float, list[tuple[int, float, float]]]:
+    """The result, its CPU seconds, and step, seconds and best total at every evaluation."""
+    start = time.process_time()
+    curve = []
+
+    def note(run: PairOptimizer, _: Losses) -> None:
+        if run.step_count % EVALUATE_EVERY == 0:
+            curve.append((run.step_count, time.process_time() - start, run.best_losses["total"]))
+
+    optimizer = PairOptimizer(structure, appearance, load_backbone(backbone), recipe, seed=seed)
+    optimizer.run(note)
+    return optimizer.result(), time.process_time() - start, curve
 
 
 @app.command()

@@ -7,7 +7,6 @@ back is what the feature holds; what differs from run to run is what it leaves o
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
@@ -19,6 +18,8 @@ from torch import Tensor, nn
 
 from splice_ff.errors import DivergedError, InputError
 from splice_ff.networks.skip_unet import MIN_SIDE, SkipUNet
+from splice_ff.utils.schedules import cosine
+from splice_ff.utils.steps import SteppedRun
 from splice_ff.vit.features import ViTFeatures, self_similarity
 from splice_ff.vit.inputs import VIT_SIZE, ViTInput
 
@@ -83,7 +84,7 @@ class Inversion:
     """The same now."""
 
 
-class FeatureInversion:
+class FeatureInversion(SteppedRun[Tensor]):
     """Inverts a feature of one image at several layers, several times each, together.
 
     The target is encoded once. Every step is one ViT pass over all images, which stops at the deepest layer asked
@@ -138,14 +139,9 @@ class FeatureInversion:
         self.parameters = nn.ModuleList([self.pictures, self.generators])
         # One optimizer for all is one for each: Adam treats every number alone.
         self.adam = torch.optim.Adam(self.parameters.parameters(), self.recipe.learning_rate, fused=True)
-        self.step_count = 0
+        self.steps = self.recipe.steps
         with torch.no_grad():
             self.start = self._distances(self._paint()).tolist()
-
-    @property
-    def done(self) -> bool:
-        """All steps are taken."""
-        return self.step_count >= self.recipe.steps
 
     def step(self) -> Tensor:
         """Take one step of every run.
@@ -156,8 +152,8 @@ class FeatureInversion:
         Raises:
             DivergedError: one is NaN or infinite; nothing was changed.
         """
-        done = self.step_count / self.recipe.steps
-        self.adam.param_groups[0]["lr"] = self.recipe.learning_rate * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
+        peak = self.recipe.learning_rate
+        self.adam.param_groups[0]["lr"] = cosine(peak, peak / 10, self.step_count, self.steps)
         noisy = self.recipe.feature == "cls" and self.recipe.prior == "cnn"
         distances = self._distances(self._paint(noise_std(self.step_count, self.recipe.steps) if noisy else 0.0))
         if not torch.isfinite(distances).all():
@@ -176,40 +172,36 @@ class FeatureInversion:
         rows = zip(self.runs, pictures.cpu(), self.start, distances, strict=True)
         return [Inversion(layer, seed, picture, start, now) for (layer, seed), picture, start, now in rows]
 
+    @torch.no_grad()
+    def is_sound(self) -> bool:
+        """Whether all distances are finite now."""
+        return bool(self._distances(self._paint()).isfinite().all())
+
     def settings(self) -> dict[str, str]:
         """What makes the images, for their files."""
         facts = {k: str(v) for k, v in asdict(self.recipe).items()}
         return facts | {"backbone": self.backbone.name, "backbone_sha256": self.backbone.fingerprint}
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that `load_state_dict` needs to go on as if the run had not stopped."""
+        """Weights or pixels, the optimizer and the random numbers."""
         return {
-            "run": self._identity(),
             "parameters": self.parameters.state_dict(),
             "adam": self.adam.state_dict(),
             "random": [random.get_state() for random in self.random],
-            "step_count": self.step_count,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`.
-
-        Raises:
-            InputError: the state belongs to another run.
-        """
-        ours, theirs = self._identity(), state.get("run", {})
-        if ours != theirs:
-            changed = ", ".join(k for k in ours if ours[k] != theirs.get(k))
-            raise InputError(f"the saved state belongs to another run (different: {changed})")
+        """Take over what `state_dict` gave."""
         self.parameters.load_state_dict(state["parameters"])
         self.adam.load_state_dict(state["adam"])
         for random, saved in zip(self.random, state["random"], strict=True):
             random.set_state(saved.cpu())
-        self.step_count = state["step_count"]
 
-    def _identity(self) -> dict[str, str]:
+    def identity(self) -> dict[str, str]:
+        """Recipe, backbone, layers, seeds and image."""
         pixels = hashlib.sha256(self.image.cpu().numpy().tobytes()).hexdigest()
-        return self.settings() | {"layers and seeds": str(self.runs), "image": pixels}
+        settings = {k: v for k, v in self.settings().items() if k != "steps"}
+        return settings | {"layers and seeds": str(self.runs), "image": pixels}
 
     def _generator(self, seed: int) -> SkipUNet:
         with torch.random.fork_rng():  # a library must not reseed its caller

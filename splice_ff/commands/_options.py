@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,6 +64,21 @@ def errors(debug: bool) -> Iterator[None]:
         raise typer.Exit(2) from error
     except KeyboardInterrupt as error:
         raise typer.Exit(130) from error
+    except Exception as error:
+        message = out_of_memory(error)
+        if debug or not message:
+            raise
+        say(f"error: {message}")
+        raise typer.Exit(2) from error
+
+
+def out_of_memory(error: BaseException) -> str | None:
+    """What to say of an error that means too little memory; None of any other."""
+    if "torch" not in sys.modules and not isinstance(error, MemoryError):
+        return None
+    from splice_ff.utils.machine import is_out_of_memory
+
+    return "out of memory; work at a smaller --size" if is_out_of_memory(error) else None
 
 
 def say(message: str) -> None:

@@ -3,107 +3,112 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import traceback
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from splice_ff.commands._options import say
-from splice_ff.errors import InputError
-from splice_ff.utils.console import progress_bar
+from splice_ff.commands._options import out_of_memory, say
+from splice_ff.errors import DivergedError, InputError
+from splice_ff.utils.console import noted_signals, progress_bar
 
 if TYPE_CHECKING:
-    from splice_ff.analysis.inversion import FeatureInversion
-    from splice_ff.errors import DivergedError
     from splice_ff.images import LoadedImage
     from splice_ff.per_pair.optimizer import PairOptimizer, PairResult
-
-    Failure = KeyboardInterrupt | DivergedError | None
+    from splice_ff.utils.steps import SteppedRun
 
 SAVE_STATE_EVERY = 100
 
 
-def resume(run: PairOptimizer | FeatureInversion, state: Path | None, quiet: bool) -> None:
+def resume(run: SteppedRun[Any], state: Path | None, quiet: bool) -> None:
     """Go on from the state file, if there is one.
 
     Raises:
-        InputError: it is damaged, or another run's.
+        InputError: it is damaged, another run's, or further on than this run shall go.
     """
-    from splice_ff.per_pair.optimizer import load_state
-
     if state and state.exists():
-        load_state(run, state)
+        run.load(state)
         if not quiet:
             say(f"going on from step {run.step_count} of {state}")
 
 
+class Interrupted(KeyboardInterrupt):
+    """A run was asked to stop, by the signal of this number."""
+
+
 def take_steps(
-    run: PairOptimizer | FeatureInversion,
+    run: SteppedRun[Any],
     figures: Callable[[Any], Mapping[str, float]],
     quiet: bool,
     *,
     state: Path | None = None,
     after_step: Callable[[], None] = lambda: None,
-) -> Failure:
+) -> BaseException | None:
     """Take the remaining steps under a progress bar.
 
     Args:
         run: what takes them.
         figures: what the bar shows of that which a step returns.
         quiet: no bar.
-        state: where the run is kept, every `SAVE_STATE_EVERY` steps and at the end, unless it has diverged.
+        state: where the run is kept, every `SAVE_STATE_EVERY` steps and at the end, whatever ends it. A state whose
+            losses are not finite never replaces a sound one.
         after_step: called after each step.
 
     Returns:
-        What ended them early: ctrl-C, heard between two steps (the second one at once), or losses that are no longer
-        finite. It is for `end_run`, once what there is has been written.
+        What ended them early: ctrl-C or SIGTERM, heard between two steps (the second one at once), or any error. It is
+        for `end_run`, once the best so far has been written.
     """
-    from splice_ff.errors import DivergedError
-    from splice_ff.per_pair.optimizer import save_state
+    failure: BaseException | None = None
+    with progress_bar(run.steps, "step", quiet, run.step_count) as bar, noted_signals(impatient=True) as noted:
 
-    failure: Failure = None
-    try:
-        with progress_bar(run.recipe.steps, "step", quiet, run.step_count) as shown, _noted_interrupts() as noted:
-            while not (run.done or noted):
-                found = figures(run.step())
-                shown.set_postfix({name: f"{value:.4g}" for name, value in found.items()}, refresh=False)
-                shown.update()
-                after_step()
-                if state and run.step_count % SAVE_STATE_EVERY == 0:
-                    save_state(run, state)
-        if noted:
-            failure = KeyboardInterrupt()
-    except (KeyboardInterrupt, DivergedError) as error:
-        failure = error
+        def on_step(_: Any, losses: Any) -> None:
+            bar.set_postfix({name: f"{value:.4g}" for name, value in figures(losses).items()}, refresh=False)
+            bar.update()
+            after_step()
+            if state and run.step_count % SAVE_STATE_EVERY == 0 and run.is_sound():
+                run.save(state)
+            if noted:
+                run.stop()
+
+        try:
+            run.run(on_step)
+        except (KeyboardInterrupt, Exception) as error:
+            failure = error
+            traceback.clear_frames(error.__traceback__)  # their tensors would keep the memory that we need now
+    if noted:
+        failure = Interrupted(noted[0])
     if state and not isinstance(failure, DivergedError):
-        save_state(run, state)
+        try:
+            if run.is_sound():
+                run.save(state)
+        except Exception as error:
+            failure = failure or error
     return failure
 
 
 def write_best(
-    run: PairOptimizer, failure: Failure, output: Path, structure: LoadedImage, facts: Mapping[str, str]
+    run: PairOptimizer, failure: BaseException | None, output: Path, structure: LoadedImage, facts: Mapping[str, str]
 ) -> PairResult:
     """Write the best image of a run so far, with its losses among the facts.
 
     Raises:
         InputError: there is none, or it cannot be written.
     """
-    from splice_ff.errors import DivergedError
     from splice_ff.images import save_image
 
     try:
         result = run.result()
-    except DivergedError as error:
-        reason = failure if isinstance(failure, DivergedError) else error
-        raise InputError(f"{reason}; no image was made") from error
+    except Exception as error:
+        end_run(run, failure or error, "no image was made")
+        raise
     losses = {f"loss_{name}": f"{value:.6g}" for name, value in result.losses.items()}
     save_image(output, result.image, alpha=structure.alpha, settings={**facts, "step": str(result.step), **losses})
     return result
 
 
-def end_pair(run: PairOptimizer, failure: Failure, result: PairResult, output: Path, quiet: bool) -> None:
+def end_pair(run: PairOptimizer, failure: BaseException | None, result: PairResult, output: Path, quiet: bool) -> None:
     """Say what `write_best` wrote, or why the run ended early; see `end_run`."""
     end_run(run, failure, f"the best image so far is in {output}")
     if not quiet:
@@ -111,32 +116,22 @@ def end_pair(run: PairOptimizer, failure: Failure, result: PairResult, output: P
         say(f"{output}: step {result.step} of {run.step_count}, whole image: {total} ({', '.join(rest)})")
 
 
-def end_run(run: PairOptimizer | FeatureInversion, failure: Failure, kept: str) -> None:
+def end_run(run: SteppedRun[Any], failure: BaseException | None, kept: str) -> None:
     """Return if the run was not ended early; else say so, and what was kept.
 
     Raises:
-        typer.Exit: with status 130, after ctrl-C.
-        InputError: it has diverged.
+        typer.Exit: after ctrl-C (status 130) or SIGTERM (143).
+        InputError: it has diverged, ran out of memory, or could not write a file.
+        Exception: any other error that ended it.
     """
+    if failure is None:
+        return
     if isinstance(failure, KeyboardInterrupt):
         say(f"interrupted at step {run.step_count}; {kept}")
-        raise typer.Exit(130)
-    if failure:
+        raise typer.Exit(128 + (failure.args[0] if isinstance(failure, Interrupted) else signal.SIGINT))
+    if message := out_of_memory(failure):
+        raise InputError(f"{message}; {kept}") from failure
+    if isinstance(failure, (InputError, DivergedError)):
         raise InputError(f"{failure}; {kept}") from failure
-
-
-@contextmanager
-def _noted_interrupts() -> Iterator[list[int]]:
-    """While inside, the first ctrl-C is only noted: raised in the midst of a callback it would be lost."""
-    noted: list[int] = []
-
-    def note(number: int, frame: object) -> None:
-        if noted:
-            raise KeyboardInterrupt
-        noted.append(number)
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield noted
-    finally:
-        signal.signal(signal.SIGINT, before)
+    say(f"stopped by an error at step {run.step_count + 1}; {kept}")
+    raise failure

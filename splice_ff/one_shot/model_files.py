@@ -15,8 +15,9 @@ from huggingface_hub import hf_hub_url, snapshot_download
 from splice_ff.errors import CheckpointError, InputError
 from splice_ff.networks.amortized import AmortizedGenerator, GeneratorConfig
 from splice_ff.one_shot.model_card import model_card
-from splice_ff.utils.files import atomic_write, checkpoints_dir, read_tensors, write_tensors
+from splice_ff.utils.files import atomic_write, checkpoints_dir
 from splice_ff.utils.hub import ask_hub
+from splice_ff.utils.tensor_files import read_tensors, write_tensors
 
 FORMAT = "splice-ff amortized generator 1"
 FILES = ("config.json", "model.safetensors", "README.md")

@@ -57,10 +57,7 @@ def refine(
         DivergedError: the losses became NaN or infinite before any image was whole.
     """
     optimizer = refiner(model, structure, appearance, steps=steps, size=size, seed=seed)
-    while not optimizer.done:
-        losses = optimizer.step()
-        if on_step:
-            on_step(optimizer, losses)
+    optimizer.run(on_step)
     return optimizer.result()
 
 

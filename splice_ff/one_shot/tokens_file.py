@@ -11,7 +11,7 @@ from torch import Tensor
 
 from splice_ff.errors import CheckpointError
 from splice_ff.one_shot.pipeline import SpliceFF
-from splice_ff.utils.files import read_tensors, write_tensors
+from splice_ff.utils.tensor_files import read_tensors, write_tensors
 
 FORMAT = "splice-ff look 1"
 

@@ -5,7 +5,9 @@ Structure: flip, color jitter, blur, crop. Appearance: flip, crop. Crops are squ
 
 from __future__ import annotations
 
-from torch import Generator, Tensor, cat, rand, randperm
+from typing import Any
+
+from torch import Generator, Tensor, cat, rand, randint, randperm, uint8
 from torchvision.transforms.v2 import functional as TF
 
 MIN_COVER = 0.95
@@ -14,9 +16,13 @@ JITTER_PROBABILITY = 0.5
 BLUR_PROBABILITY = 0.2
 
 
-def structure_views(images: Tensor, generator: Generator) -> Tensor:
-    """Flip, jitter, blur and crop each of (B, 3, H, W) in [0, 1]; crops share a size: (B, 3, s, s)."""
-    views = [_blur(_jitter(_flip(image, generator), generator), generator) for image in images.split(1)]
+def structure_views(images: Tensor, generator: Generator, in_8_bits: bool = False) -> Tensor:
+    """Flip, jitter, blur and crop each of (B, 3, H, W) in [0, 1]; crops share a size: (B, 3, s, s).
+
+    `in_8_bits` jitters and blurs images of 8 bits a channel with Pillow, as the published code does, which rounds after
+    every change.
+    """
+    views = [_recolor(_flip(image, generator), generator, in_8_bits) for image in images.split(1)]
     return _square_crops(cat(views), generator)
 
 
@@ -30,8 +36,7 @@ def _square_crops(images: Tensor, generator: Generator) -> Tensor:
     size = min(round(_uniform(MIN_COVER * h, h, generator)), w)
     crops = []
     for image in images.split(1):
-        top = round(_uniform(0, h - size, generator))
-        left = round(_uniform(0, w - size, generator))
+        top, left = (int(randint(side - size + 1, (), generator=generator)) for side in (h, w))
         crops.append(image[..., top : top + size, left : left + size])
     return cat(crops)
 
@@ -40,7 +45,15 @@ def _flip(image: Tensor, generator: Generator) -> Tensor:
     return image.flip(-1) if _happens(FLIP_PROBABILITY, generator) else image
 
 
-def _jitter(image: Tensor, generator: Generator) -> Tensor:
+def _recolor(image: Tensor, generator: Generator, in_8_bits: bool) -> Tensor:
+    if not in_8_bits:
+        # the blur's weights sum to 1 only up to rounding
+        return _blur(_jitter(image, generator), generator).clamp(0, 1)
+    pil = TF.to_pil_image((image[0] * 255).round().to(uint8).cpu())
+    return TF.pil_to_tensor(_blur(_jitter(pil, generator), generator))[None].to(image) / 255
+
+
+def _jitter(image: Any, generator: Generator) -> Any:
     """Brightness and contrast by up to 40 %, saturation 20 %, hue 0.1 of the circle, in random order."""
     if not _happens(JITTER_PROBABILITY, generator):
         return image
@@ -55,11 +68,10 @@ def _jitter(image: Tensor, generator: Generator) -> Tensor:
     return image
 
 
-def _blur(image: Tensor, generator: Generator) -> Tensor:
+def _blur(image: Any, generator: Generator) -> Any:
     if not _happens(BLUR_PROBABILITY, generator):
         return image
-    # the kernel's weights sum to 1 only up to rounding
-    return TF.gaussian_blur(image, [3, 3], [_uniform(0.1, 2.0, generator)]).clamp(0, 1)
+    return TF.gaussian_blur(image, [3, 3], [_uniform(0.1, 2.0, generator)])
 
 
 def _happens(probability: float, generator: Generator) -> bool:

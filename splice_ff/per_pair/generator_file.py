@@ -10,7 +10,7 @@ from torch import nn
 
 from splice_ff.errors import CheckpointError
 from splice_ff.networks.skip_unet import SkipUNet
-from splice_ff.utils.files import read_tensors, write_tensors
+from splice_ff.utils.tensor_files import read_tensors, write_tensors
 
 FORMAT = "splice-ff per-pair generator"
 

@@ -36,7 +36,7 @@ def optimize_pair(
     seed: int = 0,
     compile: bool = False,
     device: torch.device | str | None = None,
-    on_step: Callable[[PairOptimizer, Losses], None] | None = None,
+    on_step: Callable[[PairOptimizer, Losses], object] | None = None,
 ) -> PairResult:
     """Paint the structure image with the look of the appearance image.
 
@@ -50,7 +50,8 @@ def optimize_pair(
         seed: two runs with one seed on one machine give the same image.
         compile: use torch.compile; pays off in long runs on a GPU.
         device: "cuda" if there is one, else "cpu", by default.
-        on_step: called after every step, with the optimizer and the step's losses.
+        on_step: called after every step, with the optimizer and the step's losses; it may call the optimizer's `stop`,
+            which ends the run with the best image so far.
 
     Returns:
         The best image of the run, with its losses and the trained generator.
@@ -73,10 +74,7 @@ def optimize_pair(
         compile=compile,
         device=device or default_device(),
     )
-    while not optimizer.done:
-        losses = optimizer.step()
-        if on_step:
-            on_step(optimizer, losses)
+    optimizer.run(on_step)
     return optimizer.result()
 
 

@@ -8,21 +8,23 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from splice_ff.errors import DivergedError, ImageError, InputError
+from splice_ff.errors import DivergedError, ImageError
 from splice_ff.losses import Losses, SpliceLoss, Target
 from splice_ff.networks.skip_unet import SkipUNet
 from splice_ff.per_pair.augment import appearance_views, structure_views
 from splice_ff.per_pair.recipes import MIN_SIZE, Recipe
-from splice_ff.utils.files import atomic_write
+from splice_ff.utils.averaging import move_average, ramped_decay
 from splice_ff.utils.machine import fastest_dtype
 from splice_ff.utils.resize import resize_shorter_side, to_full_size
+from splice_ff.utils.schedules import cosine
+from splice_ff.utils.seeding import check_seed
+from splice_ff.utils.steps import SteppedRun
 from splice_ff.vit.features import ViTFeatures
 
 EVALUATE_EVERY = 25
@@ -50,10 +52,21 @@ class PairResult:
 @dataclass(frozen=True)
 class _View:
     images: Tensor
+    """(B, 3, H, W) in [0, 1]."""
     target: Target
+    """Their features."""
 
 
-class PairOptimizer:
+@dataclass(frozen=True)
+class _Best:
+    image: Tensor
+    """At working size, on the CPU."""
+    losses: dict[str, float]
+    step: int
+    weights: dict[str, Tensor]
+
+
+class PairOptimizer(SteppedRun[Losses]):
     """Optimizes a generator on one pair, step by step.
 
     Args:
@@ -67,7 +80,7 @@ class PairOptimizer:
             SkipUNet. Its first image counts: the result is never worse, by the total loss.
 
     Raises:
-        ImageError: images too small for the generator.
+        InputError: images too small for the generator or too large at the recipe's size, or a negative seed.
     """
 
     def __init__(
@@ -82,7 +95,8 @@ class PairOptimizer:
         device: torch.device | str = "cpu",
         generator: nn.Module | None = None,
     ) -> None:
-        self.recipe, self.seed, self.device = recipe, seed, torch.device(device)
+        self.recipe, self.seed, self.device = recipe, check_seed(seed), torch.device(device)
+        self.steps = recipe.steps
         self.full_structure = structure
         self.structure = working_size(structure.to(self.device), recipe.size)
         self.appearance = working_size(appearance.to(self.device), recipe.size)
@@ -102,27 +116,14 @@ class PairOptimizer:
             self.loss.backbone.compile()
         self.adam = torch.optim.Adam(self.generator.parameters(), betas=(recipe.beta1, 0.99), fused=True)
         self.random = torch.Generator().manual_seed(seed)
-        self.step_count = 0
         self.evaluations_without_gain = 0
         self.last_identity = torch.zeros((), device=self.device)
-        self._best: dict[str, Any] | None = None  # image, losses, step, weights
+        self._best: _Best | None = None
 
         self.whole_structure, self.whole_appearance = self._encode(self.structure, self.appearance)
         self.appearance_bank = [self._encode(self._draw_appearance())[0] for _ in range(recipe.views)]
 
-    @property
-    def _is_mixed(self) -> bool:
-        return self.dtype != torch.float32
-
-    @property
-    def done(self) -> bool:
-        """All steps are taken, or the losses have stalled."""
-        return self.step_count >= self.recipe.steps or 0 < self.recipe.patience <= self.evaluations_without_gain
-
-    @property
-    def best_losses(self) -> dict[str, float]:
-        """Losses of the best whole image so far; empty before the first evaluation."""
-        return self._best["losses"] if self._best else {}
+    # -- one step -----------------------------------------------------------------------------------------------
 
     def step(self) -> Losses:
         """Take one step.
@@ -133,126 +134,81 @@ class PairOptimizer:
         Raises:
             DivergedError: a loss is NaN or infinite; the weights are those of before the step.
         """
-        recipe = self.recipe
         if self.step_count == 0:
-            if self.is_new:
-                self._learn_to_copy()
-            else:
-                self._evaluate()
-        falling = 0.5 * (1 + math.cos(math.pi * self.step_count / recipe.steps))
-        self.adam.param_groups[0]["lr"] = recipe.learning_rate * (falling if recipe.cosine else 1.0)
-        structure, appearance = self._draw()
-        with self._precision():
-            has_identity = self.step_count % recipe.identity_every == 0
-            identity = self.generate(appearance.images) if has_identity else None
-            losses = self.loss(self.generate(structure.images), structure.target, appearance.target, identity)
-            total = losses.total + (recipe.identity_every - 1) * self.loss.weights.identity * losses.identity
-            if not recipe.views and self.step_count % recipe.whole_every == 0:
-                whole = self.whole_structure
-                total = total + self.loss(self.generate(whole.images), whole.target, appearance.target).total
-        if not torch.isfinite(total):
+            self._begin()
+        self.adam.param_groups[0]["lr"] = self._learning_rate()
+        structure, appearance = self._draw_views()
+        losses, objective = self._objective(structure, appearance)
+        if not torch.isfinite(objective):
             raise DivergedError(f"the losses are no longer finite at step {self.step_count + 1}")
-        total.backward()
+        objective.backward()
         self.adam.step()
         self.adam.zero_grad()
         self.step_count += 1
-        self._average()
-        if self.step_count % EVALUATE_EVERY == 0 or self.step_count == recipe.steps:
+        if self.recipe.average:
+            move_average(self.averaged, self.generator, ramped_decay(self.recipe.average, self.step_count))
+        if self.step_count % EVALUATE_EVERY == 0 or self.step_count == self.steps:
             self._evaluate()
-        if has_identity:
+        return losses
+
+    def _objective(self, structure: _View, appearance: _View) -> tuple[Losses, Tensor]:
+        """The losses of this step's views, and what is minimized: the paper's objective, as the recipe takes it."""
+        recipe, step = self.recipe, self.step_count
+        takes_identity = step % recipe.identity_every == 0
+        with self._precision():
+            output = self.generate(structure.images)
+            identity = self.generate(appearance.images) if takes_identity else None
+            losses = self.loss(output, structure.target, appearance.target, identity)
+            if step < recipe.cls_warmup:
+                objective = self.loss.weights.appearance * losses.appearance
+            else:  # where identity is taken at every n-th step, it weighs n times as much
+                objective = losses.total + (recipe.identity_every - 1) * self.loss.weights.identity * losses.identity
+            if recipe.whole_every and step % recipe.whole_every == 0:
+                whole = self.whole_structure
+                objective = objective + self.loss(self.generate(whole.images), whole.target, appearance.target).total
+        if takes_identity:
             self.last_identity = losses.identity.detach()
-        return self.loss.weigh(losses.structure.detach(), losses.appearance.detach(), self.last_identity)
+        shown = self.loss.weigh(losses.structure.detach(), losses.appearance.detach(), self.last_identity)
+        return shown, objective
 
-    def result(self) -> PairResult:
-        """The best image so far, by the total loss of the whole image.
+    def _draw_views(self) -> list[_View]:
+        """What this step sees of the structure and of the appearance image."""
+        if not self.recipe.views:
+            structure = structure_views(self.structure, self.random, self.recipe.jitter_in_8_bits)
+            return self._encode(structure, self._draw_appearance())
+        i = int(torch.randint(self.recipe.views, (), generator=self.random))
+        return [self.whole_structure, self.appearance_bank[i]]
 
-        Raises:
-            DivergedError: no losses were ever finite.
-        """
-        if self._best is None:
-            self._evaluate()
-        if (best := self._best) is None:
-            raise DivergedError("the losses were never finite: there is no image")
-        generator = copy.deepcopy(self.averaged).cpu()
-        generator.load_state_dict(best["weights"])
-        image = self._at_full_size(best["picture"].to(self.device))
-        return PairResult(image, best["losses"], best["step"], generator, self.settings())
-
-    @torch.no_grad()
-    def preview(self) -> Tensor:
-        """The present image, (1, 3, H, W) in [0, 1], of the structure image's size."""
-        return self._at_full_size(self.averaged(self.structure))
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that `load_state_dict` needs to go on as if the run had not stopped."""
-        return {
-            "run": self._run_identity(),
-            "generator": self.generator.state_dict(),
-            "averaged": self.averaged.state_dict(),
-            "adam": self.adam.state_dict(),
-            "random": self.random.get_state(),
-            "step_count": self.step_count,
-            "last_identity": self.last_identity,
-            "evaluations_without_gain": self.evaluations_without_gain,
-            "best": self._best,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`.
-
-        Raises:
-            InputError: the state belongs to another run: other images, recipe, seed or backbone.
-        """
-        ours, theirs = self._run_identity(), state.get("run", {})
-        if ours != theirs:
-            changed = ", ".join(k for k in ours if ours[k] != theirs.get(k))
-            raise InputError(f"the saved state belongs to another run (different: {changed})")
-        self.generator.load_state_dict(state["generator"])
-        self.averaged.load_state_dict(state["averaged"])
-        self.adam.load_state_dict(state["adam"])
-        self.random.set_state(state["random"].cpu())
-        self.step_count = state["step_count"]
-        self.last_identity = state["last_identity"].to(self.device)
-        self.evaluations_without_gain = state["evaluations_without_gain"]
-        self._best = state["best"]
-
-    def _run_identity(self) -> dict[str, str]:
-        pixels = hashlib.sha256()
-        for image in (self.structure, self.appearance):
-            pixels.update(image.cpu().numpy().tobytes())
-        return self.settings() | {"images": pixels.hexdigest()}
-
-    def settings(self) -> dict[str, str]:
-        """What makes the image, for its file."""
-        recipe = {k: str(v) for k, v in asdict(self.recipe).items() if k not in ("backbone", "precision")}
-        return recipe | {
-            "backbone": self.backbone_name,
-            "backbone_sha256": self.fingerprint,
-            "precision": str(self.dtype).removeprefix("torch."),
-            "seed": str(self.seed),
-        }
-
-    def _precision(self) -> contextlib.AbstractContextManager[None]:
-        return torch.autocast(self.device.type, self.dtype, enabled=self._is_mixed)
+    def _draw_appearance(self) -> Tensor:
+        return appearance_views(self.appearance, self.random)
 
     def _encode(self, *batches: Tensor) -> list[_View]:
         with self._precision():
             return [_View(images, target) for images, target in zip(batches, self.loss.targets(*batches), strict=True)]
 
-    def _draw_appearance(self) -> Tensor:
-        return appearance_views(self.appearance, self.random)
+    def _learning_rate(self) -> float:
+        peak = self.recipe.learning_rate
+        return cosine(peak, 0.0, self.step_count, self.steps) if self.recipe.cosine else peak
 
-    def _draw(self) -> list[_View]:
-        """What this step sees of the structure and of the appearance image."""
-        if not self.recipe.views:
-            return self._encode(structure_views(self.structure, self.random), self._draw_appearance())
-        i = int(torch.randint(self.recipe.views, (), generator=self.random))
-        return [self.whole_structure, self.appearance_bank[i]]
+    def _precision(self) -> contextlib.AbstractContextManager[None]:
+        return torch.autocast(self.device.type, self.dtype, enabled=self._is_mixed)
+
+    @property
+    def _is_mixed(self) -> bool:
+        return self.dtype != torch.float32
+
+    # -- before the first step ----------------------------------------------------------------------------------
 
     def _new_generator(self) -> nn.Module:
         with torch.random.fork_rng():  # a library must not reseed its caller
             torch.manual_seed(self.seed)
             return SkipUNet(self.recipe.generator)
+
+    def _begin(self) -> None:
+        if self.is_new:
+            self._learn_to_copy()
+        else:
+            self._evaluate()
 
     def _learn_to_copy(self) -> None:
         """Teach the generator to return its input: cheap without a ViT, and most of the way to two of the losses."""
@@ -265,61 +221,105 @@ class PairOptimizer:
             adam.step()
             adam.zero_grad()
 
-    @torch.no_grad()
-    def _average(self) -> None:
-        if not self.recipe.average:
-            return
-        # Over fewer steps at first: the initial weights should not linger.
-        decay = min(self.recipe.average, self.step_count / (self.step_count + 10))
-        for mean, now in zip(self.averaged.parameters(), self.generator.parameters(), strict=True):
-            mean.lerp_(now, 1 - decay)
+    # -- the best image -----------------------------------------------------------------------------------------
+
+    @property
+    def done(self) -> bool:
+        """All steps are taken, or the losses have stalled."""
+        return super().done or 0 < self.recipe.patience <= self.evaluations_without_gain
+
+    @property
+    def best_losses(self) -> dict[str, float]:
+        """Losses of the best whole image so far; empty before the first evaluation."""
+        return self._best.losses if self._best else {}
+
+    def is_sound(self) -> bool:
+        """Whether the losses of the whole image are finite now."""
+        return math.isfinite(self._whole_image()[1]["total"])
+
+    def result(self) -> PairResult:
+        """The best image so far, by the total loss of the whole image.
+
+        Raises:
+            DivergedError: no losses were ever finite.
+        """
+        if self._best is None:
+            self._evaluate()
+        if (best := self._best) is None:
+            raise DivergedError("the losses were never finite: there is no image")
+        generator = copy.deepcopy(self.averaged).cpu()
+        generator.load_state_dict(best.weights)
+        image = self._at_full_size(best.image.to(self.device))
+        return PairResult(image, best.losses, best.step, generator, self.settings())
 
     @torch.no_grad()
+    def preview(self) -> Tensor:
+        """The present image, (1, 3, H, W) in [0, 1], of the structure image's size."""
+        return self._at_full_size(self.averaged(self.structure))
+
+    @torch.no_grad()
+    def _whole_image(self) -> tuple[Tensor, dict[str, float]]:
+        """The present image at working size, and its losses, without augmentation."""
+        output, identity = self.averaged(self.structure), self.averaged(self.appearance)
+        with self._precision():
+            losses = self.loss(output, self.whole_structure.target, self.whole_appearance.target, identity)
+        return output, losses.floats()
+
     def _evaluate(self) -> None:
         """Look at the whole image; keep it if it is the best."""
-        picture, identity = self.averaged(self.structure), self.averaged(self.appearance)
-        with self._precision():
-            losses = self.loss(picture, self.whole_structure.target, self.whole_appearance.target, identity).floats()
+        image, losses = self._whole_image()
         best_total = self.best_losses.get("total", math.inf)
         if losses["total"] < best_total:
             weights = {k: t.detach().cpu().clone() for k, t in self.averaged.state_dict().items()}
-            self._best = {"picture": picture.cpu(), "losses": losses, "step": self.step_count, "weights": weights}
+            self._best = _Best(image.cpu(), losses, self.step_count, weights)
         has_gained = losses["total"] < (1 - MIN_GAIN) * best_total
         self.evaluations_without_gain = 0 if has_gained else self.evaluations_without_gain + 1
 
-    def _at_full_size(self, picture: Tensor) -> Tensor:
-        return to_full_size(picture, self.structure, self.full_structure.to(self.device)).cpu()
+    def _at_full_size(self, image: Tensor) -> Tensor:
+        return to_full_size(image, self.structure, self.full_structure.to(self.device)).cpu()
 
-
-class Resumable(Protocol):
-    """A run that can go on from its state."""
+    # -- the state ----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that `load_state_dict` needs."""
+        """Weights, their average, the optimizer, the random numbers and the best image."""
+        return {
+            "generator": self.generator.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "adam": self.adam.state_dict(),
+            "random": self.random.get_state(),
+            "last_identity": self.last_identity,
+            "steps": self.steps,
+            "evaluations_without_gain": self.evaluations_without_gain,
+            "best": self._best and vars(self._best),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from it, or raise InputError if it is another run's."""
+        """Take over what `state_dict` gave. A run that had stalled goes on if it is given more steps."""
+        self.generator.load_state_dict(state["generator"])
+        self.averaged.load_state_dict(state["averaged"])
+        self.adam.load_state_dict(state["adam"])
+        self.random.set_state(state["random"].cpu())
+        self.last_identity = state["last_identity"].to(self.device)
+        self.evaluations_without_gain = 0 if state["steps"] < self.steps else state["evaluations_without_gain"]
+        self._best = _Best(**state["best"]) if state["best"] else None
 
+    def identity(self) -> dict[str, str]:
+        """Images, recipe, seed and backbone."""
+        pixels = hashlib.sha256()
+        for image in (self.structure, self.appearance):
+            pixels.update(image.cpu().numpy().tobytes())
+        settings = {k: v for k, v in self.settings().items() if k != "steps"}
+        return settings | {"images": pixels.hexdigest()}
 
-def save_state(run: Resumable, path: Path) -> None:
-    """Write the run's state, whole or not at all."""
-    atomic_write(path, lambda file: torch.save(run.state_dict(), file))
-
-
-def load_state(run: Resumable, path: Path) -> None:
-    """Go on from a state that `save_state` wrote.
-
-    Raises:
-        InputError: the file is damaged, or belongs to another run.
-    """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises whatever its unpickler trips over
-        raise InputError(f"{path}: not a saved state of a run") from error
-    try:
-        run.load_state_dict(state)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+    def settings(self) -> dict[str, str]:
+        """What makes the image, for its file."""
+        recipe = {k: str(v) for k, v in asdict(self.recipe).items() if k not in ("backbone", "precision")}
+        return recipe | {
+            "backbone": self.backbone_name,
+            "backbone_sha256": self.fingerprint,
+            "precision": str(self.dtype).removeprefix("torch."),
+            "seed": str(self.seed),
+        }
 
 
 def working_size(image: Tensor, size: int | None) -> Tensor:

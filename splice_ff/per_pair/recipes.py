@@ -36,8 +36,12 @@ class Recipe:
     views: int
     """0: new augmented views of both images at every step, as published. Otherwise so many views of the appearance
     image are drawn and encoded once, and the structure image is always seen whole, as it will be judged."""
+    jitter_in_8_bits: bool
+    """Whether color jitter and blur round to 8 bits after each change, as they do on image files; see `augment`."""
     whole_every: int
-    """With views = 0: every such step the whole structure image is used as well."""
+    """Every such step the whole structure image is used as well, with weights of its own; 0: never."""
+    cls_warmup: int
+    """So many steps at first minimize the appearance loss alone (and that of the whole image, where they use it)."""
     identity_every: int
     """The identity loss is taken at every such step, weighted as much more; it costs half of a step."""
     average: float
@@ -62,13 +66,15 @@ class Recipe:
 
 PRESETS = {
     "paper": Recipe(
-        backbone="dino_vitb8", steps=10_000, size=None, learning_rate=2e-3, beta1=0.0, cosine=False, copy_steps=0,
-        views=0, whole_every=75, identity_every=1, average=0.0, patience=0, precision="fp32", generator="published",
+        backbone="dino_vitb8", steps=10_000, size=None, generator="published", precision="fp32",
+        learning_rate=2e-3, beta1=0.0, cosine=False, copy_steps=0, average=0.0, patience=0,
+        views=0, jitter_in_8_bits=True, whole_every=75, cls_warmup=1, identity_every=1,
         vit_input=PUBLISHED,
     ),
     "fast": Recipe(
-        backbone="dino_vits8", steps=600, size=224, learning_rate=4e-3, beta1=0.5, cosine=True, copy_steps=40,
-        views=16, whole_every=0, identity_every=2, average=0.9, patience=8, precision="auto", generator="published",
+        backbone="dino_vits8", steps=600, size=224, generator="published", precision="auto",
+        learning_rate=4e-3, beta1=0.5, cosine=True, copy_steps=40, average=0.9, patience=8,
+        views=16, jitter_in_8_bits=False, whole_every=0, cls_warmup=0, identity_every=2,
     ),
 }  # fmt: skip
-"""`paper` is the published recipe. `fast` minimizes the same losses; its values are chosen by measurement."""
+"""`paper` follows the published code. `fast` minimizes the same losses; its values are chosen by measurement."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from splice_ff.pretraining.config import DinoConfig
 from splice_ff.pretraining.statistics import Standardize, appearance_statistics
 from splice_ff.pretraining.student import Student
+from splice_ff.utils.averaging import move_average
 
 
 class DinoHead(nn.Module):
@@ -58,12 +59,6 @@ def dino_loss(
     told = [F.log_softmax(scores.float() / student_temperature, -1) for scores in student]
     pairs = [-(p * q).sum(-1).mean() for i, p in enumerate(wanted) for j, q in enumerate(told) if i != j]
     return torch.stack(pairs).mean()
-
-
-@torch.no_grad()
-def move_average(average: nn.Module, current: nn.Module, momentum: float) -> None:
-    """average <- momentum * average + (1 - momentum) * current, for all parameters (section 3.1, "Teacher network")."""
-    torch._foreach_lerp_(list(average.parameters()), list(current.parameters()), 1 - momentum)
 
 
 class Dino(nn.Module):

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from splice_ff.errors import InputError
 from splice_ff.pretraining.config import StudentConfig
-from splice_ff.utils.files import atomic_write, write_tensors
+from splice_ff.utils.files import atomic_write
+from splice_ff.utils.tensor_files import write_tensors
 from splice_ff.vit.features import UNUSED, ViTFeatures
 from splice_ff.vit.spec import LossWeights
 from splice_ff.vit.weights import load_backbone

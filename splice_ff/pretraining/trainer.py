@@ -21,7 +21,6 @@ from splice_ff.pretraining.images import HeldPictures
 from splice_ff.pretraining.log import StageLog
 from splice_ff.pretraining.probes import cls_tokens, measure
 from splice_ff.pretraining.scales import loss_scales
-from splice_ff.pretraining.schedules import cosine, warmed_up
 from splice_ff.pretraining.stages import DinoStage, DistillationStage, Stage
 from splice_ff.pretraining.student import Student, make_student, save_backbone
 from splice_ff.pretraining.teachers import load_teacher
@@ -30,6 +29,7 @@ from splice_ff.training.runtime import agree, make_accelerator
 from splice_ff.utils.console import noted_signals, progress_bar
 from splice_ff.utils.files import atomic_write
 from splice_ff.utils.resize import resize_shorter_side
+from splice_ff.utils.schedules import cosine, warmed_up
 from splice_ff.utils.seeding import seeded_generator
 from splice_ff.vit.features import ViTFeatures
 from splice_ff.vit.inputs import VIT_SIZE

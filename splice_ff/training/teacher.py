@@ -239,8 +239,7 @@ def _paint(
     start = time.perf_counter()
     images = [image[None].float() / 255 for image in (structure, appearance)]
     run = PairOptimizer(images[0], images[1], backbone, recipe, seed=seed, device=device)
-    while not run.done:
-        run.step()
+    run.run()
     result = run.result()
     seconds = time.perf_counter() - start
     output = (result.image[0].clamp(0, 1) * 255).round().to(torch.uint8)

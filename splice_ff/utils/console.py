@@ -27,10 +27,11 @@ def progress_bar(total: int, unit: str, quiet: bool, initial: int = 0, what: str
 
 
 @contextmanager
-def noted_signals() -> Iterator[list[int]]:
+def noted_signals(impatient: bool = False) -> Iterator[list[int]]:
     """While inside, SIGTERM and ctrl-C only add their number to the list; whoever is inside looks there and stops.
 
-    Python hears signals in its main thread alone: in another one nothing is noted.
+    `impatient`: a second one raises KeyboardInterrupt. Outside the main thread, where Python lets nobody listen to
+    signals, the list stays empty.
     """
     noted: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -38,6 +39,8 @@ def noted_signals() -> Iterator[list[int]]:
         return
 
     def note(number: int, _: Any) -> None:
+        if noted and impatient:
+            raise KeyboardInterrupt
         noted.append(number)
 
     before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -1,43 +1,57 @@
-"""Files that are whole or absent; safetensors with a format's name in their metadata; where the checkpoints lie."""
+"""Files that are whole or absent, and where the bundled checkpoints lie."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryFile
 
-import torch
-from safetensors import safe_open
-from safetensors.torch import save
-from torch import Tensor
-
-from splice_ff.errors import CheckpointError, InputError
+from splice_ff.errors import InputError
 from splice_ff.utils.bundled import bundled_dir
 
 
 def check_place(path: str | os.PathLike[str]) -> None:
-    """Find out before long work whether `atomic_write` could write `path`; leaves nothing behind.
+    """Find out before long work whether `write_file` could write `path`; leaves nothing behind.
 
     Raises:
-        InputError: `path` is a folder or a device, or its folder takes no file.
+        InputError: `path` is a folder or a device, its name is not one that the system takes, or its folder takes no
+            file.
     """
-    path = Path(path)
     try:
-        folder = next(parent for parent in _replaceable(path).parents if parent.exists())
+        target = _replaceable(Path(path))
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(target)  # a name that is too long is refused here, and not after the work
+        folder = next(parent for parent in target.parents if parent.exists())
         # Trying is the only sure test: permission bits say nothing to root or about a read-only disk.
         with TemporaryFile(dir=folder):
             pass
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a name with a null byte, or one that cannot be encoded
         raise InputError(f"{path}: cannot be written ({reason(error)}); choose another name or folder") from error
 
 
-def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
-    """Write any file so that it is whole or absent; an existing one stays until the new one is complete.
+def write_file(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file so that it is whole or absent, even if the machine loses power; an existing one stays until then.
+
+    What an encoder makes is made in memory first: encoders that write to a file's descriptor may pass over its errors.
 
     Args:
         path: the file to make. A missing folder is created, a symbolic link followed.
+        data: what it shall hold.
+
+    Raises:
+        OSError: the place takes no file. An existing one is left as it was.
+    """
+    atomic_write(path, lambda file: file.write_bytes(data))
+
+
+def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
+    """`write_file` for what can only be written to a path, or is too large for memory.
+
+    Args:
+        path: as of `write_file`.
         write: makes the file at the temporary path that it is given, in the same folder with the same suffix.
 
     Raises:
@@ -54,57 +68,12 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], object]) 
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+    _sync_folder(target.parent)
 
 
 def checkpoints_dir() -> Path:
     """Folder of the bundled checkpoints."""
     return bundled_dir("checkpoints")
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write tensors, whole or not at all.
-
-    Raises:
-        CheckpointError: a tensor holds NaN or infinity (in half precision: also what overflows), or the place takes
-            no file.
-    """
-    for key, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{path}: not written: tensor '{key}' holds NaN or infinite values")
-    ready = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-    try:
-        # Not save_file, whose files only their owner may read.
-        atomic_write(path, lambda file: file.write_bytes(save(ready, dict(metadata))))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written ({error.strerror or error})") from error
-
-
-def read_tensors(path: Path, kind: str, wanted_format: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a file that `write_tensors` wrote.
-
-    Args:
-        path: the file.
-        kind: what it should be, for messages: "a look".
-        wanted_format: the `format` entry that its metadata must have.
-
-    Raises:
-        CheckpointError: no such file, damaged, of another format, or with NaN or infinite values.
-    """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dictionary)
-    except Exception as error:  # safetensors passes on what its parser, the file system or torch raise
-        raise CheckpointError(f"{path}: damaged, or not {kind} ({error})") from error
-    if metadata.get("format") != wanted_format:
-        found = metadata.get("format", "none")
-        raise CheckpointError(f"{path}: not {kind} (format '{found}', expected '{wanted_format}')")
-    for key, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{path}: tensor '{key}' holds NaN or infinite values")
-    return tensors, metadata
 
 
 def reason(error: Exception) -> str:
@@ -117,3 +86,13 @@ def _replaceable(path: Path) -> Path:
     if path.exists() and not path.is_file():  # a folder, or a device: /dev/null must survive root
         raise OSError("it is not a regular file")
     return Path(os.path.realpath(path))
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name last through a loss of power, where the system can do that."""
+    with contextlib.suppress(OSError):  # Windows opens no folders, some file systems do not sync them
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

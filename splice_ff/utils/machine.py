@@ -71,6 +71,15 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the memory of the GPU or of the machine was too small."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    # For the machine's own memory, and for what cuBLAS and cuDNN allocate, torch has no class.
+    signs = ("can't allocate memory", "not enough memory", "ALLOC_FAILED", "out of memory")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+
+
 def describe(device: torch.device) -> str:
     """The machine in one line: processor or GPU, threads, torch."""
     count = torch.get_num_threads()

@@ -5,8 +5,19 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from splice_ff.errors import InputError
+
+MAX_SEED = 2**63 - 1
+
 
 def seeded_generator(*seeds: int) -> torch.Generator:
     """Independent random numbers for every combination of seeds."""
     state = np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+
+
+def check_seed(seed: int) -> int:
+    """The seed, if torch and numpy both take it; else InputError."""
+    if not 0 <= seed <= MAX_SEED:
+        raise InputError(f"seed must be from 0 to {MAX_SEED}, not {seed}")
+    return seed

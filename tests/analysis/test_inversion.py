@@ -5,7 +5,6 @@ import torch
 
 from splice_ff.analysis.inversion import FeatureInversion, InversionRecipe, noise_std
 from splice_ff.errors import DivergedError, InputError
-from splice_ff.per_pair.optimizer import load_state, save_state
 
 
 def image(seed=0):
@@ -94,22 +93,22 @@ def test_stopping_in_between_changes_nothing(make, tmp_path):
     first = make("cls", seeds=[0, 1])
     first.step()
     first.step()
-    save_state(first, tmp_path / "run.pt")
+    first.save(tmp_path / "run.pt")
     second = make("cls", seeds=[0, 1])
-    load_state(second, tmp_path / "run.pt")
+    second.load(tmp_path / "run.pt")
     assert second.step_count == 2
     for ours, expected in zip(finish(second), whole, strict=True):
         assert ours.image.allclose(expected.image, atol=1e-6)
 
 
 def test_a_state_of_another_run_is_refused(make, tmp_path):
-    save_state(make(), tmp_path / "run.pt")
+    make().save(tmp_path / "run.pt")
     for other, word in ((make(picture=image(1)), "image"), (make(seeds=[1]), "seeds"), (make("cls"), "feature")):
         with pytest.raises(InputError, match=word):
-            load_state(other, tmp_path / "run.pt")
+            other.load(tmp_path / "run.pt")
     (tmp_path / "bad.pt").write_bytes(b"no state")
     with pytest.raises(InputError, match=r"bad\.pt"):
-        load_state(make(), tmp_path / "bad.pt")
+        make().load(tmp_path / "bad.pt")
 
 
 def test_nan_stops_the_run_and_keeps_the_picture(make):

@@ -10,7 +10,7 @@ from splice_ff import DivergedError, InputError, PairOptimizer, ViTFeatures, opt
 from splice_ff.errors import CheckpointError
 from splice_ff.per_pair.generator_file import load_generator, save_generator
 from splice_ff.per_pair.optimize import apply_generator, make_recipe
-from splice_ff.per_pair.optimizer import EVALUATE_EVERY, load_state, save_state
+from splice_ff.per_pair.optimizer import EVALUATE_EVERY
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +73,9 @@ def test_a_resumed_run_continues_as_an_unbroken_one(pair, backbone, preset, tmp_
     expected = run(whole)
     first = start(pair, backbone, preset, steps=30)
     run(first, 27)  # past an evaluation, so that a best image is saved too
-    save_state(first, tmp_path / "run.pt")
+    first.save(tmp_path / "run.pt")
     second = start(pair, backbone, preset, steps=30)
-    load_state(second, tmp_path / "run.pt")
+    second.load(tmp_path / "run.pt")
     assert second.step_count == 27
     assert run(second) == expected[27:]
     assert torch.equal(second.result().image, whole.result().image)
@@ -83,14 +83,14 @@ def test_a_resumed_run_continues_as_an_unbroken_one(pair, backbone, preset, tmp_
 
 
 def test_a_state_of_another_run_is_refused(pair, backbone, tmp_path):
-    save_state(start(pair, backbone), tmp_path / "run.pt")
+    start(pair, backbone).save(tmp_path / "run.pt")
     with pytest.raises(InputError, match="seed"):
-        load_state(start(pair, backbone, seed=1), tmp_path / "run.pt")
+        start(pair, backbone, seed=1).load(tmp_path / "run.pt")
     with pytest.raises(InputError, match="images"):
-        load_state(start((pair[1], pair[0]), backbone), tmp_path / "run.pt")
+        start((pair[1], pair[0]), backbone).load(tmp_path / "run.pt")
     (tmp_path / "text.pt").write_text("hello")
     with pytest.raises(InputError, match=r"text\.pt: not a saved state"):
-        load_state(start(pair, backbone), tmp_path / "text.pt")
+        start(pair, backbone).load(tmp_path / "text.pt")
 
 
 def test_best_picture_is_kept_when_later_ones_are_worse(pair, backbone):

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from splice_ff.pretraining.config import DinoConfig
-from splice_ff.pretraining.dino import Dino, DinoHead, dino_loss, move_average
-from splice_ff.pretraining.schedules import cosine, linear, warmed_up
+from splice_ff.pretraining.dino import Dino, DinoHead, dino_loss
 from splice_ff.pretraining.student import Student
+from splice_ff.utils.averaging import move_average
+from splice_ff.utils.schedules import cosine, linear, warmed_up
 from splice_ff.vit.features import ViTFeatures
 
 

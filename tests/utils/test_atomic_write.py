@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from splice_ff import images
+from splice_ff.utils import files
 from splice_ff.utils.files import atomic_write
 
 
@@ -47,10 +47,10 @@ def test_a_writer_that_writes_nothing_changes_nothing(tmp_path):
 def test_the_file_reaches_the_disk_before_it_takes_its_name(tmp_path, monkeypatch):
     order = []
     fsync, replace = os.fsync, os.replace
-    monkeypatch.setattr(images.os, "fsync", lambda fd: (order.append("fsync"), fsync(fd)))
-    monkeypatch.setattr(images.os, "replace", lambda a, b: (order.append("replace"), replace(a, b)))
+    monkeypatch.setattr(files.os, "fsync", lambda fd: (order.append("fsync"), fsync(fd)))
+    monkeypatch.setattr(files.os, "replace", lambda a, b: (order.append("replace"), replace(a, b)))
     atomic_write(tmp_path / "a.json", lambda temporary: temporary.write_text("new"))
-    assert order == ["fsync", "replace"]
+    assert order == ["fsync", "replace", "fsync"]  # the last of the folder
 
 
 def test_a_symbolic_link_is_followed(tmp_path):
