@@ -7,6 +7,7 @@ import torch
 
 from splice_ff.errors import InputError
 from splice_ff.networks.amortized import AmortizedGenerator, GeneratorConfig
+from splice_ff.networks.cross_attention_unet import SIZES
 from splice_ff.one_shot.pipeline import SpliceFF
 from splice_ff.vit.features import ViTFeatures
 from splice_ff.vit.inputs import VIT_SIZE
@@ -35,7 +36,7 @@ def make_one_shot(backbone: str, size: str, checkpoint: str | None = None) -> Sp
         return SpliceFF.from_pretrained(checkpoint).requires_grad_(False)
     vit = make_backbone(backbone)
     torch.manual_seed(0)
-    generator = AmortizedGenerator(GeneratorConfig(vit.depth, vit.width, size))
+    generator = AmortizedGenerator(GeneratorConfig(vit.depth, vit.width, SIZES[size]))
     return SpliceFF(generator, vit, vit_size=VIT_SIZE, size=256).eval().requires_grad_(False)
 
 

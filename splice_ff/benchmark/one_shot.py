@@ -16,7 +16,7 @@ from splice_ff.benchmark.timing import Timing, Work, sum_of, time_in_turn
 from splice_ff.images import load_image, save_image
 from splice_ff.one_shot.pipeline import SpliceFF
 
-STAGES = ("reading", "appearance", "semantics", "UNet", "writing")
+STAGES = ("reading", "appearance", "structure", "UNet", "writing")
 
 
 def measure_one_shot(
@@ -51,7 +51,7 @@ def measure_one_shot(
         vit = f"{model.backbone.name} at {model.config.vit_size} px"
         part.notes.append(f"{name}: a generator of {parameters:.1f} M parameters, {vit}.")
     part.notes.append(
-        "reading: both PNG files; appearance: its ViT pass and the encoder; semantics: the structure's ViT pass."
+        "reading: both PNG files; appearance: its ViT pass and the encoder; structure: the structure image's ViT pass."
     )
     return part
 
@@ -86,20 +86,20 @@ def _stages(model: SpliceFF, folder: Path, batch: int, precision: str) -> dict[s
             held["tokens"] = model.embed(held["appearance"])
 
     @torch.no_grad()
-    def semantics() -> None:
+    def structure() -> None:
         with mixed:
-            held["semantics"] = model.observe(held["structure"]).semantics
+            held["features"] = model.encode_images(held["structure"]).structure_features
 
     @torch.no_grad()
     def unet() -> None:
         with mixed:
-            held["output"] = model.generator.paint(held["structure"], held["semantics"], held["tokens"])
+            held["output"] = model.generator.paint(held["structure"], held["features"], held["tokens"])
 
     def writing() -> None:
         for i, picture in enumerate(held["output"].cpu().split(1)):
             save_image(folder / f"out-{i}.png", picture)
 
-    return dict(zip(STAGES, (reading, appearance, semantics, unet, writing), strict=True))
+    return dict(zip(STAGES, (reading, appearance, structure, unet, writing), strict=True))
 
 
 def _cell(timing: Timing) -> str:

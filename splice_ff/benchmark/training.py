@@ -16,7 +16,7 @@ from splice_ff.benchmark.report import FLOOR_HEADER, Part, floor_cells, spread
 from splice_ff.benchmark.timing import Timing, Work, seconds_of, time_in_turn
 from splice_ff.benchmark.worker import launch
 from splice_ff.images import save_image
-from splice_ff.networks.amortized import Condition
+from splice_ff.networks.amortized import ImageEncoding
 from splice_ff.training.config import TrainingConfig, load_config
 from splice_ff.utils.machine import peak_memory
 from splice_ff.vit.inputs import ViTInput
@@ -183,26 +183,26 @@ def _parts(trainer: Trainer) -> dict[str, Work]:
         return ViTInput(settings.loss.vit_size).resize(images, trainer.backbone.patch_size)
 
     @torch.no_grad()
-    def observe(images: Tensor) -> Condition:
-        return trainer.generator.observe(trainer.backbone, resize(images))
+    def encode_images(images: Tensor) -> ImageEncoding:
+        return trainer.generator.encode_images(trainer.backbone, resize(images))
 
     def vit() -> None:
         for _ in range(settings.optimizer.gradient_accumulation_steps):
             with trainer.accelerator.autocast():
                 for _ in range(1 + (settings.loss.crop < 1)):
-                    observe(images[:count])
+                    encode_images(images[:count])
                 painted = images.clone().requires_grad_()
                 made = trainer.backbone(resize(painted), cls=True, keys=[-1])
                 assert made.cls is not None
                 (made.cls.float().mean() + made.keys[trainer.backbone.depth - 1].float().mean()).backward()
 
     with trainer.accelerator.autocast():
-        seen = observe(images)
+        encoding = encode_images(images)
 
     def generator() -> None:
         for _ in range(settings.optimizer.gradient_accumulation_steps):
             with trainer.accelerator.autocast():
-                trainer.generator(images, seen.semantics, seen.cls, seen.patches).mean().backward()
+                trainer.generator(images, encoding.structure_features, encoding.cls, encoding.patches).mean().backward()
         trainer.adam.zero_grad()
 
     return {"ViT": vit, "generator": generator}

@@ -82,7 +82,7 @@ def transfer(
         if refine:
             _refine(splice, picture, others[0], output, refine, size, facts, quiet)
             return
-        made = splice.paint(picture.rgb, tokens, size, strength)
+        made = splice.paint(picture.rgb, tokens, size=size, strength=strength)
         save_image(output, made, alpha=picture.alpha, settings=facts)
         if not quiet:
             say(str(output))

@@ -1,4 +1,11 @@
-"""The amortized generator: appearance encoder and cross-attention UNet, trained together."""
+"""The amortized generator: appearance encoder and cross-attention UNet, trained together.
+
+The nearest prior art is SpliceNet (Tumanyan et al., arXiv:2311.12193), by the authors of Splice: one feed-forward
+network, with Splice's losses, whose convolutions the appearance image's last [CLS] token modulates globally, trained
+for one category of images at a time. Here the [CLS] tokens of all layers become a set of appearance tokens that every
+place of the image attends to on its own, the structure image's ViT features tell the network what each place shows,
+training takes pairs of several categories, and looks can be mixed, kept in files and refined per pair.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +17,13 @@ from torch import Tensor, nn
 
 from splice_ff.errors import InputError
 from splice_ff.networks.appearance_encoder import AppearanceEncoder
-from splice_ff.networks.cross_attention_unet import SIZES, CrossAttentionUNet
+from splice_ff.networks.cross_attention_unet import (
+    MAX_CHANNELS,
+    SIZES,
+    CrossAttentionUNet,
+    UNetConfig,
+    check_count,
+)
 from splice_ff.vit.features import Features, ViTFeatures
 
 Context = Literal["cls", "cls+patches"]
@@ -21,44 +34,42 @@ class GeneratorConfig:
     """What an amortized generator is made from.
 
     Raises:
-        InputError: unknown size or context.
+        InputError: unknown context, or a number that no generator can have.
     """
 
     layers: int
     """L, depth of the backbone."""
     width: int
     """D of the backbone's tokens."""
-    size: str = "small"
-    """A key of `SIZES`."""
+    unet: UNetConfig = SIZES["small"]
     context: Context = "cls"
     """What the appearance tokens are made from: [CLS] tokens alone, or the patches' as well."""
 
     def __post_init__(self) -> None:
-        if self.size not in SIZES:
-            raise InputError(f"unknown generator size '{self.size}'. Known: {', '.join(SIZES)}")
+        check_count("layers and width", [self.layers, self.width], MAX_CHANNELS)
         if self.context not in get_args(Context):
             raise InputError(f"unknown context '{self.context}'. Known: {', '.join(get_args(Context))}")
 
 
 @dataclass(frozen=True)
-class Condition:
-    """What the generator wants to know of images from the backbone: one ViT pass serves every use of an image."""
+class ImageEncoding:
+    """What the generator takes of images from the backbone: one ViT pass serves every use of an image."""
 
+    structure_features: Tensor
+    """Deepest keys of the patches, (B, D, h, w)."""
     cls: Tensor
     """[CLS] tokens of all layers, (B, L, D)."""
-    semantics: Tensor
-    """Deepest keys of the patches, (B, D, h, w)."""
     patches: Tensor | None
     """Deepest tokens of the patches, (B, h w, D); only with the context `cls+patches`."""
 
     @classmethod
-    def of(cls, features: Features, prefix: int) -> Condition:
+    def from_features(cls, features: Features, prefix: int) -> ImageEncoding:
         """From features with `cls`, the deepest keys and, if wanted, the deepest tokens; `prefix` tokens go first."""
         assert features.cls is not None
         keys = features.keys[max(features.keys)][:, :, prefix:]
-        semantics = rearrange(keys.float(), "b heads (h w) d -> b (heads d) h w", h=features.grid[0])
+        keys = rearrange(keys.float(), "b heads (h w) d -> b (heads d) h w", h=features.grid[0])
         tokens = features.tokens[max(features.tokens)][:, prefix:].float() if features.tokens else None
-        return cls(features.cls.float(), semantics, tokens)
+        return cls(keys, features.cls.float(), tokens)
 
 
 class AmortizedGenerator(nn.Module):
@@ -70,40 +81,43 @@ class AmortizedGenerator(nn.Module):
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
-        size = SIZES[config.size]
+        unet, has_patches = config.unet, config.context == "cls+patches"
         self.config = config
-        has_patches = config.context == "cls+patches"
         self.encoder = AppearanceEncoder(
-            config.layers, config.width, size.tokens, size.token_channels, size.heads, has_patches
+            config.layers, config.width, unet.tokens, unet.token_channels, unet.heads, has_patches
         )
-        self.unet = CrossAttentionUNet(size, config.width)
+        self.unet = CrossAttentionUNet(unet, config.width)
 
     def features(self, backbone: ViTFeatures, images: Tensor) -> Features:
-        """One pass of the backbone over images (B, 3, H, W) in [0, 1], at their size, for `Condition.of`."""
+        """One pass of the backbone over images (B, 3, H, W) in [0, 1], at their size, for `ImageEncoding`."""
         wants_patches = self.config.context == "cls+patches"
         return backbone(images, cls=True, keys=[-1], tokens=[-1] if wants_patches else [])
 
-    def observe(self, backbone: ViTFeatures, images: Tensor) -> Condition:
-        """What this generator wants to know of images (B, 3, H, W) in [0, 1], at their size."""
-        return Condition.of(self.features(backbone, images), backbone.prefix_tokens)
+    def encode_images(self, backbone: ViTFeatures, images: Tensor) -> ImageEncoding:
+        """What this generator takes of images (B, 3, H, W) in [0, 1], at their size."""
+        return ImageEncoding.from_features(self.features(backbone, images), backbone.prefix_tokens)
 
-    def encode(self, cls: Tensor, patches: Tensor | None = None) -> Tensor:
-        """Appearance tokens (B, M, C); see `AppearanceEncoder`."""
-        return self.encoder(cls, patches)
+    def appearance_tokens(self, appearance: ImageEncoding) -> Tensor:
+        """Appearance tokens (B, M, C) of encoded appearance images; see `AppearanceEncoder`."""
+        tokens: Tensor = self.encoder(appearance.cls, appearance.patches)
+        return tokens
 
-    def paint(self, structure: Tensor, semantics: Tensor, tokens: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] from structure images, their semantics and appearance tokens."""
-        return self.unet(structure, tokens, semantics)
+    def paint(self, structure: Tensor, structure_features: Tensor, appearance_tokens: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1]; see `CrossAttentionUNet`."""
+        output: Tensor = self.unet(structure, structure_features, appearance_tokens)
+        return output
 
-    def forward(self, structure: Tensor, semantics: Tensor, cls: Tensor, patches: Tensor | None = None) -> Tensor:
-        """Encode and paint: the whole way in one call, as training needs it.
+    def forward(
+        self, structure: Tensor, structure_features: Tensor, cls: Tensor, patches: Tensor | None = None
+    ) -> Tensor:
+        """Encode the appearance and paint: the whole way in one call, as training needs it.
 
         Args:
             structure: (B, 3, H, W) in [0, 1].
-            semantics: of the structure images, (B, D, h, w).
+            structure_features: of the structure images, (B, D, h, w).
             cls, patches: of the appearance images, (B, L, D) and (B, N, D).
 
         Returns:
             (B, 3, H, W) in [0, 1].
         """
-        return self.paint(structure, semantics, self.encode(cls, patches))
+        return self.paint(structure, structure_features, self.encoder(cls, patches))

@@ -5,18 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from splice_ff.networks.layers import CrossAttention, FeedForward
+from splice_ff.networks.layers import CrossAttention, ResidualMlp
 
 BLOCKS = 2
-"""Rounds of attention to the context and among the appearance tokens."""
 
 
 class AppearanceEncoder(nn.Module):
-    """Learned queries that gather M appearance tokens from the [CLS] tokens of all layers.
+    """Learned queries that read M appearance tokens out of the [CLS] tokens of all layers.
 
-    One [CLS] vector as the only key would make cross-attention a constant: a softmax over one element. Shallow
-    layers' tokens know color and texture, deep ones parts; each layer has a projection of its own, and each query
-    gathers another mixture of them.
+    A single [CLS] vector as the only key would make cross-attention a constant: a softmax over one element. Shallow
+    layers' tokens hold color and texture, deep ones parts; each layer has a projection of its own, and each query
+    reads another mixture of them. Learned queries that attend to a set of any size are those of Perceiver
+    (arXiv:2103.03206).
 
     Args:
         layers, width: L and D of the backbone.
@@ -28,15 +28,11 @@ class AppearanceEncoder(nn.Module):
     def __init__(self, layers: int, width: int, tokens: int, channels: int, heads: int, patches: bool = False) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.project = nn.Parameter(torch.randn(layers, width, channels) * width**-0.5)
+        self.layer_proj = nn.Parameter(torch.randn(layers, width, channels) * width**-0.5)
         self.layer_embedding = nn.Parameter(torch.randn(layers, channels) * 0.02)
-        self.project_patches = nn.Linear(width, channels) if patches else None
+        self.patch_proj = nn.Linear(width, channels) if patches else None
         self.queries = nn.Parameter(torch.randn(tokens, channels) * channels**-0.5)
-        self.gather, self.mix, self.think = (nn.ModuleList() for _ in range(3))
-        for _ in range(BLOCKS):
-            self.gather.append(CrossAttention(channels, channels, heads))
-            self.mix.append(CrossAttention(channels, channels, heads))
-            self.think.append(FeedForward(channels))
+        self.blocks = nn.ModuleList(_EncoderBlock(channels, heads) for _ in range(BLOCKS))
 
     def forward(self, cls: Tensor, patches: Tensor | None = None) -> Tensor:
         """Appearance tokens.
@@ -51,13 +47,26 @@ class AppearanceEncoder(nn.Module):
         Raises:
             ValueError: patches are missing where they are needed, or given where they are not.
         """
-        if (patches is None) != (self.project_patches is None):
+        if (patches is None) != (self.patch_proj is None):
             raise ValueError("patch tokens are needed with context 'cls+patches', and only then")
-        context = torch.einsum("bld,ldc->blc", self.norm(cls), self.project) + self.layer_embedding
-        if self.project_patches is not None and patches is not None:
-            context = torch.cat([context, self.project_patches(self.norm(patches))], 1)
+        context = torch.einsum("bld,ldc->blc", self.norm(cls), self.layer_proj) + self.layer_embedding
+        if self.patch_proj is not None and patches is not None:
+            context = torch.cat([context, self.patch_proj(self.norm(patches))], 1)
         x = self.queries.expand(len(cls), -1, -1)
-        for gather, mix, think in zip(self.gather, self.mix, self.think, strict=True):
-            x = gather(x, context)
-            x = think(mix(x, x))
+        for block in self.blocks:
+            x = block(x, context)
         return x
+
+
+class _EncoderBlock(nn.Module):
+    """Attention of the queries to the context, then among themselves, then an MLP."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.cross_attn = CrossAttention(channels, channels, heads)
+        self.self_attn = CrossAttention(channels, channels, heads)
+        self.mlp = ResidualMlp(channels)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        x = self.cross_attn(x, context)
+        return self.mlp(self.self_attn(x, x))

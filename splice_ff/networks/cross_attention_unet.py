@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -10,15 +11,22 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from splice_ff.networks.layers import CrossAttention, FeedForward
+from splice_ff.errors import InputError
+from splice_ff.networks.layers import CrossAttention, ResidualMlp
 
 MARGIN = 0.02
 """Colors are brought this far inside [0, 1] before the logit, so that black and white can still be changed."""
+MAX_SCALES, MAX_BLOCKS, MAX_CHANNELS = 8, 16, 8192
+"""More of them than any generator has; a file that asks for more is damaged, or made to fill the memory."""
 
 
 @dataclass(frozen=True)
-class UNetSize:
-    """How large a UNet is."""
+class UNetConfig:
+    """The numbers of a UNet.
+
+    Raises:
+        InputError: a number that no UNet can have.
+    """
 
     channels: tuple[int, ...]
     """At each scale, finest first; each scale halves the sides."""
@@ -32,133 +40,155 @@ class UNetSize:
     token_channels: int
     """C."""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "channels", tuple(self.channels))  # a list, where it comes from JSON
+        if not 2 <= len(self.channels) <= MAX_SCALES:
+            raise InputError(f"channels must be given for 2 to {MAX_SCALES} scales, not {len(self.channels)}")
+        check_count("channels", self.channels, MAX_CHANNELS)
+        check_count("blocks", [self.blocks], MAX_BLOCKS)
+        check_count("attention_from", [self.attention_from], len(self.channels) - 1)
+        for name in ("heads", "tokens", "token_channels"):
+            check_count(name, [getattr(self, name)], MAX_CHANNELS)
+
+
+def check_count(name: str, values: Iterable[object], maximum: int) -> None:
+    """Raise InputError unless all values are whole numbers from 1 to the maximum."""
+    for value in values:
+        if type(value) is not int or not 1 <= value <= maximum:
+            raise InputError(f"{name} must be a whole number from 1 to {maximum}, not {value!r:.40}")
+
 
 SIZES = {
-    "tiny": UNetSize((16, 32, 64, 128, 192), 1, 3, 4, 32, 192),
-    "small": UNetSize((32, 64, 128, 256, 384), 1, 3, 8, 32, 256),
-    "base": UNetSize((48, 112, 224, 384, 512), 2, 3, 8, 48, 384),
+    "tiny": UNetConfig((16, 32, 64, 128, 192), 1, 3, 4, 32, 192),
+    "small": UNetConfig((32, 64, 128, 256, 384), 1, 3, 8, 32, 256),
+    "base": UNetConfig((48, 112, 224, 384, 512), 2, 3, 8, 48, 384),
 }
+"""Generators by name; a model's config.json holds the numbers, so that it outlives a change here."""
 
 
 class CrossAttentionUNet(nn.Module):
     """Structure image and appearance tokens to an image of the structure's size.
 
-    The output is made from the logits of the structure image's colors: an affine map of them, which the finest of
-    the attending scales gives for each place (most of a look is color, and what is recolored keeps its edges), plus
-    a change of every pixel. An untrained UNet copies. What the image shows is told by the structure image's deepest
-    keys, whose map joins at the coarsest scale.
+    Cross-attention at the coarse scales is that of latent diffusion's UNet (arXiv:2112.10752); the mean of the
+    appearance tokens also scales and shifts the channels of every residual block, as FiLM (arXiv:1709.07871) and
+    adaptive group normalization (arXiv:2105.05233) do.
+
+    The output is made from the logits of the structure image's colors: an affine map of them for each place, given
+    by the finest of the attending scales and enlarged (most of a look is color, and what is recolored keeps its edges;
+    HDRNet, arXiv:1707.02880, has the idea), plus a change of every pixel. An untrained UNet copies. The structure
+    features say what the image shows; their map joins at the coarsest scale.
 
     Args:
-        size: see `SIZES`.
-        width: D of the backbone, whose keys it is given.
+        config: its numbers; `SIZES` has some.
+        width: D of the backbone whose keys are the structure features.
     """
 
-    def __init__(self, size: UNetSize, width: int) -> None:
+    def __init__(self, config: UNetConfig, width: int) -> None:
         super().__init__()
-        c, tokens = size.channels, size.token_channels
+        c, tokens = config.channels, config.token_channels
         self.stride = 2 ** (len(c) - 1)
         self.checkpointing = False
-        self.pool = nn.Sequential(nn.LayerNorm(tokens), nn.Linear(tokens, tokens), nn.SiLU())
+        self.token_pool = nn.Sequential(nn.LayerNorm(tokens), nn.Linear(tokens, tokens), nn.SiLU())
         self.stem = _Conv(3, c[0])
-        self.semantics_norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.semantics = nn.Conv2d(width, c[-1], 1)
-        self.reduce, self.down, self.enlarge, self.up = (nn.ModuleList() for _ in range(4))
+        self.structure_norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.structure_proj = nn.Conv2d(width, c[-1], 1)
+        self.downsample, self.down, self.upsample, self.up = (nn.ModuleList() for _ in range(4))
         for i in range(1, len(c)):
-            self.reduce.append(_Conv(c[i - 1], c[i], stride=2))
-            self.down.append(_Scale(c[i], size.blocks, size, i))
+            self.downsample.append(_Conv(c[i - 1], c[i], stride=2))
+            self.down.append(UNetStage(config, i, config.blocks))
         for i in reversed(range(len(c) - 1)):
-            self.enlarge.append(nn.Conv2d(c[i + 1], c[i], 1))
-            self.up.append(_Scale(c[i], size.blocks if i else 1, size, i))
+            self.upsample.append(nn.Conv2d(c[i + 1], c[i], 1))
+            self.up.append(UNetStage(config, i, config.blocks if i else 1))
         change = _Conv(c[0], 3)
         nn.init.zeros_(change.weight)
         nn.init.zeros_(change.bias)  # type: ignore[arg-type]
         self.to_rgb = nn.Sequential(_norm(c[0]), nn.SiLU(), change)
-        self.recolor_at = min(size.attention_from, len(c) - 2)  # a scale on the way up
-        self.recolor = nn.Conv2d(c[self.recolor_at], 12, 1)
-        nn.init.zeros_(self.recolor.weight)
-        nn.init.zeros_(self.recolor.bias)  # type: ignore[arg-type]
+        self.color_scale = min(config.attention_from, len(c) - 2)  # one on the way up
+        self.color_affine = nn.Conv2d(c[self.color_scale], 12, 1)
+        nn.init.zeros_(self.color_affine.weight)
+        nn.init.zeros_(self.color_affine.bias)  # type: ignore[arg-type]
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, structure: Tensor, tokens: Tensor, semantics: Tensor) -> Tensor:
+    def forward(self, structure: Tensor, structure_features: Tensor, appearance_tokens: Tensor) -> Tensor:
         """Paint.
 
         Args:
             structure: (B, 3, H, W) in [0, 1], any size: padded to the stride by reflection and cropped back.
-            tokens: appearance tokens (B, M, C).
-            semantics: deepest keys of the structure image's patches, (B, D, h, w); any grid, it is resized.
+            structure_features: deepest keys of the structure image's patches, (B, D, h, w); any grid, it is resized.
+            appearance_tokens: (B, M, C).
 
         Returns:
             (B, 3, H, W) in [0, 1].
         """
         h, w = structure.shape[-2:]
         padded = _pad_to(structure, self.stride)
-        look = self.pool(tokens).mean(1)
-        normed = self.semantics_norm(rearrange(semantics, "b d h w -> b h w d"))
-        known = self.semantics(rearrange(normed, "b h w d -> b d h w"))
+        pooled = self.token_pool(appearance_tokens).mean(1)
+        normed = self.structure_norm(rearrange(structure_features, "b d h w -> b h w d"))
+        features = self.structure_proj(rearrange(normed, "b h w d -> b d h w"))
 
         x = self.stem(padded * 2 - 1)
         skips = []
-        for i, (reduce, scale) in enumerate(zip(self.reduce, self.down, strict=True)):
+        for i, (downsample, stage) in enumerate(zip(self.downsample, self.down, strict=True)):
             skips.append(x)
-            x = reduce(x)
+            x = downsample(x)
             if i == len(self.down) - 1:
-                x = x + F.interpolate(known, x.shape[-2:], mode="bilinear", align_corners=False)
-            x = self._run(scale, x, look, tokens)
-        for enlarge, scale in zip(self.enlarge, self.up, strict=True):
+                x = x + F.interpolate(features, x.shape[-2:], mode="bilinear", align_corners=False)
+            x = self._run(stage, x, pooled, appearance_tokens)
+        for upsample, stage in zip(self.upsample, self.up, strict=True):
             skip = skips.pop()
             # projected first: four times fewer pixels. Bilinear, because nearest leaves squares behind.
-            x = skip + F.interpolate(enlarge(x), skip.shape[-2:], mode="bilinear", align_corners=False)
-            x = self._run(scale, x, look, tokens)
-            if len(skips) == self.recolor_at:
-                affine = F.interpolate(self.recolor(x), padded.shape[-2:], mode="bilinear", align_corners=False)
+            x = skip + F.interpolate(upsample(x), skip.shape[-2:], mode="bilinear", align_corners=False)
+            x = self._run(stage, x, pooled, appearance_tokens)
+            if len(skips) == self.color_scale:
+                affine = F.interpolate(self.color_affine(x), padded.shape[-2:], mode="bilinear", align_corners=False)
         logits = torch.logit(padded.float() * (1 - 2 * MARGIN) + MARGIN)
         matrix, shift = affine.float().split((9, 3), 1)
         mixed = torch.einsum("boihw,bihw->bohw", rearrange(matrix, "b (o i) h w -> b o i h w", o=3), logits)
         output = torch.sigmoid(logits + mixed + shift + self.to_rgb(x).float())
         return ((output - MARGIN) / (1 - 2 * MARGIN)).clamp(0, 1)[..., :h, :w]
 
-    def _run(self, scale: nn.Module, *inputs: Tensor) -> Tensor:
+    def _run(self, stage: nn.Module, *inputs: Tensor) -> Tensor:
         if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(scale, *inputs, use_reentrant=False)
-        return scale(*inputs)
+            return checkpoint(stage, *inputs, use_reentrant=False)
+        return stage(*inputs)
 
 
-class _Scale(nn.Module):
+class UNetStage(nn.Module):
     """The work at one scale: residual blocks, each followed by attention where the scale is coarse enough."""
 
-    def __init__(self, channels: int, blocks: int, size: UNetSize, index: int) -> None:
+    def __init__(self, config: UNetConfig, scale: int, blocks: int) -> None:
         super().__init__()
-        attends = index >= size.attention_from
-        self.blocks = nn.ModuleList(_ResidualBlock(channels, size.token_channels) for _ in range(blocks))
-        self.attention = nn.ModuleList(
-            CrossAttention(channels, size.token_channels, size.heads) for _ in range(blocks if attends else 0)
-        )
-        self.think = nn.ModuleList(FeedForward(channels) for _ in self.attention)
+        channels, tokens = config.channels[scale], config.token_channels
+        attending = blocks if scale >= config.attention_from else 0
+        self.blocks = nn.ModuleList(_ResidualBlock(channels, tokens) for _ in range(blocks))
+        self.cross_attn = nn.ModuleList(CrossAttention(channels, tokens, config.heads) for _ in range(attending))
+        self.mlp = nn.ModuleList(ResidualMlp(channels) for _ in range(attending))
 
-    def forward(self, x: Tensor, look: Tensor, tokens: Tensor) -> Tensor:
+    def forward(self, x: Tensor, pooled: Tensor, appearance_tokens: Tensor) -> Tensor:
+        """Features (B, K, h, w) to the same shape, given the pooled (B, C) and all appearance tokens (B, M, C)."""
         h = x.shape[-2]
         for i, block in enumerate(self.blocks):
-            x = block(x, look)
-            if self.attention:
+            x = block(x, pooled)
+            if self.cross_attn:
                 pixels = rearrange(x, "b c h w -> b (h w) c")
-                pixels = self.think[i](self.attention[i](pixels, tokens))
+                pixels = self.mlp[i](self.cross_attn[i](pixels, appearance_tokens))
                 x = rearrange(pixels, "b (h w) c -> b c h w", h=h)
         return x
 
 
 class _ResidualBlock(nn.Module):
-    """Two convolutions; between them the look scales and shifts the channels."""
+    """Two convolutions; between them the pooled appearance tokens scale and shift the channels (FiLM, AdaGN)."""
 
-    def __init__(self, channels: int, look_channels: int) -> None:
+    def __init__(self, channels: int, token_channels: int) -> None:
         super().__init__()
-        self.before = nn.Sequential(_norm(channels), nn.SiLU(), _Conv(channels, channels))
-        self.norm = _norm(channels)
-        self.modulate = nn.Linear(look_channels, 2 * channels)
-        self.after = nn.Sequential(nn.SiLU(), _Conv(channels, channels))
+        self.norm1, self.conv1 = _norm(channels), _Conv(channels, channels)
+        self.norm2, self.modulation = _norm(channels), nn.Linear(token_channels, 2 * channels)
+        self.conv2 = _Conv(channels, channels)
 
-    def forward(self, x: Tensor, look: Tensor) -> Tensor:
-        scale, shift = self.modulate(look)[..., None, None].chunk(2, 1)
-        return x + self.after(self.norm(self.before(x)) * (1 + scale) + shift)
+    def forward(self, x: Tensor, pooled: Tensor) -> Tensor:
+        scale, shift = self.modulation(pooled)[..., None, None].chunk(2, 1)
+        hidden = self.conv1(F.silu(self.norm1(x)))
+        return x + self.conv2(F.silu(self.norm2(hidden) * (1 + scale) + shift))
 
 
 class _Conv(nn.Conv2d):

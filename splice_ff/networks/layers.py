@@ -1,15 +1,17 @@
-"""Multi-head attention as the encoder and the UNet use it."""
+"""The two halves of a transformer block, as the appearance encoder and the UNet use them."""
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from einops import rearrange
+from timm.layers import Mlp
 from torch import Tensor, nn
 
 
 class CrossAttention(nn.Module):
-    """Residual attention of queries (B, N, C) to a context (B, M, K), with a norm before each.
+    """Residual multi-head attention of queries (B, N, C) to a context (B, M, K), with a norm before each.
+
+    Conditioning by cross-attention to a set of context tokens is that of latent diffusion (arXiv:2112.10752).
 
     Args:
         channels, context_channels: C and K.
@@ -25,38 +27,27 @@ class CrossAttention(nn.Module):
             raise ValueError(f"{heads} heads do not divide {channels} channels")
         self.heads = heads
         self.norm, self.context_norm = nn.LayerNorm(channels), nn.LayerNorm(context_channels)
-        self.to_queries = nn.Linear(channels, channels, bias=False)
-        self.to_keys_values = nn.Linear(context_channels, 2 * channels, bias=False)
-        self.project = nn.Linear(channels, channels)
+        self.to_q = nn.Linear(channels, channels, bias=False)
+        self.to_kv = nn.Linear(context_channels, 2 * channels, bias=False)
+        self.to_out = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """(B, N, C) and (B, M, K) to (B, N, C)."""
-        keys, values = self._split(self.to_keys_values(self.context_norm(context)).chunk(2, -1))
-        queries = self._split((self.to_queries(self.norm(x)),))[0]
-        y = F.scaled_dot_product_attention(queries, keys, values)
-        return x + self.project(rearrange(y, "b heads n d -> b n (heads d)"))
-
-    def weights(self, x: Tensor, context: Tensor) -> Tensor:
-        """What each query attends to: (B, heads, N, M), rows sum to 1. For looking; `forward` never holds it."""
-        keys, _ = self._split(self.to_keys_values(self.context_norm(context)).chunk(2, -1))
-        queries = self._split((self.to_queries(self.norm(x)),))[0]
-        return torch.softmax(queries @ keys.mT / queries.shape[-1] ** 0.5, -1)
-
-    def _split(self, parts: tuple[Tensor, ...]) -> list[Tensor]:
-        return [rearrange(part, "b n (heads d) -> b heads n d", heads=self.heads) for part in parts]
+        q = rearrange(self.to_q(self.norm(x)), "b n (heads d) -> b heads n d", heads=self.heads)
+        kv = self.to_kv(self.context_norm(context))
+        k, v = rearrange(kv, "b m (two heads d) -> two b heads m d", two=2, heads=self.heads)
+        attended = F.scaled_dot_product_attention(q, k, v)
+        return x + self.to_out(rearrange(attended, "b heads n d -> b n (heads d)"))
 
 
-class FeedForward(nn.Sequential):
-    """Residual two-layer perceptron on (B, N, C), with a norm before it."""
+class ResidualMlp(Mlp):  # type: ignore[misc]  # timm has no types here
+    """timm's two-layer perceptron on (B, N, C), with a norm before it and a residual around it."""
 
     def __init__(self, channels: int, ratio: int = 2) -> None:
-        super().__init__(
-            nn.LayerNorm(channels),
-            nn.Linear(channels, ratio * channels),
-            nn.GELU(),
-            nn.Linear(ratio * channels, channels),
-        )
+        super().__init__(channels, ratio * channels)
+        self.input_norm = nn.LayerNorm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) to (B, N, C)."""
-        return x + super().forward(x)
+        change: Tensor = super().forward(self.input_norm(x))
+        return x + change

@@ -65,7 +65,7 @@ def paint_pairs(
         group = waiting.pop(shape)
         try:
             images, tokens = torch.cat([image.rgb for _, image, _ in group]), torch.cat([look for *_, look in group])
-            pictures = model.paint(images, tokens, size, strength)
+            pictures = model.paint(images, tokens, size=size, strength=strength)
         except InputError as error:  # about their size, which they share
             yield from (Outcome(pair.name, f"{pair.structure}: {error}") for pair, *_ in group)
             return

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
+
+from splice_ff.networks.cross_attention_unet import SIZES
 
 SECTIONS = {"data": "Training data", "loss": "Losses"}
 LIMITS = (
@@ -25,7 +28,7 @@ def model_card(config: Mapping[str, Any], parameters: int, dtype: str) -> str:
     training = config["training"]
     generator, backbone = config["generator"], config["backbone"]
     rows = {
-        "generator": f"size `{generator['size']}`, context `{generator['context']}`",
+        "generator": f"size `{_size(generator['unet'])}`, context `{generator['context']}`",
         "parameters": f"{parameters / 1e6:.1f} M",
         "weights on disk": dtype,
         "backbone": f"`{backbone['name']}`, SHA-256 `{backbone['fingerprint']}`",
@@ -46,6 +49,13 @@ def model_card(config: Mapping[str, Any], parameters: int, dtype: str) -> str:
     limits = training.get("limits", ())
     parts += ["## Limits", _text([*([limits] if isinstance(limits, str) else limits), *LIMITS])]
     return "\n\n".join(parts) + "\n"
+
+
+def _size(unet: Mapping[str, Any]) -> str:
+    known = {
+        name: size for name, size in SIZES.items() if asdict(size) == {**unet, "channels": tuple(unet["channels"])}
+    }
+    return next(iter(known), "custom")
 
 
 def _table(rows: Mapping[str, Any]) -> str:

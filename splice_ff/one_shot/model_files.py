@@ -14,12 +14,14 @@ from huggingface_hub import hf_hub_url, snapshot_download
 
 from splice_ff.errors import CheckpointError, InputError
 from splice_ff.networks.amortized import AmortizedGenerator, GeneratorConfig
+from splice_ff.networks.cross_attention_unet import UNetConfig
 from splice_ff.one_shot.model_card import model_card
 from splice_ff.utils.files import atomic_write, checkpoints_dir
 from splice_ff.utils.hub import ask_hub
 from splice_ff.utils.tensor_files import read_tensors, write_tensors
 
-FORMAT = "splice-ff amortized generator 1"
+FORMAT = "splice-ff amortized generator 2"
+OLD_FORMATS = ("splice-ff amortized generator 1",)
 FILES = ("config.json", "model.safetensors", "README.md")
 DiskType = Literal["fp32", "fp16"]
 
@@ -68,11 +70,12 @@ class ModelConfig:
             InputError: another format, or a value that is missing or cannot be.
         """
         if not isinstance(values, dict) or values.get("format") != FORMAT:
-            found = values.get("format", "none") if isinstance(values, dict) else "none"
-            raise InputError(f"format '{found}', expected '{FORMAT}'")
+            given = values.get("format", "none") if isinstance(values, dict) else "none"
+            old = "; an older splice-ff wrote it: train it again, or use that version" if given in OLD_FORMATS else ""
+            raise InputError(f"format {given!r:.80}, expected '{FORMAT}'{old}")
         try:
             return cls(
-                GeneratorConfig(**values["generator"]),
+                GeneratorConfig(**values["generator"] | {"unet": UNetConfig(**values["generator"]["unet"])}),
                 str(values["backbone"]["name"]),
                 str(values["backbone"]["fingerprint"]),
                 values["vit_size"],

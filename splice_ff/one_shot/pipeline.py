@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from splice_ff.errors import CheckpointError, InputError
 from splice_ff.images import MAX_PIXELS, MIN_SIDE
-from splice_ff.networks.amortized import AmortizedGenerator, Condition
+from splice_ff.networks.amortized import AmortizedGenerator, ImageEncoding
 from splice_ff.one_shot.model_files import DiskType, ModelConfig, find_model, fingerprint, load_model, save_model
 from splice_ff.one_shot.tiles import MAX_UNTILED, paint_in_tiles
 from splice_ff.utils.resize import resize_shorter_side, to_full_size
@@ -64,24 +64,25 @@ class SpliceFF(nn.Module, ModelHubMixin):
         """SHA-256 of the generator's weights, which a look is bound to."""
         return fingerprint(self.generator)
 
-    def observe(self, images: Tensor) -> Condition:
-        """What the generator wants to know of images (B, 3, H, W) in [0, 1] of any size: one ViT pass."""
+    def encode_images(self, images: Tensor) -> ImageEncoding:
+        """What the generator takes of images (B, 3, H, W) in [0, 1] of any size: one ViT pass."""
         inputs = ViTInput(self.config.vit_size).resize(images, self.backbone.patch_size)
-        return self.generator.observe(self.backbone, inputs)
+        return self.generator.encode_images(self.backbone, inputs)
 
     @torch.no_grad()
     def embed(self, appearance: Tensor) -> Tensor:
         """Appearance tokens (B, M, C) of images (B, 3, H, W) in [0, 1], any size."""
-        seen = self.observe(appearance.to(self.device))
-        return self.generator.encode(seen.cls, seen.patches)
+        return self.generator.appearance_tokens(self.encode_images(appearance.to(self.device)))
 
     @torch.no_grad()
-    def paint(self, structure: Tensor, tokens: Tensor, size: int | None = None, strength: float = 1.0) -> Tensor:
+    def paint(
+        self, structure: Tensor, appearance_tokens: Tensor, *, size: int | None = None, strength: float = 1.0
+    ) -> Tensor:
         """Paint structure images with given looks.
 
         Args:
             structure: (B, 3, H, W) in [0, 1].
-            tokens: appearance tokens (B, M, C), or (1, M, C) for all.
+            appearance_tokens: (B, M, C), or (1, M, C) for all.
             size: shorter side, in pixels, at which to work; the model's default if None. Large ones go in tiles.
             strength: between the structure images' own look (0) and the given one (1), a straight line in the space
                 of appearance tokens.
@@ -96,17 +97,17 @@ class SpliceFF(nn.Module, ModelHubMixin):
         check_size(size, structure)
         if not 0 <= strength <= 1:
             raise InputError(f"strength must be between 0 and 1, not {strength}")
-        structure, tokens = structure.to(self.device), self._check_tokens(tokens.to(self.device))
+        structure, tokens = structure.to(self.device), self._check_tokens(appearance_tokens.to(self.device))
         working = resize_shorter_side(structure, size)
-        seen = self.observe(working)  # what the generator sees, as in training
+        encoding = self.encode_images(working)  # of what the generator is given, as in training
         if strength < 1:
-            tokens = torch.lerp(self.generator.encode(seen.cls, seen.patches), tokens, strength)
+            tokens = torch.lerp(self.generator.appearance_tokens(encoding), tokens, strength)
         tokens = tokens.expand(len(structure), -1, -1)
         if working.shape[-2] * working.shape[-1] > MAX_UNTILED:
-            picture = paint_in_tiles(self.generator.unet, working, tokens, seen.semantics)
+            output = paint_in_tiles(self.generator.unet, working, encoding.structure_features, tokens)
         else:
-            picture = self.generator.paint(working, seen.semantics, tokens)
-        return to_full_size(picture, working, structure)
+            output = self.generator.paint(working, encoding.structure_features, tokens)
+        return to_full_size(output, working, structure)
 
     def forward(self, structure: Tensor, appearance: Tensor) -> Tensor:
         """Structure and appearance images, (B, 3, H, W) and (B, 3, H', W') in [0, 1], to (B, 3, H, W) in [0, 1]."""

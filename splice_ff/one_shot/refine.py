@@ -76,27 +76,27 @@ def refiner(
 
 
 class PairGenerator(nn.Module):
-    """An amortized generator with one look: images (B, 3, H, W) in [0, 1] to images of their shape and range.
+    """An amortized generator with one set of appearance tokens: images (B, 3, H, W) in [0, 1] to repainted ones.
 
     Args:
-        model: its UNet is copied; all of the copy can be trained, and the look.
-        look: appearance tokens (1, M, C).
+        model: its UNet is copied; all of the copy can be trained, and the tokens.
+        appearance_tokens: (1, M, C).
     """
 
-    def __init__(self, model: SpliceFF, look: Tensor) -> None:
+    def __init__(self, model: SpliceFF, appearance_tokens: Tensor) -> None:
         super().__init__()
         self.unet = copy.deepcopy(model.generator.unet).requires_grad_(True)
-        self.look = nn.Parameter(look.clone())
-        self.semantics = _Semantics(model)
+        self.appearance_tokens = nn.Parameter(appearance_tokens.clone())
+        self.structure_features = _StructureFeatures(model)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Repaint images with the look."""
-        look = self.look.expand(len(images), -1, -1)
-        return self.unet(images, look, self.semantics(images))
+        """Repaint images with the appearance tokens."""
+        tokens = self.appearance_tokens.expand(len(images), -1, -1)
+        return self.unet(images, self.structure_features(images), tokens)
 
 
-class _Semantics:
-    """Semantics of images, remembered: the optimizer comes back to the same few tensors.
+class _StructureFeatures:
+    """Structure features of images, remembered: the optimizer comes back to the same few tensors.
 
     Not a module, and one with its copies: neither the ViT nor the memory belongs to the generator's state.
     """
@@ -108,8 +108,8 @@ class _Semantics:
     def __call__(self, images: Tensor) -> Tensor:
         if id(images) not in self.known:
             with torch.no_grad():
-                self.known[id(images)] = images, self.model.observe(images).semantics
+                self.known[id(images)] = images, self.model.encode_images(images).structure_features
         return self.known[id(images)][1]
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Semantics:
+    def __deepcopy__(self, memo: dict[int, Any]) -> _StructureFeatures:
         return self

@@ -3,7 +3,7 @@
 What a pixel of the output depends on is bounded: convolutions reach a known distance, attention goes to the appearance
 tokens alone. With a margin of that distance around it, a tile is what one pass over the whole image would have made
 there, so that tiles need no blending. Two things are not local, and are settled for the whole image beforehand:
-GroupNorm's statistics, from one pass at a reduced size, and the map of semantics.
+GroupNorm's statistics, from one pass at a reduced size, and the map of structure features.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ CORE = 1024
 def paint_in_tiles(
     unet: CrossAttentionUNet,
     structure: Tensor,
-    tokens: Tensor,
-    semantics: Tensor,
+    structure_features: Tensor,
+    appearance_tokens: Tensor,
     core: int = CORE,
     statistics_pixels: int = MAX_UNTILED,
 ) -> Tensor:
-    """What `unet(structure, tokens, semantics)` does, one tile at a time.
+    """What `unet(structure, structure_features, appearance_tokens)` does, one tile at a time.
 
     Args:
         unet: the generator's image path; it is left as it is.
         structure: (B, 3, H, W) in [0, 1].
-        tokens: appearance tokens (B, M, C).
-        semantics: deepest keys of the whole structure images' patches, (B, D, h, w).
+        structure_features: deepest keys of the whole structure images' patches, (B, D, h, w).
+        appearance_tokens: (B, M, C).
         core: side of a tile without its margins, rounded up to the UNet's stride.
         statistics_pixels: most pixels of the pass that takes GroupNorm's statistics; with H * W or more they are
             exact, and so is the result, up to rounding.
@@ -51,16 +51,16 @@ def paint_in_tiles(
     core = -(-core // unet.stride) * unet.stride
     painted = torch.empty_like(structure)
     for i in range(len(structure)):  # one by one: statistics belong to an image
-        image, look, keys = structure[i : i + 1], tokens[i : i + 1], semantics[i : i + 1]
-        frozen = freeze_statistics(unet, _at_most(image, statistics_pixels), look, keys)
-        window = _Window(frozen.semantics, [-(-side // unet.stride) for side in image.shape[-2:]])
-        frozen.semantics = window  # type: ignore[assignment]
+        image, features, tokens = (t[i : i + 1] for t in (structure, structure_features, appearance_tokens))
+        frozen = freeze_statistics(unet, _at_most(image, statistics_pixels), features, tokens)
+        window = _Window(frozen.structure_proj, [-(-side // unet.stride) for side in image.shape[-2:]])
+        frozen.structure_proj = window  # type: ignore[assignment]
         margin = reach(unet)
         for top, bottom, above, below in _spans(image.shape[-2], core, margin):
             for left, right, before, after in _spans(image.shape[-1], core, margin):
                 # where a tile does not end with a whole stride it ends with the image, which the UNet pads
                 window.show(*(-(-edge // unet.stride) for edge in (above, below, before, after)))
-                tile = frozen(image[..., above:below, before:after], look, keys)
+                tile = frozen(image[..., above:below, before:after], features, tokens)
                 painted[i, :, top:bottom, left:right] = tile[
                     0, :, top - above : bottom - above, left - before : right - before
                 ]
@@ -68,7 +68,7 @@ def paint_in_tiles(
 
 
 def freeze_statistics(
-    unet: CrossAttentionUNet, structure: Tensor, tokens: Tensor, semantics: Tensor
+    unet: CrossAttentionUNet, structure: Tensor, structure_features: Tensor, appearance_tokens: Tensor
 ) -> CrossAttentionUNet:
     """A copy whose GroupNorms use the statistics of one image (1, 3, H, W) whatever they are given.
 
@@ -92,7 +92,7 @@ def freeze_statistics(
         return hook
 
     handles = [norm.register_forward_pre_hook(record(name)) for name, norm in norms.items()]
-    frozen(structure, tokens, semantics)
+    frozen(structure, structure_features, appearance_tokens)
     for handle in handles:
         handle.remove()
     for name, norm in fixed.items():
@@ -137,7 +137,7 @@ def _at_most(image: Tensor, pixels: int) -> Tensor:
 
 
 class _Window(nn.Module):
-    """Part of the whole image's map of semantics, at the coarsest scale."""
+    """Part of the whole image's map of structure features, at the coarsest scale."""
 
     def __init__(self, project: nn.Module, size: list[int]) -> None:
         super().__init__()
@@ -147,6 +147,6 @@ class _Window(nn.Module):
         """Choose the part, in pixels of the coarsest scale."""
         self.part = slice(top, bottom), slice(left, right)
 
-    def forward(self, semantics: Tensor) -> Tensor:
-        whole = F.interpolate(self.project(semantics), self.size, mode="bilinear", align_corners=False)
+    def forward(self, structure_features: Tensor) -> Tensor:
+        whole = F.interpolate(self.project(structure_features), self.size, mode="bilinear", align_corners=False)
         return whole[(..., *self.part)]

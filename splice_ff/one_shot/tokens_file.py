@@ -13,7 +13,7 @@ from splice_ff.errors import CheckpointError
 from splice_ff.one_shot.pipeline import SpliceFF
 from splice_ff.utils.tensor_files import read_tensors, write_tensors
 
-FORMAT = "splice-ff look 1"
+FORMAT = "splice-ff look 2"
 
 
 def save_look(path: str | Path, model: SpliceFF, tokens: Tensor, facts: Mapping[str, str] | None = None) -> None:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from splice_ff.losses import Losses, SpliceLoss, Target
-from splice_ff.networks.amortized import AmortizedGenerator, Condition
+from splice_ff.networks.amortized import AmortizedGenerator, ImageEncoding
 from splice_ff.training.batches import Batch
 from splice_ff.training.config import LossConfig, TrainingConfig, weight_at
 from splice_ff.utils.seeding import seeded_generator
@@ -24,12 +24,12 @@ Model = Callable[..., Tensor]
 class PairLosses:
     """Losses of a batch of pairs.
 
-    Every pair is painted in both directions: one ViT pass over its two images serves as condition and as target of
+    Every pair is painted in both directions: one ViT pass over its two images serves as encoding and as target of
     both. On some images the identity loss is taken too.
 
     Args:
         config: of the run.
-        generator: whose condition is wanted.
+        generator: whose encoding of images is wanted.
         backbone: the frozen ViT.
     """
 
@@ -46,24 +46,24 @@ class PairLosses:
         return self.vit_input.resize(images, self.backbone.patch_size)
 
     @torch.no_grad()
-    def look_at(self, images: Tensor) -> tuple[Condition, Target]:
-        """One ViT pass over (B, 3, H, W): what the generator is told of the images, and what losses compare with."""
+    def encode_images(self, images: Tensor) -> tuple[ImageEncoding, Target]:
+        """One ViT pass over (B, 3, H, W): what the generator takes of the images, and what losses compare with."""
         features = self.generator.features(self.backbone, self.resize(images))
         assert features.cls is not None
         target = Target(features.keys[self.backbone.depth - 1], features.cls[:, -1])
-        return Condition.of(features, self.backbone.prefix_tokens), target
+        return ImageEncoding.from_features(features, self.backbone.prefix_tokens), target
 
     def __call__(self, model: Model, batch: Batch, step: int) -> tuple[Losses, Tensor]:
         """Splice's losses, and the weighted distillation terms (0 without a teacher), with gradients."""
         settings, count = self.config.loss, len(batch.first)
         images = torch.cat([batch.first, batch.second])
         again = slice(0, count, settings.identity_every)
-        seen, target = self.look_at(images)
-        painted = model(*_both_ways(images, seen, again))
+        encoding, target = self.encode_images(images)
+        painted = model(*_both_ways(images, encoding, again))
         output, same = painted[: 2 * count], painted[2 * count :]
         box = self.crop_box(images.shape[-1], step)
         if settings.crop < 1:
-            _, target = self.look_at(_crop(images, box))
+            _, target = self.encode_images(_crop(images, box))
         losses = self.at(step)(
             _crop(output, box),
             structure=target,
@@ -85,8 +85,8 @@ class PairLosses:
         """Towards the per-pair teacher's images: by pixels, and by deepest keys."""
         settings, lesson = self.config.distill, batch.lesson
         assert settings is not None and lesson is not None
-        (structure, _), (appearance, _) = self.look_at(lesson.structure), self.look_at(lesson.appearance)
-        output = model(lesson.structure, structure.semantics, appearance.cls, appearance.patches)
+        (structure, _), (appearance, _) = self.encode_images(lesson.structure), self.encode_images(lesson.appearance)
+        output = model(lesson.structure, structure.structure_features, appearance.cls, appearance.patches)
         term = settings.image * F.l1_loss(output, lesson.output)
         if settings.features:
             made, wanted = (
@@ -101,17 +101,22 @@ def weights_at(settings: LossConfig, step: int) -> LossWeights:
     return LossWeights(*(weight_at(getattr(settings, k), step) for k in ("structure", "appearance", "identity")))
 
 
-def _both_ways(images: Tensor, seen: Condition, again: slice) -> list[Tensor | None]:
+def _both_ways(images: Tensor, encoding: ImageEncoding, again: slice) -> list[Tensor | None]:
     """What the generator takes to paint every image with its partner's look, then those of `again` with their own."""
     half = len(images) // 2
 
-    def looks(tokens: Tensor | None) -> Tensor | None:
+    def appearances(tokens: Tensor | None) -> Tensor | None:
         return None if tokens is None else torch.cat([tokens.roll(half, 0), tokens[again]])
 
-    def layouts(tensor: Tensor) -> Tensor:
+    def structures(tensor: Tensor) -> Tensor:
         return torch.cat([tensor, tensor[again]])
 
-    return [layouts(images), layouts(seen.semantics), looks(seen.cls), looks(seen.patches)]
+    return [
+        structures(images),
+        structures(encoding.structure_features),
+        appearances(encoding.cls),
+        appearances(encoding.patches),
+    ]
 
 
 def _crop(images: Tensor, box: tuple[int, int, int]) -> Tensor:

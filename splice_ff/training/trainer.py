@@ -20,6 +20,7 @@ from tqdm import tqdm
 from splice_ff.errors import DivergedError, InputError
 from splice_ff.losses import Losses
 from splice_ff.networks.amortized import AmortizedGenerator, GeneratorConfig
+from splice_ff.networks.cross_attention_unet import SIZES
 from splice_ff.one_shot.pipeline import SpliceFF
 from splice_ff.training.batches import Batch, TrainingData
 from splice_ff.training.checkpoints import newest_checkpoint, save_checkpoint
@@ -89,7 +90,7 @@ class Trainer:
 
     def _make_generator(self) -> AmortizedGenerator:
         settings = self.config.generator
-        config = GeneratorConfig(self.backbone.depth, self.backbone.width, settings.size, settings.context)
+        config = GeneratorConfig(self.backbone.depth, self.backbone.width, SIZES[settings.size], settings.context)
         if settings.start_from is None:
             return AmortizedGenerator(config)
         start = SpliceFF.from_pretrained(settings.start_from, backbone=self.original_backbone)
@@ -193,8 +194,8 @@ class Trainer:
     def paint(self, first: Tensor, second: Tensor) -> Tensor:
         """The averaged generator's output: layouts (B, 3, S, S) of `first` with the looks of `second`."""
         with self.accelerator.autocast():
-            (seen, _), (look, _) = self.pair_losses.look_at(first), self.pair_losses.look_at(second)
-            return self.average.module(first, seen.semantics, look.cls, look.patches).float()
+            (structure, _), (appearance, _) = map(self.pair_losses.encode_images, (first, second))
+            return self.average.module(first, structure.structure_features, appearance.cls, appearance.patches).float()
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:

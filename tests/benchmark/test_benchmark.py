@@ -101,7 +101,7 @@ def test_one_shot_command(vit_folder, tmp_path):
     assert found["operations_per_second"]["fp32"] > 0 and "torch" in found["machine"] and found["version"]
     one, three = found["parts"]["one-shot"]["rows"]
     assert three["batch"] == 3 and three["operations"] == pytest.approx(3 * one["operations"], rel=0.05)
-    assert list(one["parts"]) == ["reading", "appearance", "semantics", "UNet", "writing"]
+    assert list(one["parts"]) == ["reading", "appearance", "structure", "UNet", "writing"]
     assert one["parts"]["reading"]["operations"] == 0 < one["parts"]["UNet"]["operations"]
     assert one["median"] == pytest.approx(sum(part["median"] for part in one["parts"].values()))
     assert one["floor"] < 2 * one["median"]

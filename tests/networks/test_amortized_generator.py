@@ -1,5 +1,7 @@
 """The amortized generator: appearance encoder and cross-attention UNet."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -7,88 +9,81 @@ from torch.nn import functional as F
 from splice_ff import InputError
 from splice_ff.networks.amortized import AmortizedGenerator, GeneratorConfig
 from splice_ff.networks.appearance_encoder import AppearanceEncoder
-from splice_ff.networks.cross_attention_unet import SIZES, CrossAttentionUNet, UNetSize, _Conv
+from splice_ff.networks.cross_attention_unet import SIZES, CrossAttentionUNet, UNetConfig, _Conv
 from splice_ff.networks.layers import CrossAttention
 
 LAYERS, WIDTH = 3, 24
-SMALL = UNetSize((8, 16, 16), 1, 1, 2, 16, 16)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def small_size():
-    SIZES["test"] = SMALL
-    yield
-    del SIZES["test"]
+SMALL = UNetConfig((8, 16, 16), 1, 1, 2, 16, 16)
 
 
 @pytest.fixture
 def generator(randomized):
     return lambda context="cls", seed=0: randomized(
-        AmortizedGenerator(GeneratorConfig(LAYERS, WIDTH, "test", context)), seed
+        AmortizedGenerator(GeneratorConfig(LAYERS, WIDTH, SMALL, context)), seed
     ).eval()
 
 
 def inputs(batch=2, h=24, w=16, seed=0):
     random = torch.Generator().manual_seed(seed)
     structure = torch.rand(batch, 3, h, w, generator=random)
-    semantics = torch.randn(batch, WIDTH, 3, 2, generator=random)
+    features = torch.randn(batch, WIDTH, 3, 2, generator=random)
     cls = torch.randn(batch, LAYERS, WIDTH, generator=random)
-    return structure, semantics, cls
+    return structure, features, cls
 
 
 def test_an_untrained_generator_copies():
-    structure, semantics, cls = inputs()
-    output = AmortizedGenerator(GeneratorConfig(LAYERS, WIDTH, "test"))(structure, semantics, cls)
+    structure, features, cls = inputs()
+    output = AmortizedGenerator(GeneratorConfig(LAYERS, WIDTH, SMALL))(structure, features, cls)
     torch.testing.assert_close(output, structure, atol=1e-5, rtol=0)
 
 
 def test_output_depends_on_everything_it_is_told(generator):
-    net, (structure, semantics, cls) = generator(), inputs()
-    output = net(structure, semantics, cls)
+    net, (structure, features, cls) = generator(), inputs()
+    output = net(structure, features, cls)
     assert output.shape == structure.shape and output.min() >= 0 and output.max() <= 1
     for changed in (
-        (structure.flip(0), semantics, cls),
-        (structure, semantics.flip(0), cls),
-        (structure, semantics, cls.flip(0)),
+        (structure.flip(0), features, cls),
+        (structure, features.flip(0), cls),
+        (structure, features, cls.flip(0)),
     ):
         assert (net(*changed) - output).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("layer", range(LAYERS))
 def test_every_layers_cls_token_counts(generator, layer):
-    net, (structure, semantics, cls) = generator(), inputs(1)
+    net, (structure, features, cls) = generator(), inputs(1)
     other = cls.clone()
     other[:, layer] = cls[:, layer].roll(1, -1)
-    assert (net(structure, semantics, other) - net(structure, semantics, cls)).abs().max() > 1e-4
+    assert (net(structure, features, other) - net(structure, features, cls)).abs().max() > 1e-4
 
 
 def test_patches_join_the_context_only_where_asked_for(generator):
-    structure, semantics, cls = inputs()
+    structure, features, cls = inputs()
     patches = torch.randn(2, 6, WIDTH)
     with_patches = generator("cls+patches")
-    changed = with_patches(structure, semantics, cls, patches.flip(0))
-    assert (with_patches(structure, semantics, cls, patches) - changed).abs().max() > 1e-3
+    changed = with_patches(structure, features, cls, patches.flip(0))
+    assert (with_patches(structure, features, cls, patches) - changed).abs().max() > 1e-3
     # a context is a set
-    torch.testing.assert_close(with_patches(structure, semantics, cls, patches.flip(1)),
-                               with_patches(structure, semantics, cls, patches), atol=1e-5, rtol=1e-4)  # fmt: skip
+    torch.testing.assert_close(with_patches(structure, features, cls, patches.flip(1)),
+                               with_patches(structure, features, cls, patches), atol=1e-5, rtol=1e-4)  # fmt: skip
     with pytest.raises(ValueError, match="cls\\+patches"):
-        with_patches(structure, semantics, cls)
+        with_patches(structure, features, cls)
     with pytest.raises(ValueError, match="cls\\+patches"):
-        generator()(structure, semantics, cls, patches)
+        generator()(structure, features, cls, patches)
 
 
 @pytest.mark.parametrize(("h", "w"), [(16, 16), (17, 16), (24, 31), (1, 1), (2, 50)])
 def test_any_size(generator, h, w):
-    structure, semantics, cls = inputs(1, h, w)
-    output = generator()(structure, semantics, cls)
+    structure, features, cls = inputs(1, h, w)
+    output = generator()(structure, features, cls)
     assert output.shape == (1, 3, h, w) and torch.isfinite(output).all()
 
 
 def test_padding_is_outside_the_picture(generator):
-    structure, semantics, cls = inputs(1, 24, 15)
+    structure, features, cls = inputs(1, 24, 15)
     padded = F.pad(structure, (0, 1, 0, 0), mode="reflect")
     net = generator()
-    torch.testing.assert_close(net(padded, semantics, cls)[..., :15], net(structure, semantics, cls))
+    torch.testing.assert_close(net(padded, features, cls)[..., :15], net(structure, features, cls))
 
 
 def test_a_batch_equals_its_samples(generator):
@@ -131,37 +126,45 @@ def test_all_parameters_get_gradients(generator):
 def test_attention_differs_across_positions_and_heads_after_training():
     """A single key would make it constant; so would appearance tokens that are all alike."""
     torch.manual_seed(0)
-    net = AmortizedGenerator(GeneratorConfig(LAYERS, WIDTH, "test"))
-    structure, semantics, cls = inputs(4, 16, 16)
+    net = AmortizedGenerator(GeneratorConfig(LAYERS, WIDTH, SMALL))
+    structure, features, cls = inputs(4, 16, 16)
     goal = torch.where(structure.mean(1, keepdim=True) > 0.5, cls[:, 0, :3, None, None], cls[:, 1, :3, None, None])
     goal = goal.sigmoid()
     adam = torch.optim.Adam(net.parameters(), 3e-3)
-    first = F.mse_loss(net(structure, semantics, cls), goal).item()
+    first = F.mse_loss(net(structure, features, cls), goal).item()
     for _ in range(60):
-        loss = F.mse_loss(net(structure, semantics, cls), goal)
+        loss = F.mse_loss(net(structure, features, cls), goal)
         adam.zero_grad()
         loss.backward()
         adam.step()
     assert loss < 0.5 * first
-    tokens = net.encode(cls)
+    tokens = net.encoder(cls)
     assert tokens.shape == (4, SMALL.tokens, SMALL.token_channels)
     assert tokens.std(1).mean() > 0.05  # appearance tokens differ from each other
     seen = []
-    attention = net.unet.down[-1].attention[0]
-    attention.register_forward_pre_hook(lambda module, args: seen.append(module.weights(*args)))
-    net(structure, semantics, cls)
+    net.unet.down[-1].cross_attn[0].register_forward_pre_hook(lambda *call: seen.append(attention_weights(*call)))
+    net(structure, features, cls)
     weights = seen[0]  # (B, heads, positions, tokens)
-    torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
     assert weights.std(2).mean() > 1e-3  # across positions
     assert weights.std(1).mean() > 1e-3  # across heads
 
 
-def test_attention_weights_are_those_that_forward_uses(randomized):
+def attention_weights(attention, inputs):
+    """What each query attends to, (B, heads, N, M), by the textbook's formula."""
+    x, context = inputs
+    keys = attention.to_kv(attention.context_norm(context)).chunk(2, -1)[0]
+    queries, keys = (
+        t.unflatten(-1, (attention.heads, -1)).transpose(1, 2) for t in (attention.to_q(attention.norm(x)), keys)
+    )
+    return torch.softmax(queries @ keys.mT / queries.shape[-1] ** 0.5, -1)
+
+
+def test_cross_attention_is_the_textbooks(randomized):
     attention = randomized(CrossAttention(8, 6, 2))
     x, context = torch.randn(2, 5, 8), torch.randn(2, 3, 6)
-    values = attention._split(attention.to_keys_values(attention.context_norm(context)).chunk(2, -1))[1]
-    y = (attention.weights(x, context) @ values).transpose(1, 2).flatten(2)
-    torch.testing.assert_close(x + attention.project(y), attention(x, context))
+    values = attention.to_kv(attention.context_norm(context)).chunk(2, -1)[1].unflatten(-1, (2, 4)).transpose(1, 2)
+    y = (attention_weights(attention, (x, context)) @ values).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(x + attention.to_out(y), attention(x, context))
 
 
 def test_heads_must_divide_the_channels():
@@ -169,10 +172,24 @@ def test_heads_must_divide_the_channels():
         CrossAttention(8, 8, 3)
 
 
-@pytest.mark.parametrize("changes", [{"size": "huge"}, {"context": "patches"}])
-def test_unknown_kinds(changes):
-    with pytest.raises(InputError, match="unknown"):
-        GeneratorConfig(LAYERS, WIDTH, **changes)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("context", "patches"),
+        *[(name, value) for name in ("layers", "width") for value in (0, -1, 1.5, True, "12", 10**9)],
+        *[("channels", value) for value in ([], [8], [8] * 99, [8, 0], [8, "8"], [8, 10**9])],
+        *[("blocks", value) for value in (0, 10**9, None)],
+        *[("attention_from", value) for value in (0, 3, -1)],
+        *[(name, value) for name in ("heads", "tokens", "token_channels") for value in (0, 10**9, 2.0)],
+    ],
+)
+def test_numbers_that_no_generator_has(name, value):
+    """Refused before anything is allocated."""
+    with pytest.raises(InputError, match=name.split("_")[0]):
+        if name in GeneratorConfig.__dataclass_fields__:
+            GeneratorConfig(**{"layers": LAYERS, "width": WIDTH} | {name: value})
+        else:
+            replace(SMALL, **{name: value})
 
 
 def test_sizes_keep_their_promises():
@@ -180,7 +197,7 @@ def test_sizes_keep_their_promises():
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.device("meta"):
-        net = AmortizedGenerator(GeneratorConfig(12, 384, "base"))
+        net = AmortizedGenerator(GeneratorConfig(12, 384, SIZES["base"]))
         with FlopCounterMode(display=False) as counter:
             net(torch.empty(1, 3, 256, 256), torch.empty(1, 384, 28, 28), torch.empty(1, 12, 384))
     assert sum(p.numel() for p in net.parameters()) < 60e6
@@ -191,21 +208,26 @@ def test_sizes_keep_their_promises():
 def test_backbones_of_any_depth_and_width_serve(tiny_backbone):
     for changes in ({}, {"depth": 2, "embed_dim": 36, "num_heads": 3}, {"reg_tokens": 4}):
         backbone = tiny_backbone(**changes)
-        net = AmortizedGenerator(GeneratorConfig(backbone.depth, backbone.width, "test", "cls+patches"))
-        seen = net.observe(backbone, torch.rand(2, 3, 24, 32))
-        assert seen.semantics.shape == (2, backbone.width, 3, 4)
-        assert seen.cls.shape == (2, backbone.depth, backbone.width)
-        assert seen.patches.shape == (2, 12, backbone.width)
+        net = AmortizedGenerator(GeneratorConfig(backbone.depth, backbone.width, SMALL, "cls+patches"))
+        encoding = net.encode_images(backbone, torch.rand(2, 3, 24, 32))
+        assert encoding.structure_features.shape == (2, backbone.width, 3, 4)
+        assert encoding.cls.shape == (2, backbone.depth, backbone.width)
+        assert encoding.patches.shape == (2, 12, backbone.width)
         keys = backbone(torch.rand(1, 3, 24, 32), keys=[-1]).keys[backbone.depth - 1]
         assert keys.shape[2] == 12 + backbone.prefix_tokens
-        assert net(torch.rand(2, 3, 20, 20), seen.semantics, seen.cls, seen.patches).shape == (2, 3, 20, 20)
+        assert net(torch.rand(2, 3, 20, 20), encoding.structure_features, encoding.cls, encoding.patches).shape == (
+            2,
+            3,
+            20,
+            20,
+        )
 
 
 def test_encoder_and_unet_stand_alone():
     tokens = AppearanceEncoder(LAYERS, WIDTH, 16, 8, 2)(torch.randn(2, LAYERS, WIDTH))
     assert tokens.shape == (2, 16, 8)
-    unet = CrossAttentionUNet(UNetSize((8, 16), 1, 1, 2, 16, 8), WIDTH)
-    assert unet(torch.rand(2, 3, 9, 9), tokens, torch.randn(2, WIDTH, 2, 2)).shape == (2, 3, 9, 9)
+    unet = CrossAttentionUNet(UNetConfig((8, 16), 1, 1, 2, 16, 8), WIDTH)
+    assert unet(torch.rand(2, 3, 9, 9), torch.randn(2, WIDTH, 2, 2), tokens).shape == (2, 3, 9, 9)
 
 
 @pytest.mark.parametrize("stride", [1, 2])

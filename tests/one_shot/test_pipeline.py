@@ -187,9 +187,10 @@ def refusal(folder, model, *words):
         (lambda c: "{", ["damaged"]),
         (lambda c: "[]", ["format"]),
         (lambda c: c | {"format": "splice-ff amortized generator 9"}, ["generator 9"]),
+        (lambda c: c | {"format": "splice-ff amortized generator 1"}, ["older splice-ff"]),
         (lambda c: {k: v for k, v in c.items() if k != "backbone"}, ["backbone"]),
         (lambda c: c | {"vit_size": "large"}, ["vit_size"]),
-        (lambda c: c | {"generator": c["generator"] | {"size": "huge"}}, ["huge"]),
+        (lambda c: c | {"generator": c["generator"] | {"context": "huge"}}, ["huge"]),
         (lambda c: c | {"generator": c["generator"] | {"width": -1}}, ["config.json"]),
         (lambda c: c | {"generator": c["generator"] | {"depth": 3}}, ["depth"]),
         (lambda c: c | {"generator": c["generator"] | {"layers": 9}}, ["model.safetensors", "encoder"]),
@@ -215,7 +216,7 @@ def test_wrong_weights_are_refused(folder, model, change, words):
     file = folder / "model.safetensors"
     tensors = load_file(file)
     change(tensors)
-    save_file(tensors, file, {"format": "splice-ff amortized generator 1"})
+    save_file(tensors, file, {"format": "splice-ff amortized generator 2"})
     refusal(folder, model, str(file), *words)
 
 

@@ -65,7 +65,9 @@ def test_the_same_seed_the_same_picture(model):
 
 def test_the_pairs_generator_has_no_vit_in_its_state(model):
     generator = PairGenerator(model, model.embed(picture(2)))
-    assert generator.state_dict().keys() == {"look"} | {f"unet.{k}" for k in model.generator.unet.state_dict()}
+    assert generator.state_dict().keys() == {"appearance_tokens"} | {
+        f"unet.{k}" for k in model.generator.unet.state_dict()
+    }
     assert torch.equal(generator(picture(1)), model(picture(1), picture(2)))
     passes = []
     model.backbone.register_forward_hook(lambda *_: passes.append(1))

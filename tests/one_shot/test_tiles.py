@@ -6,10 +6,10 @@ import sys
 import pytest
 import torch
 
-from splice_ff.networks.cross_attention_unet import CrossAttentionUNet, UNetSize
+from splice_ff.networks.cross_attention_unet import CrossAttentionUNet, UNetConfig
 from splice_ff.one_shot.tiles import freeze_statistics, paint_in_tiles, reach
 
-SIZE = UNetSize((16, 16, 32), 1, 1, 2, 4, 16)
+SIZE = UNetConfig((16, 16, 32), 1, 1, 2, 4, 16)
 WIDTH = 12
 
 
@@ -22,22 +22,22 @@ def unet(randomized):
 
 
 def inputs(h, w, batch=1, seed=0):
-    """Smooth images with detail, looks, and maps of semantics with another aspect than whole strides have."""
+    """Smooth images with detail, looks, and maps of structure features with another aspect than whole strides have."""
     random = torch.Generator().manual_seed(seed)
     smooth = torch.rand(batch, 3, 5, 7, generator=random)
     structure = torch.nn.functional.interpolate(smooth, (h, w), mode="bicubic")
     structure = (structure + 0.2 * torch.randn(structure.shape, generator=random)).clamp(0, 1)
     tokens = torch.randn(batch, SIZE.tokens, SIZE.token_channels, generator=random)
-    return structure, tokens, torch.randn(batch, WIDTH, 6, 9, generator=random)
+    return structure, torch.randn(batch, WIDTH, 6, 9, generator=random), tokens
 
 
 @pytest.mark.parametrize(("h", "w"), [(160, 256), (150, 203), (37, 301), (130, 20)])
 @torch.no_grad()
 def test_tiles_are_the_whole(unet, h, w):
-    structure, tokens, semantics = inputs(h, w, batch=2)
-    whole = unet(structure, tokens, semantics)
+    structure, features, tokens = inputs(h, w, batch=2)
+    whole = unet(structure, features, tokens)
     assert (whole - structure).abs().mean() > 0.05  # else any copy would pass
-    tiled = paint_in_tiles(unet, structure, tokens, semantics, core=64, statistics_pixels=h * w)
+    tiled = paint_in_tiles(unet, structure, features, tokens, core=64, statistics_pixels=h * w)
     assert tiled.shape == whole.shape
     torch.testing.assert_close(tiled, whole, atol=2e-5, rtol=0)
 
@@ -45,12 +45,12 @@ def test_tiles_are_the_whole(unet, h, w):
 @torch.no_grad()
 def test_the_margin_is_no_larger_than_needed_and_large_enough(unet):
     """A pixel changes the output up to `reach` away, no further, and nearly as far."""
-    structure, tokens, semantics = inputs(256, 256)
-    frozen = freeze_statistics(unet, structure, tokens, semantics).double()
+    structure, features, tokens = inputs(256, 256)
+    frozen = freeze_statistics(unet, structure, features, tokens).double()
     changed = structure.clone().double()
     changed[..., 128, 128] = 1 - changed[..., 128, 128]
-    tokens, semantics = tokens.double(), semantics.double()
-    difference = frozen(changed, tokens, semantics) - frozen(structure.double(), tokens, semantics)
+    features, tokens = features.double(), tokens.double()
+    difference = frozen(changed, features, tokens) - frozen(structure.double(), features, tokens)
     columns = (difference.abs().amax((0, 1, 2)) > 0).nonzero().flatten()
     furthest = (columns - 128).abs().max().item()
     assert reach(unet) - 2 * unet.stride < furthest <= reach(unet)
@@ -59,9 +59,9 @@ def test_the_margin_is_no_larger_than_needed_and_large_enough(unet):
 @torch.no_grad()
 def test_reduced_statistics_leave_no_seams(unet):
     """With statistics from a reduced pass the image differs from the whole one, but not at the borders of tiles."""
-    structure, tokens, semantics = inputs(256, 256, seed=1)
-    whole = unet(structure, tokens, semantics)
-    tiled = paint_in_tiles(unet, structure, tokens, semantics, core=64, statistics_pixels=128 * 128)
+    structure, features, tokens = inputs(256, 256, seed=1)
+    whole = unet(structure, features, tokens)
+    tiled = paint_in_tiles(unet, structure, features, tokens, core=64, statistics_pixels=128 * 128)
     difference = tiled - whole
     assert difference.abs().max() > 1e-3  # the statistics do differ
     steps = difference.diff(dim=-1).abs().amax((0, 1, 2)), difference.diff(dim=-2).abs().amax((0, 1, 3))
@@ -76,28 +76,28 @@ def test_reduced_statistics_leave_no_seams(unet):
 def test_without_a_margin_there_are_seams(unet, monkeypatch):
     """What the test above would find."""
     monkeypatch.setattr("splice_ff.one_shot.tiles.reach", lambda unet: 0)
-    structure, tokens, semantics = inputs(256, 256, seed=1)
-    tiled = paint_in_tiles(unet, structure, tokens, semantics, core=64, statistics_pixels=128 * 128)
-    step = (tiled - unet(structure, tokens, semantics)).diff(dim=-1).abs().amax((0, 1, 2))
+    structure, features, tokens = inputs(256, 256, seed=1)
+    tiled = paint_in_tiles(unet, structure, features, tokens, core=64, statistics_pixels=128 * 128)
+    step = (tiled - unet(structure, features, tokens)).diff(dim=-1).abs().amax((0, 1, 2))
     assert step[[63, 127, 191]].mean() > 1.2 * step.mean()
 
 
 @torch.no_grad()
 def test_the_unet_is_left_as_it_was(unet):
-    structure, tokens, semantics = inputs(96, 96)
-    before = unet(structure, tokens, semantics)
-    paint_in_tiles(unet, structure, tokens, semantics, core=32, statistics_pixels=48 * 48)
-    assert torch.equal(unet(structure, tokens, semantics), before)
+    structure, features, tokens = inputs(96, 96)
+    before = unet(structure, features, tokens)
+    paint_in_tiles(unet, structure, features, tokens, core=32, statistics_pixels=48 * 48)
+    assert torch.equal(unet(structure, features, tokens), before)
 
 
 MEMORY = """
 import resource, torch
-from splice_ff.networks.cross_attention_unet import CrossAttentionUNet, UNetSize
+from splice_ff.networks.cross_attention_unet import CrossAttentionUNet, UNetConfig
 from splice_ff.one_shot.tiles import paint_in_tiles
-unet = CrossAttentionUNet(UNetSize((16, 16, 32), 1, 1, 2, 4, 16), 12).eval()
+unet = CrossAttentionUNet(UNetConfig((16, 16, 32), 1, 1, 2, 4, 16), 12).eval()
 structure = torch.rand(1, 3, 1024, 1024)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-paint_in_tiles(unet, structure, torch.randn(1, 4, 16), torch.randn(1, 12, 6, 9), 192, 192**2)
+paint_in_tiles(unet, structure, torch.randn(1, 12, 6, 9), torch.randn(1, 4, 16), 192, 192**2)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 

@@ -86,7 +86,7 @@ def test_several_looks_strength_and_size(run, place, model, tmp_path):
     result = run("transfer", "a", "b", "c", "-o", output, *options)
     assert result.exit_code == 0, result.output
     a, b, c = (load_image(place / f"{name}.png").rgb for name in "abc")
-    assert_same(output, model.paint(a, model.mix([model.embed(b), model.embed(c)], [3, 1]), 48, 0.5))
+    assert_same(output, model.paint(a, model.mix([model.embed(b), model.embed(c)], [3, 1]), size=48, strength=0.5))
     assert Image.open(output).text["weights"] == "3, 1"
 
 
@@ -218,7 +218,9 @@ def test_bad_files_do_not_stop_a_batch(run, pairs, place, model, tmp_path):
 def test_equal_sizes_share_a_pass(run, pairs, tmp_path, monkeypatch):
     sizes = []
     paint = SpliceFF.paint
-    monkeypatch.setattr(SpliceFF, "paint", lambda self, x, *rest: sizes.append(tuple(x.shape)) or paint(self, x, *rest))
+    monkeypatch.setattr(
+        SpliceFF, "paint", lambda self, x, *rest, **more: sizes.append(tuple(x.shape)) or paint(self, x, *rest, **more)
+    )
     run("batch", pairs, "-o", tmp_path / "together")
     assert sorted(sizes) == [(1, 3, 64, 64), (2, 3, 72, 96)]
     sizes.clear()

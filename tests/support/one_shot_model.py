@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from splice_ff.networks.amortized import AmortizedGenerator, GeneratorConfig
+from splice_ff.networks.cross_attention_unet import SIZES
 from splice_ff.one_shot.pipeline import SpliceFF
 
 
@@ -11,11 +12,11 @@ def make_model(backbone, seed=0, context="cls", **options):
     """`SpliceFF` of size `tiny`, for work at 64 px, in eval mode."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        generator = AmortizedGenerator(GeneratorConfig(backbone.depth, backbone.width, "tiny", context))
+        generator = AmortizedGenerator(GeneratorConfig(backbone.depth, backbone.width, SIZES["tiny"], context))
         with torch.no_grad():
             generator.unet.to_rgb[-1].weight.normal_(std=0.15)  # zero at first: it would copy
             for name, parameter in generator.named_parameters():
-                if "modulate" in name or "to_keys_values" in name:
+                if "modulation" in name or "to_kv" in name:
                     parameter.mul_(4)  # looks differ visibly
     return SpliceFF(generator, backbone, **{"vit_size": 48, "size": 64} | options).eval()
 

@@ -104,10 +104,10 @@ def test_training_inference_refining_and_analysis_see_the_same(tiny_backbone, tm
     config = read_config(write_run(tmp_path, vit_state, loss__vit_size=48))
     image = images(1, 3, *shape)
 
-    PairLosses(config, model.generator, model.backbone).look_at(image)
+    PairLosses(config, model.generator, model.backbone).encode_images(image)
     PairLosses(config, model.generator, model.backbone).at(0).targets(image)
-    model.observe(image)
-    PairGenerator(model, model.embed(image)).semantics(image)
+    model.encode_images(image)
+    PairGenerator(model, model.embed(image)).structure_features(image)
     match_images(model.backbone, image, image, size=48)
     FeatureInversion(image, model.backbone, InversionRecipe(prior="pixels", size=48))
     assert len(seen) >= 6
