@@ -7,8 +7,8 @@ class InputError(ValueError):
     """An input cannot be used; the message is one line that names it and says what to do."""
 
     def __init__(self, message: str) -> None:
-        # A file name, or a library's own message, may hold line breaks.
-        super().__init__(" ".join(message.splitlines()))
+        # A file name, or a library's own message, may hold line breaks and what a terminal takes for commands.
+        super().__init__(printable(message))
 
 
 class ImageError(InputError):
@@ -29,6 +29,12 @@ class HubError(WeightsError):
 
 class DivergedError(RuntimeError):
     """The losses are no longer finite. The best result so far is kept."""
+
+
+def printable(text: str) -> str:
+    """A text in one line; characters that are no text, such as a terminal's control characters, as \\x1b."""
+    line = " ".join(text.splitlines())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
 def first_line(error: BaseException) -> str:

@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import ExifTags, Image
-from support.image_files import complaint, noise, saved, swapped_profile, unit
+from support.image_files import complaint, noise, saved, swapped_profile, translucent, unit
 
 from splice_ff.images import load_image
 
 
 def test_pil_image(tmp_path):
-    image = Image.fromarray(noise(channels=4))
+    image = Image.fromarray(translucent())
     loaded = load_image(image)
-    assert torch.equal(torch.cat([loaded.rgb, loaded.alpha], 1), unit(noise(channels=4)))
+    assert torch.equal(torch.cat([loaded.rgb, loaded.alpha], 1), unit(translucent()))
     assert loaded.source == "PIL image"
     assert image.mode == "RGBA"
 
@@ -47,12 +47,15 @@ def test_big_endian_16_bit_gray_in_memory():
 def test_arrays(dtype, white):
     for shape in [(20, 28), (20, 28, 3), (20, 28, 4)]:
         array = (np.random.default_rng(0).random(shape).round(1) * white).astype(dtype)
+        if shape[2:] == (4,):
+            array[..., 3] = white  # all is visible
+            array[3, 4, 3] = white if dtype is bool else white // 2 or 0.5
         loaded = load_image(array)
         expected = torch.from_numpy(np.atleast_3d(array).astype(np.float64) / white).permute(2, 0, 1)[None].float()
         torch.testing.assert_close(loaded.rgb, expected[:, :3].expand(1, 3, 20, 28))
         assert loaded.rgb.dtype == torch.float32
         assert loaded.source == "array"
-        if len(shape) == 3 and shape[2] == 4:
+        if shape[2:] == (4,) and dtype is not bool:
             torch.testing.assert_close(loaded.alpha, expected[:, 3:])
         else:
             assert loaded.alpha is None
@@ -89,7 +92,7 @@ def test_floats_outside_the_range(value, channel):
 )
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64, torch.bfloat16])
 def test_tensors(shape, dtype):
-    whole = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(0))
+    whole = torch.randint(1, 256, shape, generator=torch.Generator().manual_seed(0))
     tensor = whole.to(dtype) if dtype == torch.uint8 else (whole / 255).to(dtype)
     planes = (tensor.double() / (255 if dtype == torch.uint8 else 1)).float().reshape(1, -1, 20, 28)
     loaded = load_image(tensor)

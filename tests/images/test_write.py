@@ -1,4 +1,6 @@
 import os
+import resource
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +9,9 @@ import torch
 from PIL import ExifTags, Image, features
 from support.image_files import LOSSLESS, LOSSY, complaint, needs_permissions, noise, reopened, unit
 
-from splice_ff.images import check_writable, load_image, save_image
+from splice_ff.errors import InputError
+from splice_ff.images import SUFFIXES, check_writable, load_image, save_image, to_output
+from splice_ff.images.formats import LONGEST_SIDE
 
 
 @pytest.mark.parametrize("suffix", [*LOSSLESS, ".PNG"])
@@ -132,19 +136,124 @@ def test_permissions_follow_the_umask(tmp_path):
     assert path.stat().st_mode & 0o777 == 0o640
 
 
-def test_a_full_disk_keeps_the_old_picture(tmp_path, monkeypatch):
-    path = save_image(tmp_path / "a.png", torch.rand(3, 20, 20))
+# A write is whole or an error
+
+
+@pytest.fixture
+def full_disk():
+    """A disk that takes 1000 bytes a file and no more, for the system's own reasons."""
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1][1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before[1])
+    signal.signal(signal.SIGXFSZ, before[0])
+
+
+@pytest.mark.parametrize("suffix", [*LOSSLESS, *LOSSY])
+@pytest.mark.parametrize("is_new", [True, False])
+def test_a_full_disk_keeps_the_old_image(tmp_path, suffix, is_new, request):
+    path, image = tmp_path / f"a{suffix}", torch.rand(3, 64, 64)
+    old = None if is_new else save_image(path, image).read_bytes()
+    request.getfixturevalue("full_disk")
+    message = complaint(save_image, path, image)
+    assert f"a{suffix}: cannot be written (File too large)" in message
+    assert os.listdir(tmp_path) == ([] if is_new else [path.name])
+    assert is_new or path.read_bytes() == old
+
+
+@pytest.mark.parametrize("suffix", [*LOSSLESS, *LOSSY])
+def test_an_encoder_that_fails_changes_nothing(tmp_path, suffix, monkeypatch):
+    path = save_image(tmp_path / f"a{suffix}", torch.rand(3, 20, 20))
     old = path.read_bytes()
 
     def half(self, fp, format=None, **options):
-        Path(fp).write_bytes(b"half an image")
-        raise OSError(28, "No space left on device")
+        fp.write(b"half an image")
+        raise OSError("encoder error -2 when writing image file")
 
     monkeypatch.setattr(Image.Image, "save", half)
-    message = complaint(save_image, path, torch.rand(3, 20, 20))
-    assert "a.png" in message and "(No space left on device)" in message
-    assert path.read_bytes() == old
-    assert os.listdir(tmp_path) == ["a.png"]
+    assert path.name in complaint(save_image, path, torch.rand(3, 20, 20))
+    assert path.read_bytes() == old and os.listdir(tmp_path) == [path.name]
+
+
+# What a format cannot hold is known before the work
+
+
+@pytest.mark.parametrize(("suffix", "side"), [(".webp", 16_384), (".jpg", 65_501), (".avif", 32_769)])
+@pytest.mark.parametrize("is_tall", [True, False])
+def test_formats_too_small_for_an_image_are_named_before_the_work(tmp_path, suffix, side, is_tall):
+    size = (side, 20) if is_tall else (20, side)
+    for function in (
+        lambda path: check_writable(path, size),
+        lambda path: save_image(path, torch.zeros(3, 1, 1).expand(3, *size)),
+    ):
+        message = complaint(function, tmp_path / f"a{suffix}")
+        assert str(side) in message and ".png" in message
+    check_writable(tmp_path / f"a{suffix}", (20, side - 1))
+    check_writable(tmp_path / "a.png", size)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".jpg", *[s for s in LOSSY if s == ".avif"]])
+def test_formats_hold_what_they_are_said_to(tmp_path, suffix):
+    side = LONGEST_SIDE[SUFFIXES[suffix]]
+    path = save_image(tmp_path / f"a{suffix}", torch.zeros(3, 1, 1).expand(3, 16, side))
+    assert load_image(path).size == (16, side)
+
+
+@pytest.mark.parametrize("value", ["bad\udcff.png", "\ud800", "nul\0byte", "two\nlines", "猫"])
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".bmp", ".webp"])
+def test_settings_of_any_text_are_no_reason_to_lose_an_image(tmp_path, value, suffix):
+    load_image(save_image(tmp_path / f"a{suffix}", torch.rand(3, 20, 20), settings={"structure": value}))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names are bytes on POSIX systems only")
+def test_a_name_that_is_no_text_can_be_written_and_read(tmp_path):
+    path = tmp_path / os.fsdecode(b"bad\xff.png")
+    check_writable(path)
+    load_image(save_image(path, torch.rand(3, 20, 20)))
+
+
+# The border of the Python API
+
+
+@pytest.mark.parametrize(
+    ("rgb", "says"),
+    [
+        (torch.rand(3, 20, 20) * 255, "expected [0, 1]"),
+        (torch.rand(3, 20, 20) - 3, "expected [0, 1]"),
+        (torch.zeros(3, 20, 20, dtype=torch.int64), "torch.int64"),
+        (torch.zeros(3, 20, 20, dtype=torch.bool), "torch.bool"),
+        (torch.zeros(3, 20, 20, dtype=torch.complex64), "torch.complex64"),
+        (np.zeros((20, 20, 3), np.uint8), "ndarray"),
+        (Image.new("RGB", (20, 20)), "Image"),
+        (None, "NoneType"),
+    ],
+    ids=["times 255", "below", "int64", "bool", "complex", "array", "PIL", "None"],
+)
+def test_what_is_no_image_is_not_written_but_named(tmp_path, rgb, says):
+    assert says in complaint(save_image, tmp_path / "a.png", rgb)
+    if not (isinstance(rgb, torch.Tensor) and rgb.is_floating_point()):
+        assert says in complaint(to_output, rgb, None, "pil")
+    assert os.listdir(tmp_path) == []
+
+
+def test_8_bit_tensors_are_written_as_they_are(tmp_path):
+    rgb, alpha = torch.from_numpy(noise()).permute(2, 0, 1), torch.from_numpy(noise(channels=1)).permute(2, 0, 1)
+    image = np.asarray(reopened(save_image(tmp_path / "a.png", rgb, alpha=alpha)))
+    assert np.array_equal(image, np.concatenate([noise(), noise(channels=1)], 2))
+
+
+def test_outputs_for_people():
+    rgb, alpha = unit(noise()), unit(noise(channels=1))
+    image = to_output(rgb, None, "pil")
+    assert image.mode == "RGB" and np.array_equal(np.asarray(image), noise())
+    assert to_output(rgb, alpha, "pil").mode == "RGBA"
+    array = to_output(rgb, alpha, "np")
+    assert array.shape == (20, 28, 4) and array.dtype == np.float32 and array.max() <= 1
+    tensor = to_output(rgb[0], alpha[0], "pt")
+    assert tensor.shape == (4, 20, 28) and torch.equal(tensor[:3], rgb[0])
+    with pytest.raises(InputError, match="pil, np, pt"):
+        to_output(rgb, None, "latent")
 
 
 # Places that take no file: both functions must say so, one before the work and one after it

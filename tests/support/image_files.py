@@ -20,6 +20,13 @@ def noise(height=20, width=28, channels=3, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
 
 
+def translucent(height=20, width=28, channels=4):
+    """`noise` whose last channel, alpha, is nowhere 0: every color counts."""
+    array = noise(height, width, channels)
+    array[..., -1] = array[..., -1].clip(1)
+    return array
+
+
 def unit(array):
     """What load_image should make of uint8 `(H, W, C)`: `(1, C, H, W)` in [0, 1]."""
     return torch.from_numpy(array.copy()).permute(2, 0, 1)[None].float() / 255
