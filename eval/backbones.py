@@ -17,7 +17,8 @@ import torch
 import typer
 
 from splice_ff.commands._options import Device, errors, find_device, say
-from splice_ff.data.image_dataset import open_dataset, preload
+from splice_ff.data.image_dataset import preload
+from splice_ff.data.sources import open_dataset
 from splice_ff.errors import InputError
 from splice_ff.pretraining.probes import REFERENCES, cls_tokens, knn_accuracy, linear_accuracy, measure, with_labels
 from splice_ff.vit.weights import load_backbone

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from splice_ff.commands._options import Backbone, Debug, Device, Quiet, Weights, errors, find_backbone, find_device, say
-from splice_ff.errors import InputError
 from splice_ff.utils.extras import need
 
 
@@ -29,36 +28,28 @@ def pairs(
 ) -> None:
     """Find the nearest neighbors of every image, for training on pairs that match.
 
-    Interrupted, the same command goes on where it was.
+    Interrupted, the same command goes on from where it stopped.
 
     Example: `splice-ff pairs photos/ -o pairs.parquet`
     """
     with errors(debug):
         need("datasets", extra="train")
-        from splice_ff.data.image_dataset import open_dataset
         from splice_ff.data.mining import mine_pairs
-        from splice_ff.utils.files import check_place
 
-        if output.suffix != ".parquet":
-            raise InputError(f"{output}: pairs are written as .parquet; choose such a name")
-        check_place(output)
-        place = find_device(device)
-        dataset = open_dataset(data, split)
-        vit = find_backbone(backbone, weights)
         report = mine_pairs(
-            dataset,
-            vit,
+            data,
+            find_backbone(backbone, weights),
             output,
-            about={"data": data, "split": split},
+            split=split,
             neighbors=neighbors,
             labels=label,
             across_labels=across_labels,
             size=size,
             batch_size=batch_size,
-            device=place,
+            device=find_device(device),
             quiet=quiet,
         )
         if report.unreadable:
             say(f"note: {report.unreadable} images could not be read and were left out")
         if not quiet:
-            say(f"{output}: {report.pairs} pairs, for {report.pictures} of {len(dataset)} images")
+            say(f"{output}: {report.pairs} pairs, for {report.paired} of {report.images} images")

@@ -6,29 +6,28 @@ Training on pairs that show like things in like poses is what lets appearance la
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
-from splice_ff.data.image_dataset import decode, label_names
+from splice_ff.data.decoding import decode
+from splice_ff.data.image_dataset import label_names
+from splice_ff.data.mined_pairs import MinedPairs, write_mined_pairs
+from splice_ff.data.pairs import known_labels
+from splice_ff.data.sources import open_dataset
 from splice_ff.errors import ImageError, InputError
 from splice_ff.utils.console import progress_bar
-from splice_ff.utils.files import atomic_write, check_place
+from splice_ff.utils.files import atomic_write, check_place, reason
+from splice_ff.utils.run_folder import LOCK, claim_folder, lock_folder
 from splice_ff.vit.features import ViTFeatures
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 DUPLICATE = 0.9999
 """Above this cosine images are copies of each other; a pair of them teaches nothing that identity pairs do not."""
@@ -38,60 +37,24 @@ ROWS, COLUMNS = 1024, 16384
 """Block of similarities computed at a time: 64 MiB in float32."""
 
 
-@dataclass(frozen=True, eq=False)
-class MinedPairs:
-    """Neighbors of every image of a dataset.
-
-    Attributes:
-        starts: `(rows + 1,)`; the neighbors of image i are `appearance[starts[i]:starts[i + 1]]`, nearest first.
-        appearance: rows of the dataset, in the order in which `open_dataset` gives them.
-        similarity: cosine of deepest [CLS] tokens, float32.
-        about: what they were mined from: data, split, backbone, fingerprint, ...
-    """
-
-    starts: NDArray[np.int64]
-    appearance: NDArray[np.int64]
-    similarity: NDArray[np.float32]
-    about: Mapping[str, Any]
-
-    @property
-    def rows(self) -> int:
-        """Number of images in the dataset."""
-        return len(self.starts) - 1
-
-    def of(self, index: int) -> NDArray[np.int64]:
-        """The neighbors of an image, nearest first; none where it was left out or could not be read."""
-        return self.appearance[self.starts[index] : self.starts[index + 1]]
-
-    def check(self, rows: int, split: str | None = None) -> None:
-        """See that their rows are those of a dataset, as far as its length and the name of its split tell.
-
-        Raises:
-            InputError: they are another one's.
-        """
-        theirs = self.about.get("split", split)
-        if split is not None and theirs != split:
-            raise InputError(f"mined pairs are of the split '{theirs}', not '{split}': name the one that they are of")
-        if self.rows != rows:
-            raise InputError(f"mined pairs are of {self.rows} images, not {rows}: another dataset or split")
-
-
 @dataclass(frozen=True)
 class MiningReport:
     """What `mine_pairs` did."""
 
     pairs: int
-    pictures: int
+    images: int
+    """Images in the split."""
+    paired: int
     """Images with at least one neighbor."""
     unreadable: int
 
 
 def mine_pairs(
-    dataset: Dataset,
+    data: str,
     backbone: ViTFeatures,
     output: Path,
     *,
-    about: Mapping[str, Any],
+    split: str = "train",
     neighbors: int = 8,
     labels: Sequence[str] | None = None,
     across_labels: bool = False,
@@ -100,7 +63,7 @@ def mine_pairs(
     device: torch.device | str = "cpu",
     quiet: bool = False,
 ) -> MiningReport:
-    """Write the nearest neighbors of every image as parquet: `structure`, `appearance` (rows), `similarity`.
+    """Write the nearest neighbors of every image of a dataset, for `read_mined_pairs`.
 
     Exact: all cosines are computed, in blocks. An image is no neighbor of itself, nor of copies of itself (cosine
     above `DUPLICATE`). Embeddings are kept in `<output>.parts/` as they come; the same call goes on from there, and
@@ -111,53 +74,61 @@ def mine_pairs(
     300 MB; results, 12 bytes a pair. 100 000 images at D = 768 take 15 TFLOP to compare.
 
     Args:
-        dataset: from `open_dataset`, not streaming.
-        about: what identifies the data (source, split); kept with the pairs, and a run resumes only what agrees.
+        data, split: as for `open_dataset`; train on the same split.
+        output: a .parquet file.
         neighbors: at most so many for each image.
         labels: only images with these labels, by name; rows still count the whole dataset.
         across_labels: only neighbors with another label.
         size: the ViT sees the middle square of each image at this size, in pixels.
         batch_size: images per forward pass.
-        quiet: no progress bars.
+        quiet: no progress bars, no notes.
 
     Raises:
-        InputError: an unknown label, no labels where they are needed, fewer than two images, an output that cannot
-            be written, or `<output>.parts/` of a run with other settings.
+        InputError: data that cannot be opened, an unknown label, no labels where they are needed, fewer than two
+            images, an output that cannot be written, or `<output>.parts/` of a run with other settings.
     """
+    if output.suffix != ".parquet":
+        raise InputError(f"{output}: pairs are written as .parquet; choose such a name")
     check_place(output)
+    dataset = open_dataset(data, split)
     names = label_names(dataset)
     if names is None and (labels is not None or across_labels):
-        raise InputError("the dataset has no column 'label'")
-    unknown = set(labels or ()) - set(names or ())
-    if unknown:
-        known = ", ".join(sorted(set(names or ())))
-        raise InputError(f"no label {', '.join(sorted(unknown))} in the dataset; it has {known}")
-    kept = [i for i in range(len(dataset)) if labels is None or (names and names[i] in set(labels))]
+        raise InputError(f"{data}: has no labels, which --label and --across-labels need; put images into folders")
+    wanted = set(known_labels(labels, names)) if labels is not None else set(names or [""])
+    kept = [i for i, name in enumerate(names or [""] * len(dataset)) if name in wanted]
     if len(kept) < 2:
-        raise InputError("fewer than two images: there is nothing to pair")
+        raise InputError(f"{data}: fewer than two images to pair; add images, or choose other labels")
     about = {
-        **about,
+        "data": data,
+        "split": split,
         "rows": len(dataset),
-        "labels": sorted(labels) if labels is not None else None,
+        "labels": sorted(wanted) if labels is not None else None,
         "backbone": backbone.name,
         "fingerprint": backbone.fingerprint,
         "size": size,
     }
     parts = output.with_name(output.name + ".parts")
-    _claim(parts, about)
-    embeddings, readable = _embed_all(dataset, kept, backbone.to(device), parts, size, batch_size, quiet)
-    rows = torch.tensor(kept)[readable]
-    groups = None
-    if across_labels and names is not None:
-        groups = torch.from_numpy(np.unique(np.array(names), return_inverse=True)[1])[rows]
-    nearest, cosine = nearest_neighbors(embeddings[readable], neighbors, not_among=groups, device=device, quiet=quiet)
-    found = cosine > -torch.inf
-    structure = rows[:, None].expand_as(nearest)[found]
-    _write(output, structure, rows[nearest[found]], cosine[found], about | {"across_labels": across_labels})
-    for file in parts.iterdir():
-        file.unlink()
+    with lock_folder(parts):
+        claim_folder(parts / "about.json", about, holds="embeddings")
+        embeddings, readable = _embed_all(dataset, kept, backbone.to(device), parts, size, batch_size, quiet)
+        rows = torch.tensor(kept)[readable]
+        groups = None
+        if across_labels and names is not None:
+            groups = torch.from_numpy(np.unique(np.array(names), return_inverse=True)[1])[rows]
+        nearest, cosine = nearest_neighbors(
+            embeddings[readable], neighbors, not_among=groups, device=device, quiet=quiet
+        )
+        is_neighbor = cosine > -torch.inf
+        structure = rows[:, None].expand_as(nearest)[is_neighbor]
+        appearance, similarity = rows[nearest[is_neighbor]], cosine[is_neighbor]
+        about["across_labels"] = across_labels
+        write_mined_pairs(output, MinedPairs(structure.numpy(), appearance.numpy(), similarity.numpy(), about))
+        for file in parts.iterdir():
+            if file.name != LOCK:
+                file.unlink()
+    (parts / LOCK).unlink(missing_ok=True)
     parts.rmdir()
-    return MiningReport(len(structure), int(found.any(1).sum()), int((~readable).sum()))
+    return MiningReport(len(structure), len(dataset), int(is_neighbor.any(1).sum()), int((~readable).sum()))
 
 
 def nearest_neighbors(
@@ -172,14 +143,16 @@ def nearest_neighbors(
 
     Args:
         embeddings: `(N, D)` float32, of any length but zero. Stays where it is; blocks move to `device`.
-        count: neighbors of each.
+        count: neighbors of each, at most.
         not_among: `(N,)` group of each; neighbors come from other groups only.
 
     Returns:
-        Indices `(N, count)` and cosines `(N, count)`, falling; a cosine of -inf where there are not so many.
+        Indices `(N, K)` and cosines `(N, K)`, falling, with K = min(count, N - 1); a cosine of -inf where an image
+        has fewer neighbors.
     """
     directions = F.normalize(embeddings, dim=-1)
     total = len(directions)
+    count = min(count, max(1, total - 1))
     index = torch.zeros(total, count, dtype=torch.int64)
     cosine = torch.full((total, count), -torch.inf)
     with progress_bar(-(-total // ROWS), "block", quiet, what="comparing") as bar:
@@ -205,53 +178,13 @@ def nearest_neighbors(
     return index, cosine
 
 
-def read_mined_pairs(path: Path) -> MinedPairs:
-    """Read what `mine_pairs` wrote.
-
-    Raises:
-        InputError: no such file, or not one of ours.
-    """
-    import pyarrow
-    import pyarrow.parquet as parquet
-
-    try:
-        table = parquet.read_table(path)
-        about = json.loads((table.schema.metadata or {})[b"splice_ff"])
-        structure, appearance, similarity = (
-            table[name].to_numpy() for name in ("structure", "appearance", "similarity")
-        )
-        starts = np.searchsorted(structure, np.arange(about["rows"] + 1))
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; make it with `splice-ff pairs DATA -o {path.name}`") from error
-    except (OSError, KeyError, ValueError, pyarrow.ArrowException) as error:
-        raise InputError(f"{path}: not a file of pairs; make it with `splice-ff pairs`") from error
-    return MinedPairs(starts, appearance, similarity, about)
-
-
-def _claim(parts: Path, about: Mapping[str, Any]) -> None:
-    """Make the folder of embeddings, or see that the one there belongs to the same data and backbone."""
-    note = parts / "about.json"
-    if note.exists():
-        try:
-            there = json.loads(note.read_text())
-        except ValueError:
-            there = None
-        if there != json.loads(json.dumps(about)):
-            raise InputError(
-                f"{parts}: left by a run on other data or with other settings, or damaged; delete it to start anew"
-            )
-        return
-    text = json.dumps(about)
-    atomic_write(note, lambda temporary: temporary.write_text(text))
-
-
 @torch.inference_mode()
 def _embed_all(
     dataset: Any, kept: Sequence[int], backbone: ViTFeatures, parts: Path, size: int, batch_size: int, quiet: bool
 ) -> tuple[Tensor, Tensor]:
     """Deepest [CLS] tokens (N, D) of the images kept, and which of them could be read (N,)."""
-    found: list[tuple[Tensor, Tensor]] = []
-    with progress_bar(len(kept), "picture", quiet, what="embedding") as bar:
+    embedded: list[tuple[Tensor, Tensor]] = []
+    with progress_bar(len(kept), "image", quiet, what="embedding") as bar:
         for start in range(0, len(kept), PART):
             chunk = kept[start : start + PART]
             file = parts / f"part-{start // PART:05d}.safetensors"
@@ -262,22 +195,22 @@ def _embed_all(
                     batches.append(_embed(dataset, chunk[first : first + batch_size], backbone, size))
                     bar.update(len(batches[-1][1]))
                 part = torch.cat([cls for cls, _ in batches]), torch.cat([readable for _, readable in batches])
-                atomic_write(file, partial(save_file, {"cls": part[0], "readable": part[1]}))
+                _write_part(file, {"cls": part[0], "readable": part[1]})
             else:
                 bar.update(len(chunk))
-            found.append(part)
-    return torch.cat([cls for cls, _ in found]), torch.cat([readable for _, readable in found])
+            embedded.append(part)
+    return torch.cat([cls for cls, _ in embedded]), torch.cat([readable for _, readable in embedded])
 
 
 def _embed(dataset: Any, indices: Sequence[int], backbone: ViTFeatures, size: int) -> tuple[Tensor, Tensor]:
-    pictures = torch.zeros(len(indices), 3, size, size, dtype=torch.uint8)
+    images = torch.zeros(len(indices), 3, size, size, dtype=torch.uint8)
     readable = torch.ones(len(indices), dtype=torch.bool)
     for place, index in enumerate(indices):
         try:
-            pictures[place] = decode(dataset[index], size)
+            images[place] = decode(dataset[index], size)
         except ImageError:
             readable[place] = False
-    features = backbone(pictures.to(backbone.mean.device).float() / 255, cls=True)
+    features = backbone(images.to(backbone.mean.device).float() / 255, cls=True)
     assert features.cls is not None
     return features.cls[:, -1].float().cpu(), readable
 
@@ -292,12 +225,9 @@ def _read_part(file: Path) -> tuple[Tensor, Tensor] | None:
         raise InputError(f"{file}: damaged; delete it to compute it again") from error
 
 
-def _write(output: Path, structure: Tensor, appearance: Tensor, similarity: Tensor, about: Mapping[str, Any]) -> None:
-    import pyarrow
-    import pyarrow.parquet as parquet
-
-    table = pyarrow.table(
-        {"structure": structure.numpy(), "appearance": appearance.numpy(), "similarity": similarity.numpy()},
-        metadata={"splice_ff": json.dumps(about)},
-    )
-    atomic_write(output, partial(parquet.write_table, table))
+def _write_part(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    data = save(dict(tensors))
+    try:
+        atomic_write(file, lambda temporary: temporary.write_bytes(data))
+    except OSError as error:
+        raise InputError(f"{file}: cannot be written ({reason(error)}); the same command goes on from here") from error

@@ -19,7 +19,7 @@ class ImagesConfig(Section):
     """Which images, held decoded in memory."""
 
     source: Name
-    """A folder, parquet files, WebDataset tars or a hub name; see `splice_ff.data.image_dataset.open_dataset`."""
+    """A folder, parquet files, WebDataset tars or a hub name; see `splice_ff.data.sources.open_dataset`."""
     split: str = "train"
     side: int = Field(160, ge=32, le=4096)
     """Pixels of the squares that are held: 3 * side**2 bytes an image."""

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from splice_ff.data.image_dataset import open_dataset, preload
+from splice_ff.data.image_dataset import preload
+from splice_ff.data.sources import open_dataset
 from splice_ff.errors import InputError
 from splice_ff.pretraining.config import ImagesConfig
 from splice_ff.utils.seeding import seeded_generator

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
@@ -13,15 +13,20 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
-from splice_ff.data.image_dataset import side_for_crops
-from splice_ff.data.pairs import ImageRows, PairDataset, PairMix, StreamingPairs, open_dataset, preload
+from splice_ff.data.decoding import side_for_crops
+from splice_ff.data.image_dataset import ImageRows, preload
+from splice_ff.data.mined_pairs import read_mined_pairs
+from splice_ff.data.pairs import PairDataset, PairMix
+from splice_ff.data.sources import open_dataset
+from splice_ff.data.streaming_pairs import StreamingPairs
+from splice_ff.data.teacher_pairs import IMAGES, TeacherPairs
 from splice_ff.errors import InputError
 from splice_ff.training.config import TrainingConfig
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """Pairs with their teacher's images, each (B, 3, S, S) in [0, 1]."""
+class TeacherBatch:
+    """Pairs with the outputs that the teacher painted, each (B, 3, S, S) in [0, 1]."""
 
     structure: Tensor
     appearance: Tensor
@@ -36,38 +41,35 @@ class Batch:
     second: Tensor
     skipped: int
     """Images that could not be read, while making these."""
-    lesson: Lesson | None = None
+    teacher: TeacherBatch | None = None
 
 
-class Ordinals(Sampler[list[int]]):
-    """Batches of consecutive numbers for one process, without end.
+class InfiniteBatchSampler(Sampler[list[tuple[int, int]]]):
+    """Batches of consecutive items `(epoch, index)` for one process, without end.
 
-    All processes together count 0, 1, 2, … in order: no number is missed or given twice, and an epoch's last batch
-    flows over into the next epoch.
+    All processes together take the items of every epoch in order: none is missed or given twice, and an epoch's last
+    batch flows over into the next epoch.
 
     Args:
+        length: items in an epoch.
         batch_size: a process and batch.
         start: batches that each process has had already.
         rank, world_size: which process, of how many.
     """
 
-    def __init__(self, batch_size: int, start: int, rank: int, world_size: int) -> None:
-        self.batch_size, self.start, self.rank, self.world_size = batch_size, start, rank, world_size
+    def __init__(self, length: int, batch_size: int, start: int = 0, rank: int = 0, world_size: int = 1) -> None:
+        self.length, self.batch_size, self.start, self.rank, self.world_size = (
+            length,
+            batch_size,
+            start,
+            rank,
+            world_size,
+        )
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for batch in count(self.start):
             begin = (batch * self.world_size + self.rank) * self.batch_size
-            yield list(range(begin, begin + self.batch_size))
-
-
-class Endless(Dataset[dict[str, Any]]):
-    """Epoch after epoch of a dataset with `item(epoch, index)`, numbered through."""
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-
-    def __getitem__(self, ordinal: int) -> dict[str, Any]:
-        return self.dataset.item(*divmod(ordinal, len(self.dataset)))
+            yield [divmod(ordinal, self.length) for ordinal in range(begin, begin + self.batch_size)]
 
 
 class TrainingData:
@@ -81,7 +83,7 @@ class TrainingData:
         self.config, self.accelerator = config, accelerator
         settings, self.batch_size = config.data, config.optimizer.batch_size
         self.pairs_a_step = self.batch_size * config.optimizer.gradient_accumulation_steps * accelerator.num_processes
-        self.mix = PairMix(**settings.pairs.model_dump())
+        self.mix = settings.pairs
         side = side_for_crops(settings.size)
         dataset: Any = open_dataset(settings.source, settings.split, settings.streaming)
         held_out: Any = self._open_held_out()
@@ -97,8 +99,6 @@ class TrainingData:
         else:
             mined = None
             if settings.mined_pairs:
-                from splice_ff.data.mining import read_mined_pairs
-
                 mined = read_mined_pairs(settings.mined_pairs)
                 mined.check(len(dataset), settings.split)
             images = (
@@ -108,9 +108,7 @@ class TrainingData:
             )
             self.unreadable = len(images.unreadable)
             mix = self._servable(self.mix, images.labels, settings.split)
-            self.pairs = Endless(
-                PairDataset(images, settings.size, mix, labels=settings.labels, mined=mined, seed=config.seed)
-            )
+            self.pairs = PairDataset(images, settings.size, mix, labels=settings.labels, mined=mined, seed=config.seed)
         self.held_out: PairDataset | None = None
         if held_out is not None:
             rows = ImageRows(held_out, side)
@@ -118,12 +116,10 @@ class TrainingData:
             self.held_out = PairDataset(
                 rows, settings.size, mix, labels=settings.labels, seed=config.seed, augment=False
             )
-        self.lessons: Dataset[dict[str, Any]] | None = None
+        self.teacher_pairs: TeacherPairs | None = None
         if config.distill:
-            from splice_ff.training.teacher import TeacherPairs
-
-            self.lessons = Endless(TeacherPairs(config.distill.source, settings.size, seed=config.seed))
-            self.lessons_a_batch = max(1, round(config.distill.share * self.batch_size))
+            self.teacher_pairs = TeacherPairs(config.distill.source, settings.size, seed=config.seed)
+            self.teacher_pairs_a_batch = max(1, round(config.distill.share * self.batch_size))
 
     def _open_held_out(self) -> Any:
         settings = self.config.data
@@ -141,7 +137,7 @@ class TrainingData:
             return mix
         if self.accelerator.is_main_process:
             tqdm.write(f"note: {split} has not two labels: pairs across labels become pairs of any two images of it")
-        return replace(mix, across=0.0, within=mix.within + mix.across)
+        return mix.model_copy(update={"across": 0.0, "within": mix.within + mix.across})
 
     def _streamable(self, features: Mapping[str, Any]) -> PairMix:
         """The same for a stream, as far as its labels are known before they come; `StreamingPairs` tells the rest."""
@@ -167,14 +163,16 @@ class TrainingData:
             if self.config.data.streaming
             else self._indexed(self.pairs, self.batch_size, batches_taken)
         )
-        lessons = self._indexed(self.lessons, self.lessons_a_batch, batches_taken) if self.lessons else None
+        teacher_pairs = (
+            self._indexed(self.teacher_pairs, self.teacher_pairs_a_batch, batches_taken) if self.teacher_pairs else None
+        )
         for raw in pairs:
-            lesson = None
-            if lessons is not None:
-                told = next(lessons)
-                lesson = Lesson(*(self._to_device(told[k]) for k in ("structure", "appearance", "output")))
+            teacher = None
+            if teacher_pairs is not None:
+                painted = next(teacher_pairs)
+                teacher = TeacherBatch(*(self._to_device(painted[name]) for name in IMAGES))
             skipped = int(raw["skipped"].sum())
-            yield Batch(self._to_device(raw["first"]), self._to_device(raw["second"]), skipped, lesson)
+            yield Batch(self._to_device(raw["first"]), self._to_device(raw["second"]), skipped, teacher)
 
     def validation(self) -> Iterator[tuple[Tensor, Tensor]]:
         """This process's share of the held-out pairs, in batches; always the same ones."""
@@ -188,7 +186,8 @@ class TrainingData:
 
     def _indexed(self, dataset: Any, batch_size: int, batches_taken: int) -> Iterator[dict[str, Tensor]]:
         ranks = self.accelerator.process_index, self.accelerator.num_processes
-        return iter(self._loader(dataset, batch_sampler=Ordinals(batch_size, batches_taken, *ranks)))
+        sampler = InfiniteBatchSampler(len(dataset), batch_size, batches_taken, *ranks)
+        return iter(self._loader(dataset, batch_sampler=sampler))
 
     def _stream(self, steps_taken: int) -> Iterator[dict[str, Tensor]]:
         assert isinstance(self.pairs, StreamingPairs)
@@ -217,4 +216,4 @@ class TrainingData:
 def _held_out_mix(mix: PairMix) -> PairMix:
     """The kinds to judge by: pairs of two images, unless the run trains on identity pairs alone."""
     within = mix.within + mix.mined
-    return PairMix(within, mix.across) if within or mix.across else PairMix(identity=1.0)
+    return PairMix.only(within=within, across=mix.across) if within or mix.across else PairMix.only(identity=1)

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from splice_ff.data.pairs import PairMix
 from splice_ff.networks.amortized import Context
 from splice_ff.training.config_sections import BatchSize, OptimizerSection, RunSection
 from splice_ff.utils.config_file import Count, Name, Section, Seed, Share, UserPath, read_settings
@@ -16,24 +17,11 @@ Weight = Annotated[float, Field(ge=0)]
 Points = Annotated[list[tuple[int, Weight]], Field(min_length=1)]
 
 
-class PairKinds(Section):
-    """Shares of the kinds of pairs; they need not sum to 1."""
-
-    within: float = Field(0.6, ge=0)
-    """Two images of one label."""
-    across: float = Field(0.3, ge=0)
-    """Two images of different labels."""
-    identity: float = Field(0.1, ge=0)
-    """An image with itself."""
-    mined: float = Field(0.0, ge=0)
-    """An image with one of its neighbors in a file made by `splice-ff pairs`."""
-
-
 class DataConfig(Section):
     """Which images, and how they are paired."""
 
     source: Name
-    """A folder, parquet files, WebDataset tars or a hub name; see `splice_ff.data.pairs.open_dataset`."""
+    """A folder, parquet files, WebDataset tars or a hub name; see `splice_ff.data.sources.open_dataset`."""
     split: str = "train"
     held_out: str | None = None
     """Split for validation; none: no validation."""
@@ -44,7 +32,7 @@ class DataConfig(Section):
     """Decode all images once into memory, instead of in workers as they are needed."""
     size: int = Field(128, ge=32, le=4096)
     """Side of the square crops in pixels."""
-    pairs: PairKinds = PairKinds()
+    pairs: PairMix = PairMix()
     mined_pairs: UserPath | None = None
     workers: int = Field(1, ge=0, le=1024)
 
@@ -52,8 +40,6 @@ class DataConfig(Section):
     def _check(self) -> DataConfig:
         if self.pairs.mined and self.mined_pairs is None:
             raise ValueError("pairs.mined needs mined_pairs, a file made by `splice-ff pairs`")
-        if not sum(self.pairs.model_dump().values()):
-            raise ValueError("pairs: all shares are 0")
         return self
 
 

@@ -83,14 +83,14 @@ class PairLosses:
 
     def _distilled(self, model: Model, batch: Batch) -> Tensor:
         """Towards the per-pair teacher's images: by pixels, and by deepest keys."""
-        settings, lesson = self.config.distill, batch.lesson
-        assert settings is not None and lesson is not None
-        (structure, _), (appearance, _) = self.encode_images(lesson.structure), self.encode_images(lesson.appearance)
-        output = model(lesson.structure, structure.structure_features, appearance.cls, appearance.patches)
-        term = settings.image * F.l1_loss(output, lesson.output)
+        settings, teacher = self.config.distill, batch.teacher
+        assert settings is not None and teacher is not None
+        (structure, _), (appearance, _) = self.encode_images(teacher.structure), self.encode_images(teacher.appearance)
+        output = model(teacher.structure, structure.structure_features, appearance.cls, appearance.patches)
+        term = settings.image * F.l1_loss(output, teacher.output)
         if settings.features:
             made, wanted = (
-                self.backbone(self.resize(x), keys=[-1]).keys[self.backbone.depth - 1] for x in (output, lesson.output)
+                self.backbone(self.resize(x), keys=[-1]).keys[self.backbone.depth - 1] for x in (output, teacher.output)
             )
             term = term + settings.features * F.mse_loss(made.float(), wanted.float())
         return term

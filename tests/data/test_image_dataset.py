@@ -12,7 +12,9 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from PIL import Image
 from support.image_folders import LABELS, color, encoded, index_of, make_dataset, noise_image
 
-from splice_ff.data.image_dataset import ImageRows, decode, label_names, load_row, open_dataset, preload, square_crop
+from splice_ff.data.decoding import decode, load_row, square_crop
+from splice_ff.data.image_dataset import ImageRows, label_names, preload
+from splice_ff.data.sources import open_dataset
 from splice_ff.errors import ImageError, InputError
 from splice_ff.images import load_image
 

@@ -10,12 +10,15 @@ from accelerate.data_loader import BatchSamplerShard
 from support.image_folders import LABELS, color, index_of, make_dataset
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
-from splice_ff.data.image_dataset import ImageCache
-from splice_ff.data.mining import MinedPairs
-from splice_ff.data.pairs import ImageRows, PairDataset, PairMix, StreamingPairs, open_dataset, preload
+from splice_ff.data.image_dataset import ImageCache, ImageRows, preload
+from splice_ff.data.mined_pairs import MinedPairs
+from splice_ff.data.pairs import PairDataset, PairMix
+from splice_ff.data.sources import open_dataset
+from splice_ff.data.streaming_pairs import StreamingPairs
 from splice_ff.errors import InputError
 
 ALL = PairMix(within=0.4, across=0.3, identity=0.3)
+WITHIN, ACROSS, IDENTITY, MINED = (PairMix.only(**{kind: 1}) for kind in ("within", "across", "identity", "mined"))
 
 
 @pytest.fixture(autouse=True)
@@ -32,50 +35,43 @@ def cache_of(count, labels=LABELS, unreadable=()):
     return ImageCache(pixels[:, :, None, None].repeat(1, 1, 20, 20), names, dict.fromkeys(unreadable, "damaged"))
 
 
-def drawn(pairs):
-    """(first, second) of all pairs of the epoch, as indices of images."""
-    return [(index_of(pair["first"]), index_of(pair["second"])) for pair in (pairs[i] for i in range(len(pairs)))]
+def drawn(pairs, epoch=0):
+    """(first, second) of all pairs of an epoch, as indices of images."""
+    items = (pairs[epoch, i] for i in range(len(pairs)))
+    return [(index_of(item["first"]), index_of(item["second"])) for item in items]
 
 
 def neighbors(*lists):
-    starts = np.cumsum([0, *map(len, lists)])
+    structure = np.repeat(np.arange(len(lists)), [len(one) for one in lists])
     appearance = np.array([i for one in lists for i in one], dtype=np.int64)
-    return MinedPairs(starts, appearance, np.zeros(len(appearance), np.float32), {})
+    return MinedPairs(structure, appearance, np.zeros(len(appearance), np.float32), {"rows": len(lists)})
 
 
-def test_every_picture_comes_first_once_an_epoch_in_another_order_each_time():
+def test_every_image_comes_first_once_an_epoch_in_another_order_each_time():
     pairs = PairDataset(cache_of(50), 16, ALL)
-    orders = []
-    for epoch in (0, 1):
-        pairs.set_epoch(epoch)
-        orders.append([first for first, _ in drawn(pairs)])
+    orders = [[first for first, _ in drawn(pairs, epoch)] for epoch in (0, 1)]
     assert all(sorted(order) == list(range(50)) for order in orders)
     assert orders[0] != orders[1] and orders[0] != list(range(50))
 
 
 def test_pairs_depend_on_seed_epoch_and_place_only():
-    def epoch_of(seed, epoch):
-        pairs = PairDataset(cache_of(30), 16, ALL, seed=seed)
-        pairs.set_epoch(epoch)
-        return pairs
+    def pairs(seed):
+        return PairDataset(cache_of(30), 16, ALL, seed=seed)
 
-    reference = drawn(epoch_of(0, 3))
-    again = epoch_of(0, 3)
-    again[29]  # the order of access does not matter
-    assert drawn(again) == reference
-    assert drawn(epoch_of(1, 3)) != reference
-    assert drawn(epoch_of(0, 4)) != reference
+    reference = drawn(pairs(0), 3)
+    again = pairs(0)
+    again[1, 29]  # the order of access does not matter
+    assert drawn(again, 3) == reference
+    assert drawn(pairs(1), 3) != reference
+    assert drawn(pairs(0), 4) != reference
 
 
-@pytest.mark.parametrize(
-    ("mix", "kind"), [(PairMix(), "within"), (PairMix(0, 1), "across"), (PairMix(0, 0, 1), "identity")]
-)
+@pytest.mark.parametrize(("mix", "kind"), [(WITHIN, "within"), (ACROSS, "across"), (IDENTITY, "identity")])
 def test_kinds_of_pairs(mix, kind):
     partners = set()
+    pairs = PairDataset(cache_of(12), 16, mix)
     for epoch in range(80):
-        pairs = PairDataset(cache_of(12), 16, mix)
-        pairs.set_epoch(epoch)
-        for first, second in drawn(pairs):
+        for first, second in drawn(pairs, epoch):
             assert (first == second) == (kind == "identity")
             assert (first % 3 == second % 3) == (kind != "across")
             partners.add((first, second))
@@ -92,20 +88,18 @@ def test_kinds_come_as_often_as_asked():
 
 def test_partners_are_spread_evenly():
     counts = Counter()
+    pairs = PairDataset(cache_of(10, labels=None), 16, WITHIN)
     for epoch in range(60):
-        pairs = PairDataset(cache_of(10, labels=None), 16)
-        pairs.set_epoch(epoch)
-        counts.update(second for _, second in drawn(pairs))
+        counts.update(second for _, second in drawn(pairs, epoch))
     assert min(counts.values()) > 40 and max(counts.values()) < 85  # 60 expected
 
 
 def test_mined_partners_come_from_the_list_then_from_the_label():
     mined = neighbors([4, 2], [3], [], [1, 5, 0], [0], [2])
-    pairs = PairDataset(cache_of(6), 16, PairMix(0, 0, 0, 1), mined=mined, labels=["ant", "cow"])
+    pairs = PairDataset(cache_of(6), 16, MINED, mined=mined, labels=["ant", "cow"])
     found = {}
     for epoch in range(30):
-        pairs.set_epoch(epoch)
-        for first, second in drawn(pairs):
+        for first, second in drawn(pairs, epoch):
             found.setdefault(first, set()).add(second)
     # 4 is a bee and left out; 2 has no neighbors and 5 is the only other cow; 3 has 1 (a bee), 5 and 0
     assert found == {0: {2}, 2: {5}, 3: {5, 0}, 5: {2}}
@@ -113,39 +107,45 @@ def test_mined_partners_come_from_the_list_then_from_the_label():
 
 def test_identity_pairs_are_cropped_alike_and_others_are_not():
     images = ImageCache(torch.randint(0, 256, (6, 3, 40, 40), dtype=torch.uint8))
-    same, other = PairDataset(images, 16, PairMix(0, 0, 1)), PairDataset(images, 16)
+    same, other = PairDataset(images, 16, IDENTITY), PairDataset(images, 16, WITHIN)
     assert all(torch.equal(same[i]["first"], same[i]["second"]) for i in range(6))
     assert not any(torch.equal(other[i]["first"], other[i]["second"]) for i in range(6))
-    centers = PairDataset(images, 16, augment=False)
+    centers = PairDataset(images, 16, WITHIN, augment=False)
     middle = {tuple(x.flatten().tolist()) for x in images.pixels[..., 12:28, 12:28]}
     assert {tuple(centers[i]["first"].flatten().tolist()) for i in range(6)} == middle
 
 
-def test_damaged_pictures_are_replaced_by_the_next_counted_and_named(caplog):
+def test_damaged_images_are_replaced_by_the_next_counted_and_named(caplog):
     rows = ImageRows(make_dataset(12, damaged=(3, 4, 9)), 20)
-    pairs = PairDataset(rows, 16, PairMix(0, 0, 1))
+    pairs = PairDataset(rows, 16, IDENTITY)
     items = [pairs[i] for i in range(12)]
     firsts = Counter(index_of(item["first"]) for item in items)
     assert firsts == Counter([0, 1, 2, 5, 6, 7, 8, 10, 11, 5, 5, 10])
     assert sum(item["skipped"] for item in items) == 2 + 1 + 1
     assert sorted(record.args[0] for record in caplog.records) == [3, 4, 9]
-    partners = [PairDataset(rows, 16)[i] for i in range(12)]
+    partners = [PairDataset(rows, 16, WITHIN)[i] for i in range(12)]
     assert all(index_of(item["second"]) not in (3, 4, 9) for item in partners)
 
 
-def test_pictures_known_to_be_damaged_are_left_out():
+def test_images_known_to_be_damaged_are_left_out():
     pairs = PairDataset(cache_of(12, unreadable=(3, 4)), 16, ALL)
     assert sorted(first for first, _ in drawn(pairs)) == [i for i in range(12) if i not in (3, 4)]
     assert not {3, 4} & {second for _, second in drawn(pairs)}
 
 
-def test_a_picture_alone_under_its_label_is_paired_with_itself():
-    pairs = PairDataset(cache_of(4), 16)
-    assert (1, 1) in drawn(pairs) and (2, 2) in drawn(pairs) and (0, 3) in drawn(pairs)
+def test_an_image_alone_under_its_label_is_paired_with_another_and_only_a_lonely_one_with_itself():
+    pairs = PairDataset(cache_of(4), 16, WITHIN)
+    items = [item for epoch in range(20) for item in drawn(pairs, epoch)]
+    assert all(first != second for first, second in items)
+    assert {second for first, second in items if first == 0} == {3}  # the same label still comes first
+    assert {second for first, second in items if first == 1} == {0, 2, 3}
+    across = PairDataset(ImageRows(make_dataset(4, damaged=(1, 2)), 20), 16, ACROSS)
+    assert {*drawn(across)} == {(0, 3), (3, 0)}  # no readable image has another label
+    assert drawn(PairDataset(cache_of(1), 16, WITHIN)) == [(0, 0)]
 
 
 def test_all_damaged():
-    pairs = PairDataset(ImageRows(make_dataset(3, damaged=range(3)), 20), 16)
+    pairs = PairDataset(ImageRows(make_dataset(3, damaged=range(3)), 20), 16, WITHIN)
     with pytest.raises(InputError, match="no image of the dataset can be read"):
         pairs[0]
 
@@ -155,23 +155,24 @@ def test_all_damaged():
     [
         ({"size": 21}, "squares of 21 pixels cannot be cut from images of 20"),
         ({"labels": ["ant", "elk"]}, "no label elk in the dataset; it has ant, bee, cow"),
-        ({"labels": ["ant"], "mix": PairMix(0, 1)}, "at least two labels"),
-        ({"mix": PairMix(mined=1)}, "need the file"),
+        ({"labels": ["ant"], "mix": ACROSS}, "at least two labels"),
+        ({"mix": MINED}, "need the file"),
         ({"mined": neighbors([1], [0])}, "of 2 images, not 6"),
     ],
 )
 def test_what_cannot_be_drawn(arguments, message):
     with pytest.raises(InputError, match=message):
-        PairDataset(cache_of(6), **{"size": 16} | arguments)
+        PairDataset(cache_of(6), **{"size": 16, "mix": WITHIN} | arguments)
 
 
-@pytest.mark.parametrize("numbers", [(0,), (-1, 2), (1, float("nan"))])
-def test_bad_mixes(numbers):
-    with pytest.raises(InputError, match="kinds of pairs"):
-        PairMix(*numbers)
+@pytest.mark.parametrize("shares", [{"within": 0}, {"within": -1, "across": 2}, {"within": float("nan")},
+                                    {"mined": float("inf")}, {"other": 1}])  # fmt: skip
+def test_bad_mixes(shares):
+    with pytest.raises(ValueError, match=r"all shares are 0|greater than or equal to 0|finite number|not permitted"):
+        PairMix.only(**shares)
 
 
-def test_two_processes_with_workers_see_every_picture_once_and_the_same_pairs():
+def test_two_processes_with_workers_see_every_image_once_and_the_same_pairs():
     pairs = PairDataset(ImageRows(make_dataset(23), 20), 16, ALL)
     sampler = BatchSampler(SequentialSampler(pairs), batch_size=3, drop_last=False)
     seen = []
@@ -181,15 +182,6 @@ def test_two_processes_with_workers_see_every_picture_once_and_the_same_pairs():
             seen += list(zip(map(index_of, batch["first"]), map(index_of, batch["second"]), strict=True))
     assert sorted(seen) == sorted(drawn(pairs))
     assert sorted(first for first, _ in seen) == list(range(23))
-
-
-def test_set_epoch_reaches_persistent_workers():
-    pairs = PairDataset(cache_of(16), 16, ALL)
-    loader = DataLoader(pairs, batch_size=4, num_workers=1, persistent_workers=True)
-    for epoch in (0, 1):
-        pairs.set_epoch(epoch)
-        seen = [index_of(x) for batch in loader for x in batch["first"]]
-        assert seen == [first for first, _ in drawn(pairs)]
 
 
 def stream_of(folder, count, files, **arguments):
@@ -202,7 +194,7 @@ def stream_of(folder, count, files, **arguments):
 
 @pytest.mark.parametrize("files", [4, 3, 1])  # divided by files, or image by image
 @pytest.mark.parametrize("workers", [0, 2])
-def test_stream_two_processes_see_every_picture_once(tmp_path, files, workers):
+def test_stream_two_processes_see_every_image_once(tmp_path, files, workers):
     seen = []
     for rank in range(2):
         stream = stream_of(tmp_path / "s", 23, files)
@@ -213,7 +205,7 @@ def test_stream_two_processes_see_every_picture_once(tmp_path, files, workers):
     assert sorted(seen) == list(range(23))
 
 
-@pytest.mark.parametrize(("mix", "same"), [(PairMix(), True), (PairMix(0, 1), False)])
+@pytest.mark.parametrize(("mix", "same"), [(WITHIN, True), (ACROSS, False)])
 def test_stream_kinds_order_and_epochs(tmp_path, mix, same):
     stream = stream_of(tmp_path / "s", 40, 2)
     pairs = StreamingPairs(stream, 16, mix, buffer=20)
@@ -228,14 +220,14 @@ def test_stream_kinds_order_and_epochs(tmp_path, mix, same):
 
 
 def test_stream_identity_and_choice_of_labels(tmp_path):
-    pairs = StreamingPairs(stream_of(tmp_path / "s", 12, 1), 16, PairMix(0, 0, 1), labels=["bee"], buffer=3)
+    pairs = StreamingPairs(stream_of(tmp_path / "s", 12, 1), 16, IDENTITY, labels=["bee"], buffer=3)
     items = [(index_of(item["first"]), index_of(item["second"])) for item in pairs]
     assert sorted(items) == [(1, 1), (4, 4), (7, 7), (10, 10)]
 
 
 def test_stream_says_once_where_no_partner_fits(tmp_path, caplog):
     stream = stream_of(tmp_path / "s", 5, 1, labels=["ant"] * 5)
-    assert len(list(StreamingPairs(stream, 16, PairMix(within=0, across=1), buffer=4))) == 5
+    assert len(list(StreamingPairs(stream, 16, ACROSS, buffer=4))) == 5
     assert [record.getMessage() for record in caplog.records] == [
         "pairs across labels: of 4 images of the stream none fits; any is taken"
     ]
@@ -249,12 +241,12 @@ def test_stream_counts_what_it_skips(tmp_path):
 
 def test_stream_refuses_what_it_cannot_do(tmp_path):
     with pytest.raises(InputError, match="mined pairs need a dataset that is not streamed"):
-        StreamingPairs(stream_of(tmp_path / "s", 4, 1), 16, PairMix(mined=1))
+        StreamingPairs(stream_of(tmp_path / "s", 4, 1), 16, MINED)
     with pytest.raises(InputError, match="no column 'label'"):
-        StreamingPairs(stream_of(tmp_path / "t", 4, 1, labels=None), 16, PairMix(across=1))
+        StreamingPairs(stream_of(tmp_path / "t", 4, 1, labels=None), 16, ACROSS)
 
 
-def test_preloaded_and_lazy_pictures_make_the_same_pairs():
+def test_preloaded_and_lazy_images_make_the_same_pairs():
     data = make_dataset(9)
     lazy = PairDataset(ImageRows(data, 20), 16, ALL)
     assert drawn(PairDataset(preload(data, 20, quiet=True), 16, ALL)) == drawn(lazy)

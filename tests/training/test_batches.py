@@ -13,25 +13,20 @@ from support.training_setup import read_config, write_run
 from torch.utils.data import DataLoader
 
 from splice_ff import InputError
-from splice_ff.training.batches import Endless, Ordinals, TrainingData
+from splice_ff.training.batches import InfiniteBatchSampler, TrainingData
 
 
-class Numbers(torch.utils.data.Dataset):
-    """Seven items that say where they stand."""
+class Places(torch.utils.data.Dataset):
+    """Items that say where they stand."""
 
-    def __len__(self):
-        return 7
-
-    def item(self, epoch, index):
-        return {"epoch": epoch, "index": index}
+    def __getitem__(self, place):
+        return place
 
 
 def read(rank, world, batches, start=0, workers=0):
-    loader = DataLoader(Endless(Numbers()), batch_sampler=Ordinals(2, start, rank, world), num_workers=workers)
-    found = []
-    for batch, _ in zip(loader, range(batches), strict=False):
-        found += list(zip(batch["epoch"].tolist(), batch["index"].tolist(), strict=True))
-    return found
+    sampler = InfiniteBatchSampler(7, 2, start, rank, world)
+    loader = DataLoader(Places(), batch_sampler=sampler, num_workers=workers, collate_fn=list)
+    return [place for batch, _ in zip(loader, range(batches), strict=False) for place in batch]
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
@@ -102,7 +97,7 @@ def test_pixels_are_in_range_and_on_their_way(data):
     batch = next(data().batches(0))
     assert batch.first.shape == batch.second.shape == (2, 3, 32, 32)
     assert batch.first.dtype == torch.float32 and batch.first.min() >= 0 and 0.2 < batch.first.max() <= 1
-    assert batch.lesson is None
+    assert batch.teacher is None
 
 
 def test_a_folder_of_one_label_trains_and_says_what_becomes_of_pairs_across(data, tmp_path, capsys):

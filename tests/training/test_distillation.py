@@ -9,17 +9,16 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from support.training_setup import log_lines, read_config, write_run
 from torch.nn import functional as F
 
-from splice_ff.data.pair_list import read_pairs
 from splice_ff.images import save_image
 from splice_ff.per_pair.optimize import make_recipe
-from splice_ff.training.teacher import open_folder, tasks_of_files, teach
+from splice_ff.training.teacher import teach
 from splice_ff.training.trainer import Trainer
 
 RECIPE = replace(make_recipe("fast", steps=1, size=64, precision="fp32"), copy_steps=1, views=1)
 
 
 @pytest.fixture
-def lessons(tmp_path, tiny_backbone):
+def teacher_folder(tmp_path, tiny_backbone):
     """A teacher's folder of two pairs."""
     random = torch.Generator().manual_seed(0)
     for name in "ab":
@@ -27,21 +26,19 @@ def lessons(tmp_path, tiny_backbone):
         for kind in ("structure", "appearance"):
             picture = F.interpolate(torch.rand(1, 3, 4, 4, generator=random), (64, 70), mode="bicubic").clamp(0, 1)
             save_image(tmp_path / "pairs" / name / f"{kind}.png", picture)
-    folder, source = tmp_path / "lessons", tmp_path / "pairs"
-    backbone = tiny_backbone(depth=2, patch_size=24)
-    open_folder(folder, {"pairs": str(source)}, RECIPE, backbone, 0)
-    assert teach(tasks_of_files(read_pairs(source)), backbone, RECIPE, folder, quiet=True).painted == 2
+    folder, backbone = tmp_path / "teacher", tiny_backbone(depth=2, patch_size=24)
+    assert teach(tmp_path / "pairs", folder, backbone, RECIPE, device="cpu", quiet=True).painted == 2
     return folder
 
 
 @pytest.fixture
-def start(tmp_path, vit_state, lessons, monkeypatch):
+def start(tmp_path, vit_state, teacher_folder, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
 
     def make(*overrides):
         for state in (AcceleratorState, GradientState, PartialState):
             state._reset_state()
-        config = write_run(tmp_path / "job", vit_state, distill={"source": str(lessons), "share": 0.5})
+        config = write_run(tmp_path / "job", vit_state, distill={"source": str(teacher_folder), "share": 0.5})
         return Trainer(read_config(config, *overrides), quiet=True)
 
     return make
@@ -50,9 +47,9 @@ def start(tmp_path, vit_state, lessons, monkeypatch):
 def test_the_image_term_is_the_distance_to_the_teachers_picture(start):
     trainer = start("distill.image=2.0")
     batch = next(trainer.data.batches(0))
-    assert len(batch.lesson.structure) == 1  # half of a batch of two
+    assert len(batch.teacher.structure) == 1  # half of a batch of two
     losses, distilled = trainer.losses(batch)
-    copied = F.l1_loss(batch.lesson.structure, batch.lesson.output)  # an untrained generator copies
+    copied = F.l1_loss(batch.teacher.structure, batch.teacher.output)  # an untrained generator copies
     assert copied > 0.01 and distilled.item() == pytest.approx(2 * copied.item(), rel=1e-3)
     seen = trainer.step(iter([batch]))
     assert seen["distilled"] == pytest.approx(distilled.item(), rel=1e-4)
@@ -62,7 +59,7 @@ def test_the_image_term_is_the_distance_to_the_teachers_picture(start):
 def test_the_feature_term_is_the_distance_of_keys(start):
     trainer = start("distill.image=0", "distill.features=3.0")
     batch = next(trainer.data.batches(0))
-    keys = [trainer.backbone(x, keys=[-1]).keys[1] for x in (batch.lesson.structure, batch.lesson.output)]
+    keys = [trainer.backbone(x, keys=[-1]).keys[1] for x in (batch.teacher.structure, batch.teacher.output)]
     assert trainer.losses(batch)[1].item() == pytest.approx(3 * F.mse_loss(*keys).item(), rel=1e-2)
 
 

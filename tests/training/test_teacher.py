@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from io import BytesIO
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -13,16 +14,19 @@ from PIL import Image
 from support.checkpoint_files import CONFIG, checkpoint_folder
 from typer.testing import CliRunner
 
-import splice_ff.training.teacher
 from splice_ff.cli import app
-from splice_ff.data.image_dataset import open_dataset
-from splice_ff.data.mining import MinedPairs
-from splice_ff.data.pair_list import read_pairs
+from splice_ff.data import teacher_pairs
+from splice_ff.data.decoding import load_row
+from splice_ff.data.mined_pairs import MinedPairs
+from splice_ff.data.sources import open_dataset
+from splice_ff.data.teacher_pairs import TeacherPairs, read_teacher_pair, write_teacher_pair
 from splice_ff.errors import DivergedError, InputError
 from splice_ff.per_pair.optimize import make_recipe
 from splice_ff.per_pair.optimizer import PairOptimizer
 from splice_ff.per_pair.recipes import PRESETS
-from splice_ff.training.teacher import TeacherPairs, open_folder, tasks_of_dataset, tasks_of_files, teach
+from splice_ff.training import teacher
+from splice_ff.training.teacher import paint_pairs, tasks_of_dataset, teach
+from splice_ff.utils.run_folder import lock_folder
 
 RECIPE = replace(make_recipe("fast", steps=2, size=64, precision="fp32"), copy_steps=1, views=1)
 TINY = {"depth": 2, "patch_size": 24}
@@ -53,10 +57,8 @@ def pairs(tmp_path):
 def paint(tiny_backbone, tmp_path, pairs):
     """Run `teach` in this process on those pairs: report."""
 
-    def run(folder=tmp_path / "teacher", source=pairs, recipe=RECIPE, **options):
-        backbone = tiny_backbone(**TINY)
-        open_folder(folder, {"pairs": str(source)}, recipe, backbone, 0)
-        return teach(tasks_of_files(read_pairs(source)), backbone, recipe, folder, quiet=True, **options)
+    def run(folder=tmp_path / "teacher", source=pairs, recipe=RECIPE):
+        return teach(source, folder, tiny_backbone(**TINY), recipe, device="cpu", quiet=True)
 
     return run
 
@@ -93,7 +95,7 @@ def test_datasets_reads_what_teach_writes(paint, tmp_path, pairs, tiny_backbone)
 
 def test_structure_and_appearance_are_not_swapped(paint, tmp_path, pairs):
     paint()
-    row = splice_ff.training.teacher._read(tmp_path / "teacher" / "pair-b.parquet")
+    row = read_teacher_pair(tmp_path / "teacher" / "pair-b.parquet")
     for name in ("structure", "appearance"):
         kept = Image.open(BytesIO(row[name]["bytes"]))
         original = Image.open(pairs / "b" / f"{name}.png").resize(kept.size, Image.Resampling.BICUBIC)
@@ -118,7 +120,7 @@ def test_an_interrupted_run_goes_on(paint, tmp_path, monkeypatch):
     first = (folder / "pair-a.parquet").read_bytes()
     (folder / f".{'0' * 32}.parquet").write_bytes(first[:100])  # what kill -9 in the middle of writing leaves
     report = paint()
-    assert (report.painted, report.found, report.failed) == (2, 1, 0)
+    assert (report.painted, report.skipped, report.failed) == (2, 1, 0)
     assert (folder / "pair-a.parquet").read_bytes() == first
     assert len(steps) == 4 + 2 * 2
     assert len(TeacherPairs(folder, 32)) == 3
@@ -152,38 +154,45 @@ def test_a_run_that_diverges_does_not_stop_the_rest(paint, tmp_path, monkeypatch
     assert failures(tmp_path / "teacher") == [{"name": "b", "error": "the losses are no longer finite"}]
 
 
-def test_processes_share_the_pairs(paint, tmp_path):
+def test_processes_share_the_pairs(paint, tmp_path, monkeypatch):
     folder = tmp_path / "teacher"
-    assert paint(rank=0, world_size=2).painted == 2
+
+    def as_process(rank, count):
+        state = SimpleNamespace(
+            process_index=rank, num_processes=count, is_main_process=rank == 0, wait_for_everyone=lambda: None,
+            destroy_process_group=lambda: None,
+        )  # fmt: skip
+        monkeypatch.setattr(teacher, "PartialState", lambda cpu: state)
+        return paint()
+
+    assert as_process(0, 2).painted == 2
     assert painted(folder) == ["pair-a.parquet", "pair-c.parquet"]
-    assert paint(rank=1, world_size=2).painted == 1
+    assert as_process(1, 2).painted == 1
     assert len(painted(folder)) == 3
-    assert paint(rank=3, world_size=5).found == 0  # more processes than pairs
+    assert as_process(3, 5).skipped == 0  # more processes than pairs
 
 
-def test_another_process_only_checks_the_folder(tmp_path, tiny_backbone):
-    open_folder(tmp_path / "teacher", {}, RECIPE, tiny_backbone(), 0, is_main=False)
-    assert not (tmp_path / "teacher").exists()
+def test_two_runs_do_not_share_a_folder(paint, tmp_path):
+    with lock_folder(tmp_path / "teacher"), pytest.raises(InputError, match="another run is writing there"):
+        paint()
 
 
 def test_pictures_made_otherwise_are_not_mixed(paint, tmp_path, pairs):
     paint()
-    with pytest.raises(InputError, match=r"\(steps 2 there, 3 now, generator published there, refined now\)"):
+    with pytest.raises(InputError, match=r"steps: 2 before, 3 now; generator: 'published' before, 'refined' now"):
         paint(recipe=replace(RECIPE, steps=3, generator="refined"))
-    (tmp_path / "other").mkdir()
-    with pytest.raises(InputError, match=r"pairs .*pairs there, .*other now"):
-        paint(source=tmp_path / "other")
+    with pytest.raises(InputError, match=r"pairs: '.*pairs' before, '.*other' now"):
+        paint(source=(pairs.rename(tmp_path / "other")))
     (tmp_path / "teacher" / "teach.json").write_text("{")
     with pytest.raises(InputError, match=r"teach\.json: damaged"):
-        paint()
+        paint(source=tmp_path / "other")
 
 
 def test_pairs_of_a_dataset(tmp_path, tiny_backbone):
     for i in range(4):
         picture(tmp_path / "photos" / f"{i}.png", i)
     data = open_dataset(str(tmp_path / "photos"))
-    neighbors = np.array([1, 2, 3, 0, 1])
-    mined = MinedPairs(np.array([0, 2, 3, 4, 5]), neighbors, np.ones(5, np.float32), {})
+    mined = MinedPairs(np.array([0, 0, 1, 2, 3]), np.array([1, 2, 3, 0, 1]), np.ones(5, np.float32), {"rows": 4})
     tasks = tasks_of_dataset(mined, data)
     assert sorted(task.name for task in tasks) == ["0-1", "0-2", "1-3", "2-0", "3-1"]
     assert [task.name for task in tasks] != sorted(task.name for task in tasks)
@@ -191,7 +200,7 @@ def test_pairs_of_a_dataset(tmp_path, tiny_backbone):
     task = next(task for task in tasks if task.name == "1-3")
     assert task.structure()["image"]["path"] == data[1]["image"]["path"]
     assert task.appearance()["image"]["path"] == data[3]["image"]["path"]
-    assert teach([task], tiny_backbone(**TINY), RECIPE, tmp_path, quiet=True).painted == 1
+    assert paint_pairs([task], tiny_backbone(**TINY), RECIPE, tmp_path, quiet=True).painted == 1
     with pytest.raises(InputError, match="of 4 images, not 2"):
         tasks_of_dataset(mined, data.select([0, 1]))
 
@@ -204,12 +213,10 @@ def squares(tmp_path):
         random = np.random.default_rng(0)
         for i in range(count):
             structure, appearance = torch.from_numpy(random.integers(0, 255, (2, 3, 64, 96), dtype=np.uint8))
-            png = splice_ff.training.teacher._png
-            row = {"name": str(i), "steps": 1, "seconds": 1.0, "settings": "{}"}
-            row["losses"] = dict.fromkeys(("total", "structure", "appearance", "identity"), 0.0)
-            pictures = {"structure": structure, "appearance": appearance, "output": structure}
-            row |= {name: {"bytes": png(picture), "path": None} for name, picture in pictures.items()}
-            splice_ff.training.teacher._write(tmp_path / f"pair-{i}.parquet", row)
+            facts = {"name": str(i), "steps": 1, "seconds": 1.0, "settings": "{}"}
+            facts["losses"] = dict.fromkeys(("total", "structure", "appearance", "identity"), 0.0)
+            images = {"structure": structure, "appearance": appearance, "output": structure}
+            write_teacher_pair(tmp_path / f"pair-{i}.parquet", images, facts)
         return TeacherPairs(tmp_path, size, **options)
 
     return make
@@ -229,18 +236,15 @@ def test_structure_and_output_get_the_same_square(squares):
 
 def test_crops_move_and_are_mirrored(squares, tmp_path):
     pairs = squares(count=1)
-    whole = splice_ff.training.teacher.load_row(
-        {"image": splice_ff.training.teacher._read(tmp_path / "pair-0.parquet")["structure"]}, 36
-    )
+    whole = load_row({"image": read_teacher_pair(tmp_path / "pair-0.parquet")["structure"]}, 36)
     corners, mirrored = set(), set()
     for epoch in range(12):
-        pairs.set_epoch(epoch)
-        square = pairs[0]["structure"]
+        square = pairs[epoch, 0]["structure"]
         for flip in (False, True):
             windows = (whole.flip(-1) if flip else whole).unfold(1, 32, 1).unfold(2, 32, 1)
-            found = (windows == square[:, None, None]).all(-1).all(-1).all(0).nonzero().tolist()
-            corners |= {(*corner, flip) for corner in found}
-            mirrored |= {flip} if found else set()
+            matches = (windows == square[:, None, None]).all(-1).all(-1).all(0).nonzero().tolist()
+            corners |= {(*corner, flip) for corner in matches}
+            mirrored |= {flip} if matches else set()
     assert mirrored == {False, True} and len(corners) == 12 and len({top for top, _, _ in corners}) > 2
 
 
@@ -248,22 +252,18 @@ def test_items_depend_on_seed_epoch_and_place_only(squares):
     pairs = squares()
     first = [pairs[i] for i in range(6)]
     assert same(pairs[3], first[3])
-    loader = torch.utils.data.DataLoader(pairs, num_workers=2, batch_size=None, persistent_workers=True)
+    loader = torch.utils.data.DataLoader(pairs, num_workers=2, batch_size=None)
     assert all(map(same, loader, first))
-    pairs.set_epoch(1)
-    second = list(loader)
-    assert not any(map(same, second, first))  # running workers saw the new epoch
-    assert all(same(pairs[i], second[i]) for i in range(6))
+    assert not any(same(pairs[1, i], first[i]) for i in range(6))
     assert not any(same(item, other) for item, other in zip(first, squares(seed=1), strict=True))
 
 
 def test_every_pair_once_an_epoch_in_another_order(squares, monkeypatch):
     pairs = squares()
-    read, opened = splice_ff.training.teacher._read, []
-    monkeypatch.setattr(splice_ff.training.teacher, "_read", lambda path: opened.append(path) or read(path))
+    opened = []
+    monkeypatch.setattr(teacher_pairs, "read_teacher_pair", lambda path: opened.append(path) or read_teacher_pair(path))
     for epoch in range(2):
-        pairs.set_epoch(epoch)
-        list(pairs)
+        [pairs[epoch, i] for i in range(6)]
     first, second = opened[:6], opened[6:]
     assert sorted(first) == sorted(second) == pairs.files
     assert first != second
@@ -329,7 +329,7 @@ def test_mined_pairs_need_their_dataset(command, tmp_path):
     assert result.exit_code == 0, result.output
     assert painted(tmp_path / "made") == ["pair-0-1.parquet", "pair-1-0.parquet"]
     result = command(tmp_path / "pairs.parquet", *CPU, "--data", tmp_path / "photos", "--split", "train[:2]")
-    assert result.exit_code == 2 and "split train there, train[:2] now" in result.stderr
+    assert result.exit_code == 2 and "split: 'train' before, 'train[:2]' now" in result.stderr
 
 
 def test_no_pair_at_all_is_an_error(command, pairs, tmp_path):
