@@ -25,7 +25,7 @@ from splice_ff.data.pairs import known_labels
 from splice_ff.data.sources import open_dataset
 from splice_ff.errors import ImageError, InputError
 from splice_ff.utils.console import progress_bar
-from splice_ff.utils.files import atomic_write, check_place, reason
+from splice_ff.utils.files import check_place, reason, write_file
 from splice_ff.utils.run_folder import LOCK, claim_folder, lock_folder
 from splice_ff.vit.features import ViTFeatures
 
@@ -226,8 +226,7 @@ def _read_part(file: Path) -> tuple[Tensor, Tensor] | None:
 
 
 def _write_part(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    data = save(dict(tensors))
     try:
-        atomic_write(file, lambda temporary: temporary.write_bytes(data))
+        write_file(file, save(dict(tensors)))
     except OSError as error:
         raise InputError(f"{file}: cannot be written ({reason(error)}); the same command goes on from here") from error

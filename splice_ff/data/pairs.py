@@ -33,13 +33,13 @@ log = logging.getLogger(__name__)
 class PairMix(Section):
     """Shares of the kinds of pairs; they need not sum to 1. A `pydantic.ValidationError` where they make no sense."""
 
-    within: float = Field(0.6, ge=0, allow_inf_nan=False)
+    within: float = Field(0.6, ge=0)
     """Another image with the same label. Without labels: any other image."""
-    across: float = Field(0.3, ge=0, allow_inf_nan=False)
+    across: float = Field(0.3, ge=0)
     """An image with another label."""
-    identity: float = Field(0.1, ge=0, allow_inf_nan=False)
+    identity: float = Field(0.1, ge=0)
     """The same image, cropped alike, twice."""
-    mined: float = Field(0.0, ge=0, allow_inf_nan=False)
+    mined: float = Field(0.0, ge=0)
     """One of the nearest neighbors in a file made by `splice-ff pairs`."""
 
     @classmethod
