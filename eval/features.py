@@ -19,7 +19,7 @@ import typer
 
 from splice_ff.analysis.correspondence import WEAK_BUDDIES, WEAK_COSINE, MatchStrength, match_strength
 from splice_ff.analysis.inversion import FeatureInversion, InversionRecipe
-from splice_ff.analysis.pca import pca_pictures
+from splice_ff.analysis.pca import pca as principal_colors
 from splice_ff.images import load_image, save_image
 from splice_ff.vit.features import FACETS, ViTFeatures
 from splice_ff.vit.inputs import VIT_SIZE
@@ -46,11 +46,11 @@ def pca(backbone: str = "dino_vits16", repeats: int = 5) -> None:
     vit = ViTFeatures(timm.create_model(BACKBONES[backbone].timm_name, num_classes=0))
     image = torch.rand(1, 3, VIT_SIZE, VIT_SIZE)
     layers = [vit.depth * (i + 1) // 3 - 1 for i in range(3)]
-    pca_pictures(vit, [image], FACETS, layers)
+    principal_colors(vit, [image], FACETS, layers)
     seconds, cpu = [], []
     for _ in range(repeats):
         start, start_cpu = time.perf_counter(), time.process_time()
-        pca_pictures(vit, [image], FACETS, layers)
+        principal_colors(vit, [image], FACETS, layers)
         seconds.append(time.perf_counter() - start)
         cpu.append(time.process_time() - start_cpu)
     typer.echo(
@@ -77,23 +77,22 @@ def invert(
     vit = load_backbone(backbone)
     for path in images:
         recipe = InversionRecipe(feature, "cnn", steps, size)  # type: ignore[arg-type]
-        run = FeatureInversion(load_image(path).rgb, vit, recipe, layers=[int(part) for part in layers.split(",")])
+        run = FeatureInversion(vit, load_image(path).rgb, recipe, layers=[int(part) for part in layers.split(",")])
         passes: list[int] = []
         hook = vit.register_forward_hook(lambda *_, passes=passes: passes.append(1))
         start = time.process_time()
-        while not run.done:
-            run.step()
+        run.run()
         seconds = time.process_time() - start
         hook.remove()
         typer.echo(f"{path}: {steps} steps, {seconds:.0f} s of CPU, {len(passes) / steps:g} ViT passes a step")
-        found = run.result()
-        for one in found:
+        inversions = run.result()
+        for one in inversions:
             ratio = one.start / one.distance
             typer.echo(
                 f"  {feature}, layer {one.layer}: {one.start:.4g} to {one.distance:.4g} ({ratio:.0f} times less)"
             )
         if output:
-            side_by_side = torch.cat([run.image[0], *(one.image for one in found)], -1)
+            side_by_side = torch.cat([run.image[0], *(one.image for one in inversions)], -1)
             save_image(output / f"{path.parent.name}-{path.stem}-{feature}.png", side_by_side)
 
 

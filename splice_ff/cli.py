@@ -9,11 +9,13 @@ import typer
 
 from splice_ff import __version__
 from splice_ff.commands import (
+    attention,
     batch,
     benchmark,
     demo,
     doctor,
     evaluate,
+    explain,
     invert,
     match,
     optimize,
@@ -45,9 +47,9 @@ for command in (
     benchmark.benchmark,
     pca.pca,
     invert.invert,
-    match.attention,
+    attention.attention,
     match.match,
-    match.explain,
+    explain.explain,
     doctor.doctor,
 ):
     app.command()(command)

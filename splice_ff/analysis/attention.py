@@ -1,4 +1,4 @@
-"""Where the [CLS] token looks: its attention to the patches, head by head."""
+"""Where the [CLS] token looks: its attention to the patches, head by head (arXiv:2104.14294, figure 1)."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from torch import Tensor
 
 from splice_ff.errors import InputError
 from splice_ff.vit.features import ViTFeatures
+from splice_ff.vit.inputs import VIT_SIZE, ViTInput
 
 
 @torch.no_grad()
-def cls_attention(backbone: ViTFeatures, images: Tensor, layer: int = -1) -> Tensor:
+def cls_attention(backbone: ViTFeatures, images: Tensor, layer: int = -1, size: int = VIT_SIZE) -> Tensor:
     """Attention of the [CLS] token to the patches, in one ViT pass that stops before that layer's attention.
 
     Args:
         backbone: the frozen ViT.
         images: (B, 3, H, W) in [0, 1].
         layer: from 0, or negative from the end.
+        size: shorter side, in pixels, of what the ViT sees.
 
     Returns:
-        (B, heads, h, w), the share of the attention that goes to each patch; what is missing to 1 goes to the prefix
+        (B, heads, h, w), the share of the attention that goes to each patch. The rest, up to 1, goes to the prefix
         tokens.
 
     Raises:
@@ -29,7 +31,8 @@ def cls_attention(backbone: ViTFeatures, images: Tensor, layer: int = -1) -> Ten
     """
     if backbone.vit.cls_token is None:
         raise InputError(f"{backbone.name} has no [CLS] token to show the attention of")
-    features = backbone(images, queries=[layer], keys=[layer])
+    inputs = ViTInput(size).resize(images.to(backbone.mean.device), backbone.patch_size)
+    features = backbone(inputs, queries=[layer], keys=[layer])
     (number,) = features.keys
     attention = backbone.vit.blocks[number].attn
     # The features are the bare projections; some ViTs norm or rotate them first.

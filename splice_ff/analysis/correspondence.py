@@ -1,4 +1,8 @@
-"""Which parts of two images the backbone takes for the same: best buddies, and whether there are enough of them."""
+"""Which parts of two images the backbone takes for the same: best buddies, and whether there are enough of them.
+
+Best buddies are mutual nearest neighbors (Dekel et al., "Best-Buddies Similarity", 2015), here among deep ViT keys
+(Amir et al., arXiv:2112.05814).
+"""
 
 from __future__ import annotations
 
@@ -17,10 +21,10 @@ WEAK_COSINE = 0.56
 WEAK_BUDDIES = 0.09
 """A match is weak where the [CLS] cosine and the share of patches with a best buddy are both below these.
 
-Chosen with `vit_mini` on half of 164 pairs matched by people and as many shuffled ones of other kinds, for at most 5 %
-false alarms. On halves not used for that, in two ways of shuffling, 2 and 5 % of the matched and 57 and 63 % of the
-shuffled pairs are called weak (`python -m eval.features match`): what is not weak has passed a test that four of ten
-shuffled pairs pass, and is called no more than possible. No other backbone was measured.
+Chosen with `vit_mini` for at most 5 % false alarms on half of 164 pairs that people matched and as many shuffled ones
+of other kinds. On the other halves, for two ways of shuffling, 2 and 5 % of the matched pairs are called weak, and 57
+and 63 % of the shuffled ones (`python -m eval.features match`). Four of ten shuffled pairs pass, so a pair that does is
+called no more than possible. No other backbone was measured.
 """
 MEASURED_WITH = "vit_mini"
 
@@ -43,16 +47,16 @@ class Matches:
 
 @dataclass(frozen=True)
 class MatchStrength:
-    """How well the meanings of two images fit, as far as two numbers tell."""
+    """How well the meanings of two images fit, as far as two numbers can tell."""
 
     cosine: float
     """Of the deepest [CLS] tokens, in [-1, 1]."""
     buddies: int
     """Patches with a best buddy in the other image."""
     is_weak: bool
-    """Both numbers are low. That they are not does not make a match."""
+    """Both numbers are low. If they are not, the match is possible, no more."""
     text: str
-    """One line for the user."""
+    """The verdict, one line for the user."""
 
 
 def best_buddies(a: Tensor, b: Tensor, grids: tuple[tuple[int, int], tuple[int, int]]) -> Matches:
@@ -69,14 +73,14 @@ def best_buddies(a: Tensor, b: Tensor, grids: tuple[tuple[int, int], tuple[int, 
     in_b = nearest_in_b[in_a]
     values, order = similarity[in_a, in_b].sort(descending=True, stable=True)
     sides = [
-        torch.stack([found[order] // width, found[order] % width], -1)
-        for found, (_, width) in zip((in_a, in_b), grids, strict=True)
+        torch.stack([patches[order] // width, patches[order] % width], -1)
+        for patches, (_, width) in zip((in_a, in_b), grids, strict=True)
     ]
     return Matches(torch.stack(sides, 1).cpu(), values.cpu(), grids)
 
 
 @torch.no_grad()
-def match_images(backbone: ViTFeatures, a: Tensor, b: Tensor, layer: int = -1, size: int = VIT_SIZE) -> Matches:
+def match(backbone: ViTFeatures, a: Tensor, b: Tensor, layer: int = -1, size: int = VIT_SIZE) -> Matches:
     """Best buddies among the keys of two images (1, 3, H, W) in [0, 1], of any sizes.
 
     Args:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from splice_ff.analysis.correspondence import Matches, MatchStrength, match_images, match_strength
+from splice_ff.analysis.correspondence import Matches, MatchStrength, match, match_strength
 from splice_ff.errors import InputError
 from splice_ff.vit.features import ViTFeatures
 from splice_ff.vit.inputs import ViTInput
@@ -25,7 +25,7 @@ class Explanation:
     cls_distance: Tensor
     """(L,) 1 - cosine between the [CLS] tokens of output and appearance, layer by layer."""
     cls_distance_before: Tensor
-    """(L,) the same between structure and appearance: how far it had to go."""
+    """(L,) the same between structure and appearance: how far there was to go."""
     matches: Matches
     """Best buddies of structure and appearance."""
     strength: MatchStrength
@@ -33,7 +33,7 @@ class Explanation:
 
 @torch.no_grad()
 def explain(backbone: ViTFeatures, structure: Tensor, appearance: Tensor, output: Tensor) -> Explanation:
-    """Explain a transfer with the features that its losses look at (paper, section 3.3).
+    """Explain a transfer with the features that its losses compare (paper, section 3.3).
 
     Args:
         backbone: the frozen ViT; the one that made the output tells most.
@@ -44,22 +44,24 @@ def explain(backbone: ViTFeatures, structure: Tensor, appearance: Tensor, output
     """
     strength = match_strength(backbone, structure, appearance)
     device = backbone.mean.device
-    ours, made, look = (ViTInput().resize(i.to(device), backbone.patch_size) for i in (structure, output, appearance))
-    if ours.shape != made.shape:
+    before, after, target = (
+        ViTInput().resize(image.to(device), backbone.patch_size) for image in (structure, output, appearance)
+    )
+    if before.shape != after.shape:
         sizes = [f"{i.shape[-1]}x{i.shape[-2]}" for i in (output, structure)]
         raise InputError(f"an output of {sizes[0]} pixels does not have the proportions of its structure ({sizes[1]})")
-    pair = backbone(torch.cat([ours, made]), cls=True, keys=[-1])
-    target = backbone(look, cls=True)
-    assert pair.cls is not None and target.cls is not None
-    before, after = pair.self_similarity()
-    rows = (after - before).square().mean(-1)
-    distances = 1 - F.cosine_similarity(pair.cls.float(), target.cls.float(), dim=-1)
+    pair = backbone(torch.cat([before, after]), cls=True, keys=[-1])
+    goal = backbone(target, cls=True)
+    assert pair.cls is not None and goal.cls is not None
+    similarity_before, similarity_after = pair.self_similarity()
+    rows = (similarity_after - similarity_before).square().mean(-1)
+    distances = 1 - F.cosine_similarity(pair.cls.float(), goal.cls.float(), dim=-1)
     height, width = pair.grid
     return Explanation(
         rows[-height * width :].view(height, width).cpu(),
         rows.mean().item(),
         distances[1].cpu(),
         distances[0].cpu(),
-        match_images(backbone, structure, appearance),
+        match(backbone, structure, appearance),
         strength,
     )

@@ -1,11 +1,11 @@
-"""Captioned figures of what the analysis tools find. Needs matplotlib, which is slow to import: import this late.
+"""Captioned figures of what the analysis tools compute. Needs matplotlib, which is slow to import: import this late.
 
-Figures are matplotlib's; `picture_of` turns one into a tensor that `save_image` writes.
+Figures are matplotlib's; `figure_image` turns one into a tensor that `save_image` writes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from splice_ff.analysis.correspondence import Matches
 from splice_ff.analysis.explain import Explanation
+from splice_ff.analysis.inversion import Inversion
 from splice_ff.analysis.patches import upsample_map
 
 DPI = 150
@@ -28,10 +29,12 @@ CELL = 2.1
 THUMBNAIL_SIDE = 640
 """Longer side, in pixels, of images in figures; more would not be seen."""
 LINES = 15
-"""So many of the most similar matches are also joined by a line; more would hide the images."""
+"""How many of the most similar matches are also joined by a line; more would hide the images."""
+TITLES = {"self_similarity": "self-similarity"}
+"""Names of facets in figures, where they are not those in options."""
 
 
-def picture_of(figure: Figure) -> Tensor:
+def figure_image(figure: Figure) -> Tensor:
     """A figure as an image (3, H, W) in [0, 1]."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
@@ -39,11 +42,40 @@ def picture_of(figure: Figure) -> Tensor:
     return torch.from_numpy(rgb).permute(2, 0, 1).float() / 255
 
 
-def thumbnail_size(picture: Tensor) -> tuple[int, int]:
-    """Height and width at which an image (..., H, W) is drawn: its own, or so that the longer is `THUMBNAIL_SIDE`."""
-    factor = min(1.0, THUMBNAIL_SIDE / max(picture.shape[-2:]))
-    height, width = (max(1, round(side * factor)) for side in picture.shape[-2:])
-    return height, width
+def pca_figure(images: Sequence[Tensor], maps: Mapping[str, Sequence[Mapping[tuple[str, int], Tensor]]]) -> Figure:
+    """Images (3, H, W), a row for each facet; beside them their maps, a column for each backbone and layer.
+
+    Args:
+        images: as many as each backbone has maps.
+        maps: by the backbone's name, what `pca` returned; the same facets for all.
+    """
+    facets = list(dict.fromkeys(facet for facet, _ in next(iter(maps.values()))[0]))
+    columns, rows = ["input"], [[image] for image in images for _ in facets]
+    for name, of_images in maps.items():
+        layers = sorted({layer for _, layer in of_images[0]})
+        columns += [f"{name}\nlayer {layer}" if len(maps) > 1 else f"layer {layer}" for layer in layers]
+        for i, (image, of_image) in enumerate(zip(images, of_images, strict=True)):
+            for j, facet in enumerate(facets):
+                row = rows[i * len(facets) + j]
+                row += [upsample_map(of_image[facet, layer], _thumbnail_size(image)) for layer in layers]
+    return grid_figure(rows, columns, [TITLES.get(facet, facet) for facet in facets] * len(images))
+
+
+def attention_figure(image: Tensor, attention: Tensor, title: str) -> Figure:
+    """An image (3, H, W), the mean of its attention maps (heads, h, w), and each of them, as heat maps over it."""
+    maps = [("mean of heads", attention.mean(0)), *((f"head {i}", head) for i, head in enumerate(attention))]
+    cells = [image, *(_heat_map(values.cpu(), image) for _, values in maps)]
+    return wrapped_figure(cells, [title, *(name for name, _ in maps)], across=5)
+
+
+def inversion_figure(image: Tensor, inversions: Sequence[Inversion], feature: str) -> Figure:
+    """The inverted image (3, H, W) and its inversions: layers across, seeds down, with their distances."""
+    seeds, layers = list(dict.fromkeys(i.seed for i in inversions)), list(dict.fromkeys(i.layer for i in inversions))
+    by_place = {(i.seed, i.layer): i for i in inversions}
+    rows = [[image, *(by_place[seed, layer].image for layer in layers)] for seed in seeds]
+    captions = [["", *(f"distance {by_place[seed, layer].distance:.3g}" for layer in layers)] for seed in seeds]
+    columns = ["input", *(f"{TITLES.get(feature, feature)}, layer {layer}" for layer in layers)]
+    return grid_figure(rows, columns, [f"seed {seed}" for seed in seeds] if len(seeds) > 1 else [""], captions)
 
 
 def grid_figure(
@@ -59,7 +91,7 @@ def grid_figure(
         columns, row_names: short texts, or "".
         captions: texts below the images, in the same order.
     """
-    height, width = next(p for row in rows for p in row if p is not None).shape[-2:]
+    height, width = next(image for row in rows for image in row if image is not None).shape[-2:]
     scale = CELL / max(height, width)
     below = 0.08 if captions is None else 0.28
     above = 0.25 * max((name.count("\n") + 1 for name in columns if name), default=0)
@@ -70,10 +102,10 @@ def grid_figure(
     )
     axes = figure.subplots(len(rows), len(columns), squeeze=False)
     for i, row in enumerate(rows):
-        for j, picture in enumerate(row):
+        for j, image in enumerate(row):
             _bare(axes[i, j])
-            if picture is not None:
-                _show(axes[i, j], picture)
+            if image is not None:
+                _show(axes[i, j], image)
             if captions:
                 axes[i, j].set_xlabel(captions[i][j], fontsize=8)
             if i == 0:
@@ -82,25 +114,14 @@ def grid_figure(
     return figure
 
 
-def wrapped_figure(pictures: Sequence[Tensor], captions: Sequence[str], across: int) -> Figure:
+def wrapped_figure(images: Sequence[Tensor], captions: Sequence[str], across: int) -> Figure:
     """Images (3, H, W) in [0, 1] of one size in reading order, at most `across` in a row, captions below."""
-    across = min(across, len(pictures))
-    count = -(-len(pictures) // across)
-    missing = count * across - len(pictures)
-    cells, texts = [*pictures, *[None] * missing], [*captions, *[""] * missing]
+    across = min(across, len(images))
+    count = -(-len(images) // across)
+    missing = count * across - len(images)
+    cells, texts = [*images, *[None] * missing], [*captions, *[""] * missing]
     rows = [slice(i * across, (i + 1) * across) for i in range(count)]
     return grid_figure([cells[row] for row in rows], [""] * across, [""] * count, [texts[row] for row in rows])
-
-
-def attention_picture(attention: Tensor, image: Tensor) -> Tensor:
-    """A map (h, w) as a heat map over `image` (3, H, W), both at the size of a figure's images.
-
-    Brightest at the map's maximum.
-    """
-    heat = colormaps["inferno"]((attention / attention.max()).cpu().numpy())[..., :3]
-    grid = torch.from_numpy(heat).permute(2, 0, 1).float()
-    gray = TF.resize(image.mean(0, keepdim=True), list(thumbnail_size(image)), antialias=True)
-    return 0.75 * upsample_map(grid, _size(gray)) + 0.25 * gray
 
 
 def matches_figure(a: Tensor, b: Tensor, matches: Matches, names: tuple[str, str], text: str = "") -> Figure:
@@ -182,6 +203,13 @@ def explanation_figure(
     return figure
 
 
+def _heat_map(values: Tensor, image: Tensor) -> Tensor:
+    """Values (h, w) as a heat map over `image` (3, H, W) at a figure's size, brightest at their maximum."""
+    heat = torch.from_numpy(colormaps["inferno"]((values / values.max()).numpy())[..., :3]).permute(2, 0, 1).float()
+    gray = TF.resize(image.mean(0, keepdim=True), list(_thumbnail_size(image)), antialias=True)
+    return 0.75 * upsample_map(heat, _size(gray)) + 0.25 * gray
+
+
 def _bare(axis: Axes) -> None:
     axis.set_xticks([])
     axis.set_yticks([])
@@ -189,11 +217,18 @@ def _bare(axis: Axes) -> None:
         spine.set_visible(False)
 
 
-def _show(axis: Axes, picture: Tensor) -> None:
+def _show(axis: Axes, image: Tensor) -> None:
     """Draw an image (3, H, W), reduced to what a figure can show, in coordinates of its own pixels."""
-    height, width = _size(picture)
-    reduced = TF.resize(picture.detach().cpu(), list(thumbnail_size(picture)), antialias=True)
+    height, width = _size(image)
+    reduced = TF.resize(image.detach().cpu(), list(_thumbnail_size(image)), antialias=True)
     axis.imshow(reduced.permute(1, 2, 0).clamp(0, 1).numpy(), extent=(0, width, height, 0))
+
+
+def _thumbnail_size(image: Tensor) -> tuple[int, int]:
+    """Height and width at which an image (..., H, W) is drawn: its own, or so that the longer is `THUMBNAIL_SIDE`."""
+    factor = min(1.0, THUMBNAIL_SIDE / max(image.shape[-2:]))
+    height, width = (max(1, round(side * factor)) for side in image.shape[-2:])
+    return height, width
 
 
 def _size(image: Tensor) -> tuple[int, int]:

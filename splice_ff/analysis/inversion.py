@@ -1,4 +1,4 @@
-"""Feature inversion: which images have these features? (paper, section 3.1 and figures 3 to 5)
+"""Feature inversion: which images have these features? (paper, section 3.2 and figures 3 to 5)
 
 From noise, an image is optimized until its features in the frozen ViT equal those of a given image. What comes
 back is what the feature holds; what differs from run to run is what it leaves open.
@@ -7,7 +7,7 @@ back is what the feature holds; what differs from run to run is what it leaves o
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -81,7 +81,29 @@ class Inversion:
     start: float
     """Mean squared difference of its feature from the target before the first step."""
     distance: float
-    """The same now."""
+    """The same for this image."""
+
+
+def invert(
+    backbone: ViTFeatures,
+    image: Tensor,
+    recipe: InversionRecipe | None = None,
+    *,
+    layers: Sequence[int] = (-1,),
+    seeds: Sequence[int] = (0,),
+    on_step: Callable[[FeatureInversion, Tensor], object] | None = None,
+) -> list[Inversion]:
+    """Invert a feature of an image from start to end; for the arguments and errors see `FeatureInversion`.
+
+    Args:
+        on_step: called after every step with the run and its (runs,) distances.
+
+    Returns:
+        Layer by layer, seed by seed.
+    """
+    run = FeatureInversion(backbone, image, recipe, layers=layers, seeds=seeds)
+    run.run(on_step)
+    return run.result()
 
 
 class FeatureInversion(SteppedRun[Tensor]):
@@ -91,12 +113,11 @@ class FeatureInversion(SteppedRun[Tensor]):
     for. Runs do not influence each other: a (layer, seed) gives the same image alone, up to rounding.
 
     Args:
+        backbone: the frozen ViT; its device is where all is computed.
         image: (1, 3, H, W) in [0, 1].
-        backbone: the frozen ViT.
         recipe: what to invert, and how.
         layers: from 0, or negative from the end.
         seeds: of the repeated runs.
-        device: where to compute.
 
     Raises:
         IndexError: a layer that the ViT does not have.
@@ -105,16 +126,14 @@ class FeatureInversion(SteppedRun[Tensor]):
 
     def __init__(
         self,
-        image: Tensor,
         backbone: ViTFeatures,
+        image: Tensor,
         recipe: InversionRecipe | None = None,
         *,
         layers: Sequence[int] = (-1,),
         seeds: Sequence[int] = (0,),
-        device: torch.device | str = "cpu",
     ) -> None:
-        self.recipe, self.device = recipe or InversionRecipe(), torch.device(device)
-        self.backbone = backbone.to(self.device)
+        self.backbone, self.recipe, self.device = backbone, recipe or InversionRecipe(), backbone.mean.device
         if self.recipe.feature == "cls" and backbone.vit.cls_token is None:
             raise InputError(f"{backbone.name} has no [CLS] token to invert")
         self.image = ViTInput(self.recipe.size).resize(image.to(self.device), backbone.patch_size)
@@ -130,13 +149,13 @@ class FeatureInversion(SteppedRun[Tensor]):
         sides = self.image.shape[-2:]
         if self.recipe.prior == "pixels":
             start = [PIXEL_START * torch.randn(1, 3, *sides, generator=random) for random in self.random]
-            self.pictures = nn.ParameterList(nn.Parameter(s.to(self.device)) for s in start)
+            self.pixels = nn.ParameterList(nn.Parameter(s.to(self.device)) for s in start)
             self.generators = nn.ModuleList()
         else:
             self.inputs = [torch.randn(1, NOISE_CHANNELS, *sides, generator=random) for random in self.random]
-            self.pictures = nn.ParameterList()
+            self.pixels = nn.ParameterList()
             self.generators = nn.ModuleList(self._generator(seed) for _, seed in self.runs)
-        self.parameters = nn.ModuleList([self.pictures, self.generators])
+        self.parameters = nn.ModuleList([self.pixels, self.generators])
         # One optimizer for all is one for each: Adam treats every number alone.
         self.adam = torch.optim.Adam(self.parameters.parameters(), self.recipe.learning_rate, fused=True)
         self.steps = self.recipe.steps
@@ -167,10 +186,10 @@ class FeatureInversion(SteppedRun[Tensor]):
     @torch.no_grad()
     def result(self) -> list[Inversion]:
         """The present images, painted from the fixed input without noise; layer by layer, seed by seed."""
-        pictures = self._paint()
-        distances = self._distances(pictures).tolist()
-        rows = zip(self.runs, pictures.cpu(), self.start, distances, strict=True)
-        return [Inversion(layer, seed, picture, start, now) for (layer, seed), picture, start, now in rows]
+        images = self._paint()
+        distances = self._distances(images).tolist()
+        rows = zip(self.runs, images.cpu(), self.start, distances, strict=True)
+        return [Inversion(layer, seed, image, start, now) for (layer, seed), image, start, now in rows]
 
     @torch.no_grad()
     def is_sound(self) -> bool:
@@ -210,8 +229,8 @@ class FeatureInversion(SteppedRun[Tensor]):
 
     def _paint(self, noise: float = 0.0) -> Tensor:
         """All images, (runs, 3, H, W) in [0, 1]."""
-        if self.pictures:
-            return torch.cat([picture.sigmoid() for picture in self.pictures])
+        if self.pixels:
+            return torch.cat([logits.sigmoid() for logits in self.pixels])
         inputs = self.inputs
         if noise:
             inputs = [
@@ -224,15 +243,15 @@ class FeatureInversion(SteppedRun[Tensor]):
     def _features(self, images: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
         """The feature of images (B, 3, H, W) at each layer, in order of depth: (B, ...)."""
         if self.recipe.feature == "cls":
-            found = self.backbone(images, tokens=layers).tokens
-            return {layer: found[layer][:, 0].float() for layer in sorted(found)}
+            tokens = self.backbone(images, tokens=layers).tokens
+            return {layer: tokens[layer][:, 0].float() for layer in sorted(tokens)}
         keys = self.backbone(images, keys=layers).keys
         if self.recipe.feature == "keys":
             return {layer: rearrange(keys[layer], "b heads t d -> b t (heads d)").float() for layer in sorted(keys)}
         return {layer: self_similarity(keys[layer]) for layer in sorted(keys)}
 
-    def _distances(self, pictures: Tensor) -> Tensor:
+    def _distances(self, images: Tensor) -> Tensor:
         """(runs,) mean squared differences from the targets, each run at its own layer."""
-        found = self._features(pictures, list(self.targets))
-        rows = [F.mse_loss(found[layer][i], self.targets[layer][0]) for i, (layer, _) in enumerate(self.runs)]
+        features = self._features(images, list(self.targets))
+        rows = [F.mse_loss(features[layer][i], self.targets[layer][0]) for i, (layer, _) in enumerate(self.runs)]
         return torch.stack(rows)

@@ -1,4 +1,4 @@
-"""What the features hold, as colors: their first three principal components (paper, section 3.2, figure 4)."""
+"""What the features hold, as colors: their first three principal components (paper, section 3.2, figure 5)."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def principal_components(descriptors: Tensor, count: int = 3) -> Basis:
 
 
 @torch.no_grad()
-def pca_pictures(
+def pca(
     backbone: ViTFeatures,
     images: Sequence[Tensor],
     facets: Sequence[str] = PCA_FACETS,
-    layers: Sequence[int] = (-1,),
+    layers: Sequence[int] | None = None,
     *,
     joint: bool = False,
     mask: bool = False,
@@ -61,39 +61,44 @@ def pca_pictures(
         images: (1, 3, H, W) each, in [0, 1], of any sizes.
         facets: of `PCA_FACETS`. `self_similarity` is that of the keys: a patch is described by its similarity to every
             token of the image (with `joint`: of all images).
-        layers: from 0, or negative from the end.
+        layers: from 0, or negative from the end; `spread_layers` if None.
         joint: one basis and one color scale for all images, so that a color means the same in each.
         mask: blacken the background and spread the colors over the rest; see `foreground`.
         size: shorter side, in pixels, of what the ViT sees.
 
     Returns:
-        For each image, (facet, layer from 0) to an image (3, h, w) in [0, 1], a pixel for each patch. `upsample_map`
-        brings one to the image's size; all of them at that size could fill the memory.
+        For each image, (facet, layer from 0) to an image (3, h, w) in [0, 1], one pixel a patch. `upsample_map` brings
+        one to the image's size; all of them at that size could fill the memory.
 
     Raises:
         IndexError: a layer that the ViT does not have.
     """
-    device = backbone.mean.device
-    resized = [ViTInput(size).resize(image.to(device), backbone.patch_size) for image in images]
-    found = [_features(backbone, image, facets, layers, mask) for image in resized]
+    layers = spread_layers(backbone.depth) if layers is None else layers
+    inputs = [ViTInput(size).resize(image.to(backbone.mean.device), backbone.patch_size) for image in images]
+    features = [_features(backbone, x, facets, layers, mask) for x in inputs]
     numbers = sorted({i % backbone.depth for i in layers})
     groups = [range(len(images))] if joint else [[i] for i in range(len(images))]
-    pictures: list[dict[tuple[str, int], Tensor]] = [{} for _ in images]
+    maps: list[dict[tuple[str, int], Tensor]] = [{} for _ in images]
     for group in groups:
-        members = [found[i] for i in group]
-        kept = [foreground(features, numbers[-1]) for features in members] if mask else None
+        members = [features[i] for i in group]
+        kept = [foreground(member, numbers[-1]) for member in members] if mask else None
         for facet in facets:
             for layer in numbers:
                 for i, colors in zip(group, _colors(members, facet, layer, kept), strict=True):
-                    pictures[i][facet, layer] = colors.cpu()
-    return pictures
+                    maps[i][facet, layer] = colors.cpu()
+    return maps
+
+
+def spread_layers(depth: int) -> list[int]:
+    """Four layers spread evenly over a ViT, the deepest included; fewer where there are no four."""
+    return sorted({max(0, depth * (i + 1) // 4 - 1) for i in range(4)})
 
 
 def foreground(features: Features, layer: int) -> Tensor:
-    """Which patches of one image show the object, (h, w) booleans: a side of the tokens' first principal component.
+    """Which patches of one image show the object, (h, w) booleans, by the sign of the tokens' first component.
 
-    Components have no natural sign. The background is the side that holds more of the patches along the border. Of
-    several images each has its own component: the first that they share tells one image from the other.
+    Components have no natural sign; the background is the side that holds more of the patches along the border. Each
+    image has its own component: the first that several share tells one image from the other.
     """
     descriptors = patch_descriptors(features, "tokens", layer)[0]
     side = (principal_components(descriptors, count=1).project(descriptors) > 0).view(features.grid)
@@ -123,26 +128,27 @@ def _features(
     wanted = {facet: list(layers) for facet in facets if facet in FACETS}
     if "self_similarity" in facets:
         wanted["keys"] = list(layers)
-    if mask:  # the deepest layer's tokens tell the object
+    if mask:  # the deepest layer's tokens tell where the object is
         wanted["tokens"] = list(layers)
     return backbone(image, **wanted)
 
 
-def _colors(found: Sequence[Features], facet: str, layer: int, kept: Sequence[Tensor] | None) -> list[Tensor]:
-    """Images (3, h, w) in [0, 1] on the patch grids of images that share a basis."""
+def _colors(features: Sequence[Features], facet: str, layer: int, kept: Sequence[Tensor] | None) -> list[Tensor]:
+    """Maps (3, h, w) in [0, 1] on the patch grids of images that share a basis; black outside `kept`."""
     if facet == "self_similarity":
-        keys = [rearrange(f.keys[layer], "1 heads t d -> t (heads d)") for f in found]
-        patches = [f.grid[0] * f.grid[1] for f in found]
+        keys = [rearrange(f.keys[layer], "1 heads t d -> t (heads d)") for f in features]
+        patches = [f.grid[0] * f.grid[1] for f in features]
         descriptors = [d[-n:] for d, n in zip(self_similarity_descriptors(keys), patches, strict=True)]
     else:
-        descriptors = [patch_descriptors(f, facet, layer)[0] for f in found]
-    seen = [torch.ones(f.grid, dtype=torch.bool) for f in found] if kept is None else kept
-    shown = torch.cat([d[s.flatten()] for d, s in zip(descriptors, seen, strict=True)])
+        descriptors = [patch_descriptors(f, facet, layer)[0] for f in features]
+    if kept is None:
+        kept = [torch.ones(f.grid, dtype=torch.bool, device=descriptors[0].device) for f in features]
+    shown = torch.cat([d[k.flatten()] for d, k in zip(descriptors, kept, strict=True)])
     basis = principal_components(shown)
     scores = basis.project(shown)
     low, high = scores.quantile(CLIPPED, 0), scores.quantile(1 - CLIPPED, 0)
-    pictures = []
-    for d, s, f in zip(descriptors, seen, found, strict=True):
+    maps = []
+    for d, k in zip(descriptors, kept, strict=True):
         colors = ((basis.project(d) - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
-        pictures.append(rearrange(colors * s.view(-1, 1), "(h w) c -> c h w", h=f.grid[0]))
-    return pictures
+        maps.append(rearrange(colors * k.view(-1, 1), "(h w) c -> c h w", h=len(k)))
+    return maps

@@ -1,4 +1,4 @@
-"""What the commands that look at a ViT's features share."""
+"""What the commands that show a ViT's features share."""
 
 from __future__ import annotations
 
@@ -12,12 +12,9 @@ from splice_ff.errors import InputError
 if TYPE_CHECKING:
     from splice_ff.vit.features import ViTFeatures
 
-FACET_NAMES = {"self_similarity": "self-similarity"}
-"""Facets whose names in images are not those in options."""
-
 ViTSize = Annotated[
-    int | None,
-    typer.Option(min=33, help="Shorter side, in pixels, of what the ViT sees. By default 224, as published."),
+    int,
+    typer.Option(min=33, max=2048, help="Shorter side, in pixels, of what the ViT sees."),
 ]
 Layer = Annotated[int, typer.Option(help="Layer of the ViT, from 0; -1 is the deepest.")]
 

@@ -21,7 +21,7 @@ from splice_ff.commands._options import (
     load,
     say,
 )
-from splice_ff.commands._vit import FACET_NAMES, ViTSize, facts_of, parse_layers
+from splice_ff.commands._vit import ViTSize, facts_of, parse_layers
 from splice_ff.errors import InputError
 from splice_ff.utils.extras import need
 
@@ -48,7 +48,7 @@ def pca(
         list[str] | None, typer.Option(help="Frozen ViT; repeat to see several side by side. See `optimize --help`.")
     ] = None,
     weights: Weights = None,
-    size: ViTSize = None,
+    size: ViTSize = 224,
     device: Device = None,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -61,11 +61,11 @@ def pca(
     """
     with errors(debug):
         need("matplotlib", extra="features")
-        from splice_ff.analysis.figures import grid_figure, picture_of, thumbnail_size
+        from splice_ff.analysis.figures import figure_image, pca_figure
         from splice_ff.analysis.patches import upsample_map
-        from splice_ff.analysis.pca import PCA_FACETS, pca_pictures
+        from splice_ff.analysis.pca import PCA_FACETS
+        from splice_ff.analysis.pca import pca as principal_colors
         from splice_ff.images import check_writable, save_image
-        from splice_ff.vit.inputs import VIT_SIZE
 
         chosen = _choose(facets, PCA_FACETS)
         names: list[str | None] = [*dict.fromkeys(backbone)] if backbone else [None]
@@ -73,26 +73,18 @@ def pca(
             raise InputError("--weights belong to one backbone: name only that one")
         check_writable(output / "grid.png")
         loaded = [load(path, quiet).rgb for path in images]
-        columns = ["input"]
-        rows = [[rgb[0]] for rgb in loaded for _ in chosen]
         where = find_device(device)
+        maps = {}
         for name in names:
             vit = find_backbone(name, weights).to(where)
-            numbers = parse_layers(layers, vit) if layers else _four_layers(vit.depth)
-            pictures = pca_pictures(vit, loaded, chosen, numbers, joint=joint, mask=mask, size=size or VIT_SIZE)
-            columns += [f"{vit.name}\nlayer {n}" if len(names) > 1 else f"layer {n}" for n in numbers]
-            for i, found in enumerate(pictures):
-                for j, facet in enumerate(chosen):
-                    rows[i * len(chosen) + j] += [
-                        upsample_map(found[facet, n], thumbnail_size(loaded[i])) for n in numbers
-                    ]
-            for folder, rgb, found in zip(_folder_names(images), loaded, pictures, strict=True):
-                for (facet, n), picture in found.items():
-                    facts = facts_of(vit) | {"facet": facet, "layer": str(n), "joint": str(joint)}
-                    path = output / folder / f"{_slug(vit.name)}-{facet}-layer{n:02d}.png"
-                    save_image(path, upsample_map(picture, (rgb.shape[-2], rgb.shape[-1])), settings=facts)
-        row_names = [FACET_NAMES.get(facet, facet) for facet in chosen] * len(images)
-        save_image(output / "grid.png", picture_of(grid_figure(rows, columns, row_names)))
+            numbers = parse_layers(layers, vit) if layers else None
+            maps[vit.name] = principal_colors(vit, loaded, chosen, numbers, joint=joint, mask=mask, size=size)
+            for folder, rgb, of_image in zip(_folder_names(images), loaded, maps[vit.name], strict=True):
+                for (facet, layer), colors in of_image.items():
+                    facts = facts_of(vit) | {"facet": facet, "layer": str(layer), "joint": str(joint)}
+                    path = output / folder / f"{_slug(vit.name)}-{facet}-layer{layer:02d}.png"
+                    save_image(path, upsample_map(colors, (rgb.shape[-2], rgb.shape[-1])), settings=facts)
+        save_image(output / "grid.png", figure_image(pca_figure([rgb[0] for rgb in loaded], maps)))
         if not quiet:
             say(str(output / "grid.png"))
 
@@ -106,11 +98,6 @@ def _choose(text: str | None, known: Sequence[str]) -> list[str]:
         if part not in known:
             raise InputError(f"unknown facet '{part}'. Known: {', '.join(known)}")
     return list(dict.fromkeys(parts))
-
-
-def _four_layers(depth: int) -> list[int]:
-    """Four layers spread evenly, the deepest included."""
-    return sorted({max(0, depth * (i + 1) // 4 - 1) for i in range(4)})
 
 
 def _slug(name: str) -> str:

@@ -5,7 +5,7 @@ import torch
 from timm.models.eva import Eva
 
 from splice_ff.analysis.attention import cls_attention
-from splice_ff.analysis.correspondence import Matches, best_buddies, match_images, match_strength
+from splice_ff.analysis.correspondence import Matches, best_buddies, match, match_strength
 from splice_ff.errors import InputError
 from splice_ff.vit.features import ViTFeatures
 
@@ -38,18 +38,18 @@ def test_pixels_are_the_patches_centres():
 
 
 def test_a_picture_matches_itself_patch_by_patch(tiny_backbone):
-    matches = match_images(tiny_backbone(), noise(), noise(), size=48)
+    matches = match(tiny_backbone(), noise(), noise(), size=48)
     assert matches.grids == ((6, 8), (6, 8))
     assert len(matches.similarity) == 48
     assert matches.patches[:, 0].equal(matches.patches[:, 1])
 
 
 def test_pictures_of_different_sizes_and_another_layer(tiny_backbone):
-    matches = match_images(tiny_backbone(), noise(0), noise(1, 90, 60), layer=0, size=48)
+    matches = match(tiny_backbone(), noise(0), noise(1, 90, 60), layer=0, size=48)
     assert matches.grids == ((6, 8), (9, 6))
     assert 0 < len(matches.similarity) <= 48
     with pytest.raises(IndexError):
-        match_images(tiny_backbone(), noise(0), noise(1), layer=-4, size=48)
+        match(tiny_backbone(), noise(0), noise(1), layer=-4, size=48)
 
 
 def test_strength_takes_one_pass(tiny_backbone, monkeypatch):
@@ -89,7 +89,7 @@ def probabilities(block, run):
 @pytest.mark.parametrize("changes", [{}, {"qk_norm": True}, {"reg_tokens": 2}])
 def test_attention_is_timms(tiny_backbone, changes):
     backbone = tiny_backbone(**changes)
-    found = cls_attention(backbone, noise())
+    found = cls_attention(backbone, noise(), size=48)
     expected = probabilities(backbone.vit.blocks[-1], lambda: backbone(noise(), tokens=[-1]))
     assert found.shape == (1, 6, 6, 8)
     assert found.flatten(2).allclose(expected[:, :, 0, backbone.prefix_tokens :], atol=1e-5)
@@ -98,13 +98,16 @@ def test_attention_is_timms(tiny_backbone, changes):
 def test_attention_with_rotary_embeddings_is_timms(randomized):
     shape = {"img_size": 48, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 0}
     backbone = ViTFeatures(randomized(Eva(**shape, use_rot_pos_emb=True, ref_feat_shape=(6, 6), dynamic_img_size=True)))
-    found = cls_attention(backbone, noise(), layer=0)
+    found = cls_attention(backbone, noise(), layer=0, size=48)
     expected = probabilities(backbone.vit.blocks[0], lambda: backbone(noise(), tokens=[0]))
     assert found.flatten(2).allclose(expected[:, :, 0, backbone.prefix_tokens :], atol=1e-5)
 
 
 def test_no_attention_and_no_verdict_without_a_cls_token(tiny_backbone):
     backbone = tiny_backbone(class_token=False, global_pool="avg")
-    for look in (lambda: cls_attention(backbone, noise()), lambda: match_strength(backbone, noise(), noise(1))):
+    for look in (
+        lambda: cls_attention(backbone, noise(), size=48),
+        lambda: match_strength(backbone, noise(), noise(1)),
+    ):
         with pytest.raises(InputError, match="no \\[CLS\\] token"):
             look()

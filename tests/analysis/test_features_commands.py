@@ -69,7 +69,7 @@ def test_pca_writes_a_grid_and_pictures_of_the_images_sizes(run):
 
 def test_help_tells_the_defaults():
     text = " ".join(CliRunner().invoke(app, ["pca", "--help"]).stdout.replace("│", " ").split())
-    assert f"By default {VIT_SIZE}" in text and ", ".join(PCA_FACETS) in text
+    assert f"default: {VIT_SIZE}" in text and ", ".join(PCA_FACETS) in text
 
 
 def test_pca_shows_several_backbones_side_by_side(run, folder):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from splice_ff.analysis.inversion import FeatureInversion, InversionRecipe, noise_std
+from splice_ff.analysis.inversion import FeatureInversion, InversionRecipe, invert, noise_std
 from splice_ff.errors import DivergedError, InputError
 
 
@@ -15,18 +15,16 @@ def image(seed=0):
 def make(tiny_backbone):
     """A run on a tiny ViT: `make(feature, layers=[-1], seeds=[0], **recipe)`."""
 
-    def run(feature="keys", layers=(-1,), seeds=(0,), picture=None, **recipe):
+    def run(feature="keys", layers=(-1,), seeds=(0,), target=None, **recipe):
         recipe = InversionRecipe(feature, **{"steps": 4, "size": 48} | recipe)
-        return FeatureInversion(
-            image() if picture is None else picture, tiny_backbone(), recipe, layers=layers, seeds=seeds
-        )
+        target = image() if target is None else target
+        return FeatureInversion(tiny_backbone(), target, recipe, layers=layers, seeds=seeds)
 
     return run
 
 
 def finish(run):
-    while not run.done:
-        run.step()
+    run.run()
     return run.result()
 
 
@@ -103,7 +101,7 @@ def test_stopping_in_between_changes_nothing(make, tmp_path):
 
 def test_a_state_of_another_run_is_refused(make, tmp_path):
     make().save(tmp_path / "run.pt")
-    for other, word in ((make(picture=image(1)), "image"), (make(seeds=[1]), "seeds"), (make("cls"), "feature")):
+    for other, word in ((make(target=image(1)), "image"), (make(seeds=[1]), "seeds"), (make("cls"), "feature")):
         with pytest.raises(InputError, match=word):
             other.load(tmp_path / "run.pt")
     (tmp_path / "bad.pt").write_bytes(b"no state")
@@ -111,7 +109,7 @@ def test_a_state_of_another_run_is_refused(make, tmp_path):
         make().load(tmp_path / "bad.pt")
 
 
-def test_nan_stops_the_run_and_keeps_the_picture(make):
+def test_nan_stops_the_run_and_keeps_the_image(make):
     run = make(prior="pixels")
     run.step()
     before = run.result()[0].image
@@ -122,15 +120,28 @@ def test_nan_stops_the_run_and_keeps_the_picture(make):
     assert run.result()[0].image.equal(before)
 
 
+def test_invert_is_the_whole_run(make, tiny_backbone):
+    steps = []
+    recipe = InversionRecipe("keys", steps=2, size=48)
+    inversions = invert(
+        tiny_backbone(), image(), recipe, layers=[0, -1], seeds=[4],
+        on_step=lambda run, distances: steps.append((run.step_count, distances.shape)),
+    )  # fmt: skip
+    assert steps == [(1, (2,)), (2, (2,))]
+    expected = finish(make(layers=[0, -1], seeds=[4], steps=2))
+    assert [(i.layer, i.seed) for i in inversions] == [(0, 4), (2, 4)]
+    assert all(i.image.equal(e.image) for i, e in zip(inversions, expected, strict=True))
+
+
 @pytest.mark.parametrize("wrong", [{"feature": "values"}, {"prior": "gan"}, {"steps": 0}, {"size": 16}])
 def test_wrong_recipes(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
         InversionRecipe(**wrong)
 
 
-def test_a_picture_too_narrow_to_be_painted_is_refused(make):
+def test_an_image_too_narrow_to_be_painted_is_refused(make):
     with pytest.raises(InputError, match="larger size"):
-        make(picture=torch.rand(1, 3, 16, 400))
+        make(target=torch.rand(1, 3, 16, 400))
 
 
 def test_the_callers_random_numbers_are_left_alone(tiny_backbone):
@@ -138,5 +149,5 @@ def test_the_callers_random_numbers_are_left_alone(tiny_backbone):
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    finish(FeatureInversion(image(), backbone, InversionRecipe("cls", steps=1, size=48)))
+    invert(backbone, image(), InversionRecipe("cls", steps=1, size=48))
     assert torch.rand(3).equal(expected)

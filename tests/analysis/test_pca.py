@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from splice_ff.analysis.pca import (
     PCA_FACETS,
     foreground,
-    pca_pictures,
+    pca,
     principal_components,
     self_similarity_descriptors,
+    spread_layers,
 )
 from splice_ff.vit.features import self_similarity
 
@@ -58,7 +59,7 @@ def test_joint_self_similarity_is_that_of_all_tokens_of_all_images():
 
 def test_pictures_have_a_pixel_for_each_patch_and_are_the_same_again(tiny_backbone):
     images = [photo(0), photo(1, 64, 48)]
-    first, again = (pca_pictures(tiny_backbone(), images, PCA_FACETS, [0, -1], size=48) for _ in range(2))
+    first, again = (pca(tiny_backbone(), images, PCA_FACETS, [0, -1], size=48) for _ in range(2))
     assert [set(found) for found in first] == [{(facet, n) for facet in PCA_FACETS for n in (0, 2)}] * 2
     for grid, found, same in zip([(6, 8), (8, 6)], first, again, strict=True):
         for key, picture in found.items():
@@ -71,7 +72,7 @@ def test_one_pass_for_all_facets_and_layers_of_an_image(tiny_backbone, monkeypat
     backbone, calls = tiny_backbone(), []
     forward = type(backbone).forward
     monkeypatch.setattr(type(backbone), "forward", lambda *a, **k: (calls.append(k), forward(*a, **k))[1])
-    pca_pictures(backbone, [photo()], PCA_FACETS, [0, 1, 2], mask=True, size=48)
+    pca(backbone, [photo()], PCA_FACETS, [0, 1, 2], mask=True, size=48)
     assert len(calls) == 1
 
 
@@ -79,10 +80,10 @@ def test_joint_gives_equal_patches_equal_colors(tiny_backbone):
     image = photo()
     turned, other = image.clone(), photo(3)
     for joint in (True, False):
-        alone = pca_pictures(tiny_backbone(), [image, turned, other], ["keys"], joint=joint, size=48)
+        alone = pca(tiny_backbone(), [image, turned, other], ["keys"], [-1], joint=joint, size=48)
         assert alone[0]["keys", 2].equal(alone[1]["keys", 2])
-    pair = pca_pictures(tiny_backbone(), [image, other], ["keys"], joint=True, size=48)
-    single = pca_pictures(tiny_backbone(), [image], ["keys"], size=48)
+    pair = pca(tiny_backbone(), [image, other], ["keys"], [-1], joint=True, size=48)
+    single = pca(tiny_backbone(), [image], ["keys"], [-1], size=48)
     assert not pair[0]["keys", 2].allclose(single[0]["keys", 2], atol=0.05)  # its basis is also the other's
 
 
@@ -95,10 +96,16 @@ def test_the_foreground_is_the_side_away_from_the_border(tiny_backbone):
     expected = torch.zeros(8, 8, dtype=torch.bool)
     expected[2:6, 2:6] = True
     assert inside.equal(expected)
-    picture = pca_pictures(backbone, [image], ["keys"], [0], mask=True, size=64)[0]["keys", 0]
+    picture = pca(backbone, [image], ["keys"], [0], mask=True, size=64)[0]["keys", 0]
     assert picture[:, ~inside].max() == 0 and picture[:, inside].max() > 0
+
+
+def test_four_layers_by_default(tiny_backbone):
+    assert spread_layers(12) == [2, 5, 8, 11] and spread_layers(3) == [0, 1, 2] and spread_layers(1) == [0]
+    (maps,) = pca(tiny_backbone(), [photo()], ["keys"], size=48)
+    assert [layer for _, layer in maps] == [0, 1, 2]
 
 
 def test_an_unknown_layer_is_an_error(tiny_backbone):
     with pytest.raises(IndexError, match="3 layers"):
-        pca_pictures(tiny_backbone(), [photo()], ["keys"], [3], size=48)
+        pca(tiny_backbone(), [photo()], ["keys"], [3], size=48)

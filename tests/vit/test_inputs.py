@@ -8,7 +8,7 @@ from support.feature_checks import images, relative_error
 from support.one_shot_model import make_model
 from support.training_setup import read_config, write_run
 
-from splice_ff.analysis.correspondence import match_images
+from splice_ff.analysis.correspondence import match
 from splice_ff.analysis.explain import explain
 from splice_ff.analysis.inversion import FeatureInversion, InversionRecipe
 from splice_ff.losses import SpliceLoss
@@ -108,8 +108,8 @@ def test_training_inference_refining_and_analysis_see_the_same(tiny_backbone, tm
     PairLosses(config, model.generator, model.backbone).at(0).targets(image)
     model.encode_images(image)
     PairGenerator(model, model.embed(image)).structure_features(image)
-    match_images(model.backbone, image, image, size=48)
-    FeatureInversion(image, model.backbone, InversionRecipe(prior="pixels", size=48))
+    match(model.backbone, image, image, size=48)
+    FeatureInversion(model.backbone, image, InversionRecipe(prior="pixels", size=48))
     assert len(seen) >= 6
     assert all(torch.equal(x, seen[0]) for x in seen[:-1])  # the last is what the inversion starts from
     assert PRESETS["fast"].vit_input == REFINE.vit_input == ViTInput()
