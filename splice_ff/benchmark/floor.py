@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,9 +23,16 @@ def count_operations(work: Callable[[], object]) -> int:
     element by element (norms, activations, resizing, the optimizer) does not. Compiled modules run uncompiled: their
     operators could not be seen.
     """
-    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False, custom_mapping=_ATTENTION) as counter:
+    with operation_counter() as operations:
         work()
-    return counter.get_total_flops()
+        return operations()
+
+
+@contextmanager
+def operation_counter() -> Iterator[Callable[[], int]]:
+    """While inside, the operations so far: see `count_operations`."""
+    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False, custom_mapping=_ATTENTION) as counter:
+        yield counter.get_total_flops
 
 
 def measure_rates(device: torch.device) -> dict[str, float]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
+from splice_ff.benchmark.fresh_process import in_fresh_process
 from splice_ff.benchmark.models import make_backbone, make_one_shot
 from splice_ff.benchmark.report import Part
-from splice_ff.benchmark.worker import launch
 from splice_ff.per_pair.optimize import make_recipe
 from splice_ff.per_pair.optimizer import PairOptimizer
 from splice_ff.utils.machine import peak_memory
@@ -23,25 +23,26 @@ def measure_memory(
 ) -> Part:  # fmt: skip
     """Peak memory of per-pair steps on whole 3:4 images, and of one shot on square ones."""
     kind = "allocated on the GPU" if device.type == "cuda" else "resident"
-    part = Part(f"Peak memory: GiB {kind}, of fresh processes", ("what", "pictures", "precision", "before", "peak"))
-    works: list[tuple[str, str, str, dict[str, Any]]] = [
-        (f"step, {backbone}", f"{size}x{size * 4 // 3}", "memory-of-steps", {"backbone": backbone, "size": size})
+    part = Part(f"Peak memory: GiB {kind}, of fresh processes", ("what", "images", "precision", "before", "peak"))
+    works: list[tuple[str, str, Callable[..., dict[str, Any]], dict[str, Any]]] = [
+        (f"step, {backbone}", f"{size}x{size * 4 // 3}", memory_of_steps, {"backbone": backbone, "size": size})
         for backbone in backbones
         for size in sizes
     ]
     works += [
-        (f"one shot, {one_shot['checkpoint'] or one_shot['generator']}", f"{size}x{size}", "memory-of-one-shot",
+        (f"one shot, {one_shot['checkpoint'] or one_shot['generator']}", f"{size}x{size}", memory_of_one_shot,
          {**one_shot, "size": size})
         for size in one_shot_sizes
     ]  # fmt: skip
-    for what, pictures, work, arguments in works:
+    for what, images, work, arguments in works:
         for precision in precisions:
-            found = launch(work, {**arguments, "precision": precision}, device)
-            part.rows.append({"what": what, "pictures": pictures, "precision": precision, **found})
+            found = in_fresh_process(work, device=device, precision=precision, **arguments)
+            part.rows.append({"what": what, "images": images, "precision": precision, **found})
             before, peak = (f"{found[k] / 2**30:.2f}" for k in ("before", "peak"))
-            part.table.append([what, pictures, precision, before, peak])
+            part.table.append([what, images, precision, before, peak])
     part.notes.append(
-        "step: the `paper` recipe, the ViT seeing the whole image. before: networks loaded, targets encoded."
+        "step: the `paper` recipe on crops and on whole images, which the ViT sees at their size. before: networks "
+        "loaded, targets encoded."
     )
     return part
 
@@ -49,18 +50,12 @@ def measure_memory(
 def memory_of_steps(backbone: str, size: int, precision: str, device: str) -> dict[str, Any]:
     """Bytes before and at the peak of a per-pair step in this process, the ViT seeing all of size x 4/3 size pixels."""
     torch.manual_seed(0)
-    height, width = size, size * 4 // 3
-    recipe = replace(  # whole images: not cropped square
-        make_recipe("paper", precision=precision), whole_every=1, vit_input=replace(PUBLISHED, size=size)
-    )
-    structure, appearance = torch.rand(2, 1, 3, height, width)
-    vit = make_backbone(backbone)
-    run = PairOptimizer(structure, appearance, vit, recipe, device=device)
+    recipe = replace(make_recipe("paper", precision=precision), whole_every=1, vit_input=replace(PUBLISHED, size=size))
+    structure, appearance = torch.rand(2, 1, 3, size, size * 4 // 3)
+    run = PairOptimizer(structure, appearance, make_backbone(backbone), recipe, device=device)
     before = peak_memory(run.device)
     run.step()
-    down, across = run.loss.backbone.patch_size
-    tokens = (height // down) * (width // across) + vit.prefix_tokens
-    return {"before": before, "peak": peak_memory(run.device), "tokens": tokens}
+    return {"before": before, "peak": peak_memory(run.device)}
 
 
 def memory_of_one_shot(

@@ -5,18 +5,17 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from splice_ff.benchmark.models import make_one_shot
 from splice_ff.benchmark.report import Part, spread
-from splice_ff.benchmark.timing import Timing, Work, sum_of, time_in_turn
+from splice_ff.benchmark.timing import Sections, Timing
 from splice_ff.images import load_image, save_image
 from splice_ff.one_shot.pipeline import SpliceFF
 
-STAGES = ("reading", "appearance", "structure", "UNet", "writing")
+STAGES = ("reading", "ViT", "encoder", "UNet", "writing", "rest")
 
 
 def measure_one_shot(
@@ -40,10 +39,10 @@ def measure_one_shot(
             for size, batch, precision in ((s, b, p) for s in sizes for b in batches for p in precisions):
                 kind = precision + " compiled" * compiled
                 timings = time_one_shot(model, size, batch, precision, repeats, device, rates[precision], compiled)
-                whole = sum_of(timings, rates[precision])
+                whole = timings.pop("all")
                 row = {"model": name, "size": size, "batch": batch, "precision": kind, **whole.to_dict()}
-                part.rows.append(row | {"parts": {stage: timing.to_dict() for stage, timing in timings.items()}})
-                cells = [_cell(timing) for timing in timings.values()]
+                part.rows.append(row | {"parts": {stage: timings[stage].to_dict() for stage in STAGES}})
+                cells = [_cell(timings[stage]) for stage in STAGES]
                 all_of_it = f"{spread(whole, 1000)} {whole.share:.0%}"
                 each = f"{1000 * whole.median / batch:.4g}"
                 part.table.append([name, str(size), str(batch), kind, *cells, all_of_it, each])
@@ -51,7 +50,7 @@ def measure_one_shot(
         vit = f"{model.backbone.name} at {model.config.vit_size} px"
         part.notes.append(f"{name}: a generator of {parameters:.1f} M parameters, {vit}.")
     part.notes.append(
-        "reading: both PNG files; appearance: its ViT pass and the encoder; structure: the structure image's ViT pass."
+        "reading: both PNG files; ViT: its passes over both images; encoder: of the appearance tokens; rest: resizing."
     )
     return part
 
@@ -60,46 +59,28 @@ def time_one_shot(
     model: SpliceFF, size: int, batch: int, precision: str, repeats: int, device: torch.device, rate: float,
     compiled: bool = False,
 ) -> dict[str, Timing]:  # fmt: skip
-    """Each of `STAGES` for a batch of size x size images."""
-    with tempfile.TemporaryDirectory() as name:
+    """A batch of size x size images as a whole ("all") and each of `STAGES`."""
+    sections = Sections(device)
+    modules = {"ViT": model.backbone, "encoder": model.generator.encoder, "UNet": model.generator.unet}
+    with tempfile.TemporaryDirectory() as name, sections.watch(modules):
         folder = Path(name)
         for role in ("structure", "appearance"):
             small = torch.rand(1, 3, size // 8, size // 8)  # photographs are smooth: noise would compress otherwise
             save_image(folder / f"{role}.png", F.interpolate(small, (size, size), mode="bilinear"))
-        stages = _stages(model, folder, batch, precision)
-        return time_in_turn(stages, repeats, device, dict.fromkeys(stages, rate), again=compiled)
 
+        def work() -> None:
+            with sections("reading"):
+                structure, appearance = (
+                    torch.cat([load_image(folder / f"{role}.png").rgb for _ in range(batch)]).to(device)
+                    for role in ("structure", "appearance")
+                )
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                output = model.paint(structure, model.embed(appearance), size=size)
+            with sections("writing"):
+                for i, image in enumerate(output.cpu().split(1)):
+                    save_image(folder / f"out-{i}.png", image)
 
-def _stages(model: SpliceFF, folder: Path, batch: int, precision: str) -> dict[str, Work]:
-    """Each leaves in `held` what the next one needs."""
-    held: dict[str, Any] = {}
-    mixed = torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16")
-
-    def reading() -> None:
-        for role in ("structure", "appearance"):
-            images = [load_image(folder / f"{role}.png").rgb for _ in range(batch)]
-            held[role] = torch.cat(images).to(model.device)
-
-    @torch.no_grad()
-    def appearance() -> None:
-        with mixed:
-            held["tokens"] = model.embed(held["appearance"])
-
-    @torch.no_grad()
-    def structure() -> None:
-        with mixed:
-            held["features"] = model.encode_images(held["structure"]).structure_features
-
-    @torch.no_grad()
-    def unet() -> None:
-        with mixed:
-            held["output"] = model.generator.paint(held["structure"], held["features"], held["tokens"])
-
-    def writing() -> None:
-        for i, picture in enumerate(held["output"].cpu().split(1)):
-            save_image(folder / f"out-{i}.png", picture)
-
-    return dict(zip(STAGES, (reading, appearance, structure, unet, writing), strict=True))
+        return sections.time(work, repeats, rate, again=compiled)
 
 
 def _cell(timing: Timing) -> str:

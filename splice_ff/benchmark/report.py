@@ -1,4 +1,4 @@
-"""What a part of the benchmark found: rows for JSON, and the same as a table that one can read."""
+"""What a benchmark found: rows for JSON, and the same as tables to read."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from splice_ff.benchmark.timing import Timing
+from splice_ff.utils.markdown import markdown_table
 
 
 @dataclass(frozen=True)
@@ -22,20 +23,42 @@ class Part:
     notes: list[str] = field(default_factory=list)
 
     def markdown(self) -> str:
-        """Title, an aligned Markdown table, notes."""
-        return "\n".join([f"### {self.title}", "", *aligned(self.header, self.table), *(f"\n{n}" for n in self.notes)])
+        """Title, a Markdown table, notes."""
+        table = markdown_table(self.header, self.table, numbers_from=1, is_padded=True)
+        return "\n".join([f"### {self.title}", "", table, *(f"\n{note}" for note in self.notes)])
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"title": self.title, "rows": self.rows, "notes": self.notes}
 
 
-def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table whose columns line up; all but the first are set to the right."""
-    widths = [max(len(line[i]) for line in (header, *rows)) for i in range(len(header))]
+@dataclass(frozen=True)
+class Report:
+    """Everything that a benchmark found."""
 
-    def line(cells: Sequence[str]) -> str:
-        padded = [c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
-        return f"| {' | '.join(padded)} |"
+    command: str | None
+    machine: str
+    version: str
+    rates: dict[str, float]
+    """Operations a second of large matrix products, by precision."""
+    notes: Sequence[str] = ()
+    """On these rates."""
+    parts: dict[str, Part] = field(default_factory=dict)
 
-    rule = ["-" * w if i == 0 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
-    return [line(header), line(rule), *map(line, rows)]
+    def heading(self) -> str:
+        """Machine, version and rates."""
+        rates = ", ".join(f"{rate / 1e9:.3g} GFLOP/s {name}" for name, rate in self.rates.items())
+        return f"{self.machine}; splice-ff {self.version}\nmatrix products: {'; '.join([rates, *self.notes])}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "command": self.command,
+            "machine": self.machine,
+            "version": self.version,
+            "operations_per_second": self.rates,
+            "parts": {name: part.to_dict() for name, part in self.parts.items()},
+        }
 
 
 FLOOR_HEADER = ("GFLOP", "floor", "floor/time")

@@ -63,7 +63,7 @@ def step_works(
     works: dict[str, Work] = {"naive fp32": naive}
     for preset in PRESETS:
         for precision in precisions:
-            # Every step alike: no whole-picture turns, no copying, and the identity loss at each.
+            # Every step alike: without the turns of the whole image, without copying, the identity loss at each.
             views = min(PRESETS[preset].views, 2)
             recipe = make_recipe(
                 preset, precision=precision, copy_steps=0, whole_every=10**9, identity_every=1, views=views
@@ -71,15 +71,6 @@ def step_works(
             recipe = replace(recipe, size=None)
             for compiled in (False, True) if compile else (False,):
                 run = PairOptimizer(structure, appearance, backbone, recipe, device=device, compile=compiled)
-                works[f"{preset} {precision}{' compiled' * compiled}"] = _steady(run)
+                run.step()  # the first one sees the whole image besides
+                works[f"{preset} {precision}{' compiled' * compiled}"] = run.step
     return works
-
-
-def _steady(run: PairOptimizer) -> Work:
-    """A step in the middle: the first one prepares, and some look at the whole image as well."""
-
-    def step() -> None:
-        run.step_count = 1
-        run.step()
-
-    return step

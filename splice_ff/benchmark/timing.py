@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
-from splice_ff.benchmark.floor import count_operations
+from splice_ff.benchmark.floor import count_operations, operation_counter
 
 Work = Callable[[], object]
 
@@ -75,10 +77,70 @@ def time_in_turn(
     return {name: Timing(tuple(times[-repeats:]), operations[name], rates[name]) for name, times in seconds.items()}
 
 
-def sum_of(timings: Mapping[str, Timing], rate: float) -> Timing:
-    """All of the timings as one, round by round."""
-    rounds = zip(*(timing.seconds for timing in timings.values()), strict=True)
-    return Timing(tuple(map(sum, rounds)), sum(t.operations for t in timings.values()), rate)
+class Sections:
+    """Splits work into named sections, wherever in it they run; a section inside another counts to the outer one."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._totals: dict[str, float] = {}
+        self._clock: Callable[[], float] = lambda: 0.0
+        self._start, self._depth = 0.0, 0
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """What runs inside belongs to this section."""
+        self._enter()
+        try:
+            yield
+        finally:
+            self._leave(name)
+
+    @contextmanager
+    def watch(self, modules: Mapping[str, nn.Module]) -> Iterator[None]:
+        """While inside, the forward passes of these modules are sections."""
+        handles = []
+        for name, module in modules.items():
+            # not compiled: the clock would be read while compiling
+            enter = torch.compiler.disable(lambda *_: self._enter())
+            leave = torch.compiler.disable(lambda *_, name=name: self._leave(name))
+            handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def time(self, work: Work, repeats: int, rate: float, *, again: bool = False) -> dict[str, Timing]:
+        """Time the work and its sections; arguments as of `time_in_turn`.
+
+        Returns:
+            "all", each section in the order of its first appearance, and "rest".
+        """
+        with operation_counter() as counter:
+            operations = self._measure(work, counter)
+        rounds = [self._measure(work, self._seconds) for _ in range(repeats + again)][-repeats:]
+        return {name: Timing(tuple(r[name] for r in rounds), int(n), rate) for name, n in operations.items()}
+
+    def _measure(self, work: Work, clock: Callable[[], float]) -> dict[str, float]:
+        self._clock, self._totals, self._depth = clock, {}, 0
+        start = clock()
+        work()
+        whole = clock() - start
+        return {"all": whole, **self._totals, "rest": whole - sum(self._totals.values())}
+
+    def _seconds(self) -> float:
+        _synchronize(self.device)
+        return time.perf_counter()
+
+    def _enter(self) -> None:
+        self._depth += 1
+        if self._depth == 1:
+            self._start = self._clock()
+
+    def _leave(self, name: str) -> None:
+        self._depth -= 1
+        if self._depth == 0:
+            self._totals[name] = self._totals.get(name, 0) + self._clock() - self._start
 
 
 def seconds_of(work: Work, device: torch.device) -> float:

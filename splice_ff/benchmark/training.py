@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
+from splice_ff.benchmark.fresh_process import in_fresh_process
 from splice_ff.benchmark.report import FLOOR_HEADER, Part, floor_cells, spread
-from splice_ff.benchmark.timing import Timing, Work, seconds_of, time_in_turn
-from splice_ff.benchmark.worker import launch
+from splice_ff.benchmark.timing import Sections, Timing, seconds_of
 from splice_ff.images import save_image
-from splice_ff.networks.amortized import ImageEncoding
 from splice_ff.training.config import TrainingConfig, load_config
 from splice_ff.utils.machine import peak_memory
-from splice_ff.vit.inputs import ViTInput
 
-if TYPE_CHECKING:
-    from splice_ff.training.trainer import Trainer
-
-PICTURES = 32
+IMAGES = 32
 """Random ones, for the settings that are used where none are given."""
 
 
@@ -43,7 +37,7 @@ def training_settings(
             config = folder / "config.yaml"
             config.write_text(DEFAULTS[device.type == "cuda"].format(photos=folder / "photos", output=folder / "run"))
             overrides = [f"backbone.name={backbone}", f"generator.size={generator}", *overrides]
-            for i in range(PICTURES):
+            for i in range(IMAGES):
                 save_image(
                     folder / "photos" / "ab"[i % 2] / f"{i}.png", F.interpolate(torch.rand(1, 3, 24, 32), (192, 256))
                 )
@@ -84,25 +78,22 @@ def measure_training(
                 name: Timing(tuple(t["seconds"]), t["operations"], rates[precision])
                 for name, t in found["timings"].items()
             }
-            step = timings["step"]
-            row = {"precision": kind, "pairs_per_second": pairs / step.median, "peak": found["peak"]}
-            parts = {name: timing.to_dict() for name, timing in timings.items()}
+            step = timings["all"]
+            speed, peak = pairs / step.median, found["peak"]
             shares = {name: timing.median / step.median for name, timing in timings.items()}
-            shares["waiting for data"] = found["waited"]
-            shares["rest"] = 1 - sum(share for name, share in shares.items() if name != "step")
-            part.rows.append(row | {"parts": parts, "shares": shares})
-            for name, share in shares.items():
-                cells = [name, kind, "–", f"{share:.0%}", "–", "–", "–", "–", "–"]
-                if timing := timings.get(name):
-                    cells[2], cells[5:8] = spread(timing), floor_cells(timing)
-                if name == "step":
-                    cells[4], cells[8] = f"{pairs / step.median:.2f}", f"{found['peak'] / 2**30:.2f}"
-                part.table.append(cells)
+            parts = {name: timing.to_dict() for name, timing in timings.items()}
+            part.rows.append(
+                {"precision": kind, "pairs_per_second": speed, "peak": peak, "parts": parts, "shares": shares}
+            )
+            for name, timing in timings.items():
+                of_all = [f"{speed:.2f}", f"{peak / 2**30:.2f}"] if timing is step else ["–", "–"]
+                part.table.append(
+                    [name, kind, spread(timing), f"{shares[name]:.0%}", of_all[0], *floor_cells(timing), of_all[1]]
+                )
     size, vit_size = settings.data.size, settings.loss.vit_size
     part.notes.append(
-        f"Images of {size} px, {settings.backbone.name} at {vit_size} px, generator {settings.generator.size}. Steps "
-        "run whole, data included; ViT and generator are timed alone, forward and backward, on batches of the same "
-        "shape. The rest is what they leave: losses, optimizer, averaging."
+        f"Images of {size} px, {settings.backbone.name} at {vit_size} px, generator {settings.generator.size}. ViT and "
+        "generator: their forward passes; backward: through both. The rest: losses, averaging of the weights."
     )
     return part
 
@@ -116,7 +107,7 @@ def measure_scaling(
     part = Part(f"Training on several processes: {precision}, medians of {repeats}", header)
     for count in counts:
         found = _train(settings, precision, False, repeats, device, count, threads)
-        step = Timing(tuple(found["timings"]["step"]["seconds"]), 0, 1)
+        step = Timing(tuple(found["timings"]["all"]["seconds"]), 0, 1)
         speed = count * _pairs_a_step(settings) / step.median
         first = part.rows[0] if part.rows else {"pairs_per_second": speed, "processes": count}
         efficiency = speed / count / (first["pairs_per_second"] / first["processes"])
@@ -140,7 +131,9 @@ def _train(
 ) -> dict[str, Any]:  # fmt: skip
     run = settings.run.model_copy(update={"precision": precision, "compile": compile})
     config = settings.model_copy(update={"run": run}).model_dump(mode="json")
-    return launch("training", {"config": config, "repeats": repeats}, device, processes, threads)
+    return in_fresh_process(
+        train_some_steps, device=device, processes=processes, threads=threads, config=config, repeats=repeats
+    )
 
 
 def train_some_steps(config: dict[str, Any], repeats: int, device: str) -> dict[str, Any]:
@@ -152,57 +145,31 @@ def train_some_steps(config: dict[str, Any], repeats: int, device: str) -> dict[
 
     settings = TrainingConfig.model_validate(config)
     trainer = Trainer(settings, quiet=True)
-    batches = trainer.data.batches(0)
-    waits = []
-
-    def step() -> None:
-        before = trainer.log.waited
-        trainer.step(batches)
-        waits.append(trainer.log.waited - before)
-
+    sections = Sections(trainer.device)
+    batches = _each_in(sections, "waiting for data", trainer.data.batches(0))
     if trainer.accelerator.num_processes > 1:
-        seconds = [seconds_of(step, trainer.device) for _ in range(repeats + 1)][1:]
-        return {"timings": {"step": {"seconds": seconds, "operations": 0}}, "peak": peak_memory(trainer.device)}
-    works = {"step": step, **_parts(trainer)}
-    timings = time_in_turn(works, repeats, trainer.device, dict.fromkeys(works, 1.0), again=settings.run.compile)
+        rounds = [seconds_of(lambda: trainer.step(batches), trainer.device) for _ in range(repeats + 1)]
+        return {"timings": {"all": {"seconds": rounds[1:], "operations": 0}}, "peak": peak_memory(trainer.device)}
+    trainer.accelerator.backward = _in(sections, "backward", trainer.accelerator.backward)
+    trainer.adam.step = _in(sections, "optimizer", trainer.adam.step)
+    with sections.watch({"ViT": trainer.backbone, "generator": trainer.generator}):
+        timings = sections.time(lambda: trainer.step(batches), repeats, 1.0, again=settings.run.compile)
     return {
         "timings": {name: {"seconds": t.seconds, "operations": t.operations} for name, t in timings.items()},
-        "waited": sum(waits[-repeats:]) / sum(timings["step"].seconds),
         "peak": peak_memory(trainer.device),
     }
 
 
-def _parts(trainer: Trainer) -> dict[str, Work]:
-    """A step's passes through the ViT, and through the generator, each forward and backward, on made-up batches."""
-    settings = trainer.config
-    count, side = 2 * settings.optimizer.batch_size, settings.data.size
-    again = -(-settings.optimizer.batch_size // settings.loss.identity_every)
-    images = torch.rand(count + again, 3, side, side, device=trainer.device)
+def _each_in(sections: Sections, name: str, items: Iterator[Any]) -> Iterator[Any]:
+    while True:
+        with sections(name):
+            item = next(items)
+        yield item
 
-    def resize(images: Tensor) -> Tensor:
-        return ViTInput(settings.loss.vit_size).resize(images, trainer.backbone.patch_size)
 
-    @torch.no_grad()
-    def encode_images(images: Tensor) -> ImageEncoding:
-        return trainer.generator.encode_images(trainer.backbone, resize(images))
+def _in(sections: Sections, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def inside(*arguments: Any, **options: Any) -> Any:
+        with sections(name):
+            return function(*arguments, **options)
 
-    def vit() -> None:
-        for _ in range(settings.optimizer.gradient_accumulation_steps):
-            with trainer.accelerator.autocast():
-                for _ in range(1 + (settings.loss.crop < 1)):
-                    encode_images(images[:count])
-                painted = images.clone().requires_grad_()
-                made = trainer.backbone(resize(painted), cls=True, keys=[-1])
-                assert made.cls is not None
-                (made.cls.float().mean() + made.keys[trainer.backbone.depth - 1].float().mean()).backward()
-
-    with trainer.accelerator.autocast():
-        encoding = encode_images(images)
-
-    def generator() -> None:
-        for _ in range(settings.optimizer.gradient_accumulation_steps):
-            with trainer.accelerator.autocast():
-                trainer.generator(images, encoding.structure_features, encoding.cls, encoding.patches).mean().backward()
-        trainer.adam.zero_grad()
-
-    return {"ViT": vit, "generator": generator}
+    return inside

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -58,43 +57,19 @@ def benchmark(
     Example: `splice-ff benchmark step --backbone dino_vits8 --json speed.json`
     """  # fmt: skip
     from splice_ff.benchmark import run
-    from splice_ff.benchmark.floor import measure_rates, sensible_precisions
-    from splice_ff.benchmark.report import Part
-    from splice_ff.utils import machine
-    from splice_ff.utils.files import atomic_write, check_place
 
     with errors(debug):
-        chosen = run.check_parts(parts or [])
-        wishes = run.Wishes(
+        options = run.Options(
             backbone or (), size or (), batch or (), precision or (), processes or (), repeats, generator, model,
             config, set or (), compile,
         )  # fmt: skip
-        if output:
-            check_place(output)
-        where = find_device(device)
-        run.check(chosen, wishes, where)
-        rates = measure_rates(where)
-        found: dict[str, Any] = {
-            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-            "machine": machine.describe(where),
-            "version": machine.version(),
-            "operations_per_second": rates,
-            "parts": {},
-        }
-        products = ", ".join(f"{rate / 1e9:.3g} GFLOP/s {name}" for name, rate in rates.items())
-        if len(sensible_precisions(rates)) < len(rates):
-            products += "; bf16, emulated here, is measured only if asked for"
-        if where.type == "cuda":
-            products += "; float32 convolutions may use TF32, and go below the floor"
-        typer.echo(f"{found['machine']}; splice-ff {found['version']}\nmatrix products: {products}\n")
-        name = ""
-        for step in run.run(chosen, wishes, where, rates):
-            if not isinstance(step, Part):
-                name = step
-                if not quiet:
-                    say(f"measuring: {name}")
-                continue
-            typer.echo(step.markdown() + "\n")
-            found["parts"][name] = {"title": step.title, "rows": step.rows, "notes": step.notes}
-            if output:  # after each part: stopped early, the others are kept
-                atomic_write(output, lambda file: file.write_text(json.dumps(found, indent=1)))
+        run.benchmark(
+            parts or (),
+            options,
+            device=find_device(device),
+            output=output,
+            command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            on_heading=lambda report: typer.echo(report.heading() + "\n"),
+            before_part=lambda name: None if quiet else say(f"measuring: {name}"),
+            on_part=lambda part: typer.echo(part.markdown() + "\n"),
+        )

@@ -24,7 +24,7 @@ from splice_ff.vit.features import ViTFeatures
 KNOWN = "copy, color, one-shot, one-shot+refine:STEPS, optimize-fast[:STEPS], optimize-paper[:STEPS]"
 
 
-class NoPictureError(InputError):
+class NoImageError(InputError):
     """A folder of results has no image of this pair."""
 
 
@@ -166,11 +166,11 @@ class Folder(Method):
         """The image of that pair.
 
         Raises:
-            NoPictureError: there is none.
+            NoImageError: there is none.
         """
         path = self.find(pair)
         if path is None:
-            raise NoPictureError(f"{self.name} has no image of {pair}")
+            raise NoImageError(f"{self.name} has no image of {pair}")
         return Painted(load_image(path).rgb.to(structure.device))
 
 
@@ -198,15 +198,3 @@ def parse_method(text: str, backbone: ViTFeatures, model: str, device: torch.dev
     if kind in ("copy", "color"):
         return Copy() if kind == "copy" else Color()
     return OneShot(model, steps or 0, backbone, device)
-
-
-def parse_results(text: str) -> Folder:
-    """A folder of results from "NAME=FOLDER".
-
-    Raises:
-        InputError: no "=", or no such folder.
-    """
-    name, equals, folder = text.partition("=")
-    if not (name and equals and folder):
-        raise InputError(f"results '{text}' are not NAME=FOLDER")
-    return Folder(name, Path(folder))

@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from splice_ff.errors import InputError
 from splice_ff.evaluation import plots, tables
-from splice_ff.evaluation.run import Row
+from splice_ff.evaluation.rows import Row
 from splice_ff.images import load_image
 from splice_ff.utils.files import atomic_write
 
@@ -120,7 +120,7 @@ def _pair(folder: Path, name: str, found: Mapping[str, Row], methods: Sequence[s
     ]
     for method in methods:
         row = found.get(method)
-        source = _thumbnail(folder / row["picture"]) if row and row["picture"] else None
+        source = _thumbnail(folder / row["image"]) if row and row["image"] else None
         figures.append(_figure(method, source, "not measured" if row else "no image", is_method=True))
     domain = html.escape(any_row["domain"], quote=True)
     return (
@@ -131,10 +131,10 @@ def _pair(folder: Path, name: str, found: Mapping[str, Row], methods: Sequence[s
 
 def _figure(name: str, source: str | None, otherwise: str, is_method: bool = False) -> str:
     label = html.escape(name, quote=True)
-    picture = f'<img src="{source}" alt="{label}" loading="lazy">' if source else f'<div class="none">{otherwise}</div>'
+    shown = f'<img src="{source}" alt="{label}" loading="lazy">' if source else f'<div class="none">{otherwise}</div>'
     if not is_method:
-        return f"<figure>{picture}<figcaption>{label}</figcaption></figure>"
-    return f'<figure data-method="{label}">{picture}<figcaption>{label}<output></output></figcaption></figure>'
+        return f"<figure>{shown}<figcaption>{label}</figcaption></figure>"
+    return f'<figure data-method="{label}">{shown}<figcaption>{label}<output></output></figcaption></figure>'
 
 
 def _thumbnail(path: Path) -> str | None:
@@ -161,7 +161,7 @@ def _write_parquet(rows: Sequence[Row], summary: Summary, file: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    texts = ("pair", "domain", "method", "structure_file", "appearance_file", "picture", "error")
+    texts = ("pair", "domain", "method", "structure_file", "appearance_file", "image", "error")
     numbers = ("seconds", *(metric["name"] for metric in summary["metrics"]))
     columns = {name: pa.array([row.get(name) for row in rows], pa.string()) for name in texts}
     columns |= {name: pa.array([row.get(name) for row in rows], pa.float64()) for name in numbers}

@@ -1,175 +1,137 @@
-"""Methods over pairs: images and rows, on one process or many, to be stopped and gone on with at any time."""
+"""An evaluation from its inputs to its report; `splice-ff evaluate` calls nothing else."""
 
 from __future__ import annotations
 
-import csv
-import json
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from splice_ff.data.pair_list import PairFiles
-from splice_ff.errors import DivergedError, InputError
-from splice_ff.evaluation.measure import Measurer, Reference
-from splice_ff.evaluation.methods import Folder, Method
-from splice_ff.images import load_image, save_image
-from splice_ff.utils.console import progress_bar
-from splice_ff.utils.files import atomic_write
+from splice_ff.data.pair_list import read_pairs
+from splice_ff.errors import InputError
+from splice_ff.evaluation.methods import Folder, Method, parse_method
+from splice_ff.evaluation.metrics import Measurer, metrics_of
+from splice_ff.evaluation.perceptual import find_lpips, find_set_distances
+from splice_ff.evaluation.report import write_report
+from splice_ff.evaluation.rows import claim, make_rows, read_domains, read_rows, with_image_of
+from splice_ff.evaluation.summary import distances_of_sets, summarize
+from splice_ff.per_pair.optimize import choose_backbone, make_recipe
+from splice_ff.utils import machine
+from splice_ff.utils.files import check_place
+from splice_ff.utils.run_folder import lock_folder
+from splice_ff.vit.features import ViTFeatures
+from splice_ff.vit.weights import load_backbone
 
-Row = dict[str, Any]
-"""One method on one pair: `pair`, `domain`, `method`, paths of `structure`, `appearance` and `picture`, `seconds` (None
-where the images were only read), `error` (None where it went well), and the metrics by name."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """A pair and the domain that it counts to."""
-
-    pair: PairFiles
-    domain: str
+DEFAULT_METHODS = ("copy", "color")
 
 
-def read_domains(source: Path, pairs: Sequence[PairFiles]) -> list[Task]:
-    """The pairs with their domains.
+def evaluate(
+    pairs: str | Path,
+    output: str | Path,
+    *,
+    methods: Sequence[str | Method] = DEFAULT_METHODS,
+    results: Mapping[str, str | Path] | None = None,
+    baseline: str | None = None,
+    baseline_pairs: bool = False,
+    limit: int | None = None,
+    model: str = "pets-tiny",
+    backbone: str | ViTFeatures | None = None,
+    weights: str | Path | None = None,
+    also_backbones: Sequence[str] = (),
+    device: torch.device | str | None = None,
+    quiet: bool = False,
+    command: str | None = None,
+    on_note: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Measure methods on pairs and write report.html, summary.md, summary.json and results.parquet.
 
-    A domain is the `domain` of the pair in `pairs.json` (a list of objects with `name` and `domain`) in a folder of
-    pairs, or in the `domain` column of a .csv or .jsonl, whose rows are the pairs in their order. "all" without one.
+    An evaluation that was stopped continues where it was when it is called again with the same arguments. Under
+    torchrun or `accelerate launch` the processes share the pairs.
+
+    Args:
+        pairs: what `splice_ff.data.pair_list.read_pairs` reads.
+        output: the folder to write to.
+        methods: names, as `splice_ff.evaluation.methods.KNOWN` lists them, or methods of your own.
+        results: further methods: folders of images that others made, by name.
+        baseline: the method that the others are compared with; by default the first of `results`, else of `methods`.
+        baseline_pairs: only use pairs of which the baseline has an image.
+        limit: only use the first so many pairs.
+        model: of the one-shot methods; what `SpliceFF.from_pretrained` takes.
+        backbone: the frozen ViT of the losses, by name or loaded; by default that of the preset `fast`, or the bundled
+            one where its weights cannot be had.
+        weights: file or folder with its weights.
+        also_backbones: names of others, which measure self-sim and [CLS] cosine too.
+        device: where to compute; a GPU by default, if there is one.
+        quiet: show no progress bar.
+        command: what the report names as the way to make it again.
+        on_note: called with each thing worth knowing: a stand-in backbone, a pair that could not be measured.
+
+    Returns:
+        What `splice_ff.evaluation.summary.summarize` returns, which is also in summary.json. In all processes but the
+        main one it is empty.
 
     Raises:
-        InputError: pairs.json is damaged.
-    """
-    names = [pair.name for pair in pairs]
-    found: dict[str, str] = {}
-    if source.is_dir() and (source / "pairs.json").is_file():
-        try:
-            found = {e["name"]: e["domain"] for e in json.loads((source / "pairs.json").read_text())}
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{source / 'pairs.json'}: not a list of objects with name and domain") from error
-    elif source.is_file():
-        with source.open(newline="", encoding="utf-8-sig") as file:
-            rows: Iterable[dict[str, Any]] = (
-                list(csv.DictReader(file))
-                if source.suffix.lower() == ".csv"
-                else [json.loads(line) for line in file if line.strip()]
-            )
-        found = {name: row["domain"] for name, row in zip(names, rows, strict=True) if row.get("domain")}
-    return [Task(pair, found.get(pair.name, "all")) for pair in pairs]
-
-
-def with_picture_of(tasks: Iterable[Task], method: Method) -> list[Task]:
-    """The pairs of which a folder of results has an image; all of them for a method that paints."""
-    return [task for task in tasks if not isinstance(method, Folder) or method.find(task.pair.name)]
-
-
-def check_settings(folder: Path, measuring: Mapping[str, Any], methods: Iterable[Method]) -> None:
-    """Note in `run.json` what a folder's rows are made with; refuse to mix them with others.
-
-    Raises:
-        InputError: the folder's rows were measured otherwise, or a method of the same name was another.
-    """
-    path = folder / "run.json"
-    known: dict[str, Any] = {"measuring": dict(measuring), "methods": {}}
-    if path.exists():
-        try:
-            known = json.loads(path.read_text())
-            known["measuring"], known["methods"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: damaged; give another folder with -o") from error
-    if known["measuring"] != dict(measuring):
-        changed = [k for k in {**measuring, **known["measuring"]} if measuring.get(k) != known["measuring"].get(k)]
-        raise InputError(f"{folder} holds rows measured otherwise ({', '.join(changed)}); give another folder with -o")
-    for method in methods:
-        if known["methods"].setdefault(method.name, method.settings) != method.settings:
-            raise InputError(f"{folder} holds rows of another '{method.name}'; give another folder with -o")
-    atomic_write(path, lambda file: file.write_text(json.dumps(known, indent=1)))
-
-
-def run(tasks: Sequence[Task], methods: Sequence[Method], measurer: Measurer, folder: Path, quiet: bool) -> None:
-    """Paint and measure what `folder` does not hold yet; this process takes its share of the pairs (accelerate).
-
-    Rows go to `rows-RANK.jsonl`, one line at a time; images that were computed to `pictures/METHOD/PAIR.png`. A pair
-    that cannot be used gets a row with its error, and is tried again the next time.
+        InputError: an argument cannot be used, the folder holds another evaluation or is being written by another
+            run, or nothing could be measured.
     """
     from accelerate import PartialState
 
-    state = PartialState()
-    done = {(row["pair"], row["method"]) for row in read_rows(folder) if not row["error"]}
-    todo = [task for task in tasks if any(_is_open(task, method, done) for method in methods)]
-    state.wait_for_everyone()  # nobody writes before all have read
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"rows-{state.process_index:02d}.jsonl"
-    with state.split_between_processes(todo) as share, path.open("a", encoding="utf-8") as file:
-        if path.stat().st_size and not path.read_bytes().endswith(b"\n"):
-            file.write("\n")  # a line cut short by a kill
-        with progress_bar(len(share), "pair", quiet or not state.is_main_process) as bar:
-            for task in share:
-                for row in _rows_of(task, [m for m in methods if _is_open(task, m, done)], measurer, folder):
-                    file.write(json.dumps(row) + "\n")
-                    file.flush()
-                bar.update()
-    state.wait_for_everyone()
+    output = Path(output)
+    check_place(output / "report.html")
+    folders = [Folder(name, Path(folder)) for name, folder in (results or {}).items()]
+    tasks = read_domains(Path(pairs), read_pairs(Path(pairs)))
+    device = torch.device(device) if device else machine.default_device()
+    state = PartialState(cpu=device.type == "cpu")
+    device = state.device if state.num_processes > 1 else device
+    if not isinstance(backbone, ViTFeatures):
+        backbone, notice = choose_backbone(make_recipe("fast"), backbone, weights)
+        if notice and state.is_main_process:
+            on_note(notice)
+    backbone = backbone.to(device)
+    others = [load_backbone(name).to(device) for name in also_backbones]
+    lpips, no_lpips = find_lpips(device)
+    set_distances, no_sets = find_set_distances(device)
+    measurer = Measurer(backbone, others, lpips)
+    chosen = [m if isinstance(m, Method) else parse_method(m, backbone, model, device) for m in methods] + folders
+    names = [method.name for method in chosen]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"method '{repeated[0]}' is given twice")
+    baseline = baseline or (folders or chosen)[0].name
+    if baseline not in names:
+        raise InputError(f"the baseline '{baseline}' is not among the methods: {', '.join(names)}")
+    if baseline_pairs:
+        tasks = with_image_of(tasks, chosen[names.index(baseline)])
+    if not (tasks := tasks[:limit]):
+        raise InputError(f"{pairs}: no pairs of which '{baseline}' has an image")
 
-
-def read_rows(folder: Path) -> list[Row]:
-    """All rows of a folder, one for each pair and method, the latest; lines cut short are left out."""
-    rows: dict[tuple[str, str], Row] = {}
-    for path in sorted(folder.glob("rows-*.jsonl"), key=lambda path: path.stat().st_mtime):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            key = row["pair"], row["method"]
-            if key not in rows or rows[key]["error"] or not row["error"]:  # an error never hides a result
-                rows[key] = row
-    return list(rows.values())
-
-
-def _is_open(task: Task, method: Method, done: set[tuple[str, str]]) -> bool:
-    if isinstance(method, Folder) and method.find(task.pair.name) is None:
-        return False
-    return (task.pair.name, method.name) not in done
-
-
-def _rows_of(task: Task, methods: Sequence[Method], measurer: Measurer, folder: Path) -> Iterator[Row]:
-    pair = task.pair
-    base: Row = {
-        "pair": pair.name, "domain": task.domain, "method": "", "picture": None, "seconds": None, "error": None,
-        "structure_file": str(pair.structure.resolve()), "appearance_file": str(pair.appearance.resolve()),
-    }  # fmt: skip
-    try:
-        device = measurer.loss.backbone.mean.device
-        images = [load_image(path).rgb.to(device) for path in (pair.structure, pair.appearance)]
-        reference = measurer.reference(*images)
-    except InputError as error:
-        yield from (base | {"method": method.name, "error": str(error)} for method in methods)
-        return
-    for method in methods:
-        row = base | {"method": method.name}
-        try:
-            row |= _paint_and_measure(method, pair.name, reference, measurer, folder)
-        except (InputError, DivergedError) as error:
-            row["error"] = str(error)
-        yield row
-
-
-def _paint_and_measure(method: Method, pair: str, reference: Reference, measurer: Measurer, folder: Path) -> Row:
-    structure, appearance = reference.structure, reference.appearance
-    start = time.perf_counter()
-    painted = method(pair, structure, appearance)
-    if structure.is_cuda:
-        torch.cuda.synchronize(structure.device)
-    seconds = time.perf_counter() - start
-    row: Row = {}
-    if isinstance(method, Folder):
-        row["picture"] = str(method.find(pair))
-    else:
-        path = folder / "pictures" / method.name.replace(":", "-") / f"{pair}.png"
-        save_image(path, painted.image, settings={"method": method.name} | method.settings)
-        row |= {"picture": str(path.relative_to(folder)), "seconds": seconds}
-    identity = painted.identity().to(structure.device) if painted.identity else None
-    return row | measurer(painted.image.to(structure.device), reference, identity)
+    measured_with = {
+        "backbone": backbone.name,
+        "backbone_sha256": backbone.fingerprint,
+        "also_backbones": {other.name: other.fingerprint for other in others},
+        "lpips": lpips is not None,
+    }
+    with lock_folder(output) if state.is_main_process else nullcontext():
+        with state.main_process_first():
+            claim(output, measured_with, chosen)
+        make_rows(tasks, chosen, measurer, output, quiet)
+        if not state.is_main_process:
+            return {}
+        wanted = {task.pair.name for task in tasks}
+        rows = [row for row in read_rows(output) if row["pair"] in wanted and row["method"] in names]
+        also = [other.name for other in others]
+        settings = {
+            "command": command,
+            "machine": machine.describe(device),
+            "version": machine.version(),
+            "backbone": f"{backbone.name} (SHA-256 {backbone.fingerprint[:12]}…)",
+            "other backbones": also,
+            "not measured": [reason for reason in (no_lpips, no_sets) if reason],
+        }
+        sets = distances_of_sets(rows, names, output, set_distances) if set_distances else {}
+        summary = summarize(rows, names, metrics_of(also, lpips is not None), baseline, settings, sets)
+        write_report(output, summary, sorted(rows, key=lambda row: row["pair"]))
+    for error in summary["errors"]:
+        on_note(f"{error['pair']}, {error['method']}: {error['error']}")
+    return summary

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from splice_ff.errors import InputError
-from splice_ff.evaluation.measure import Metric
+from splice_ff.evaluation.bootstrap import MIN_PAIRS, Values, gap_closed, mean, paired_difference
+from splice_ff.evaluation.metrics import Metric
 from splice_ff.evaluation.perceptual import SetDistances
-from splice_ff.evaluation.run import Row
-from splice_ff.evaluation.statistics import MIN_PAIRS, Values, gap_closed, mean, paired_difference
+from splice_ff.evaluation.rows import Row
 
 FLOOR = "copy"
 """The method from which the gap to the baseline is counted."""
@@ -25,7 +25,7 @@ def summarize(
     """Means, paired differences to the baseline, gaps closed; over all pairs and by domain.
 
     Args:
-        rows: as `splice_ff.evaluation.run.read_rows` gives them.
+        rows: as `splice_ff.evaluation.rows.read_rows` gives them.
         methods: those to show, in their order.
         metrics: what was measured.
         baseline: one of the methods.
@@ -82,7 +82,7 @@ def distances_of_sets(
     common = sorted({pair for pair, _ in found if all((pair, name) in found for name in methods)})
     if len(common) < MIN_PAIRS:
         return {}
-    ours = {name: [folder / found[pair, name]["picture"] for pair in common] for name in methods}
+    ours = {name: [folder / found[pair, name]["image"] for pair in common] for name in methods}
     theirs = [Path(found[pair, methods[0]]["appearance_file"]) for pair in common]
     return {name: {**distances, "pairs": len(common)} for name, distances in measure(ours, theirs).items()}
 

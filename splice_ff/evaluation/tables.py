@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from splice_ff.evaluation.perceptual import SET_METRICS
+from splice_ff.utils.markdown import markdown_table
 
 Summary = dict[str, Any]
 
@@ -34,9 +35,8 @@ class Table:
     def markdown(self) -> str:
         """As a Markdown table under its title."""
         lines = [f"### {self.title}", "", self.note, ""] if self.note else [f"### {self.title}", ""]
-        lines += [_line(self.header), _line(["---"] + ["--:"] * (len(self.header) - 1))]
-        lines += [_line([f"{c.text} {c.detail}".strip() for c in row]) for row in self.rows]
-        return "\n".join(lines) + "\n"
+        cells = [[f"{c.text} {c.detail}".strip() for c in row] for row in self.rows]
+        return "\n".join([*lines, markdown_table(self.header, cells, numbers_from=1)]) + "\n"
 
     def html(self) -> str:
         """As an HTML table under its title."""
@@ -162,10 +162,6 @@ def _difference(difference: dict[str, Any] | None, better: str) -> Cell:
 
 def _named(metric: dict[str, str]) -> str:
     return f"{metric['label']} {'↑' if metric['better'] == 'higher' else '↓'}"
-
-
-def _line(cells: list[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def _html_cell(cell: Cell, column: int) -> str:

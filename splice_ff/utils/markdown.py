@@ -6,17 +6,24 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 
-def markdown_table(header: Sequence[Any], rows: Iterable[Sequence[Any]], numbers_from: int | None = None) -> str:
+def markdown_table(
+    header: Sequence[Any], rows: Iterable[Sequence[Any]], numbers_from: int | None = None, *, is_padded: bool = False
+) -> str:  # fmt: skip
     """A table, without a line break at its end.
 
     Args:
         header: the first row.
         rows: as many cells each; floats are written with four digits, None as an empty cell.
         numbers_from: the first column that is aligned to the right; none if None.
+        is_padded: pad cells with spaces, so that the columns line up on a terminal.
     """
     first = len(header) if numbers_from is None else numbers_from
-    rule = ["---" if i < first else "--:" for i in range(len(header))]
-    return "\n".join(f"| {' | '.join(map(escape_cell, row))} |" for row in (header, rule, *rows))
+    cells = [[escape_cell(value) for value in row] for row in (header, *rows)]
+    widths = [max(3, *map(len, column)) if is_padded else 3 for column in zip(*cells, strict=True)]
+    rule = ["-" * w if i < first else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    if is_padded:
+        cells = [[f"{c:{'<' if i < first else '>'}{widths[i]}}" for i, c in enumerate(row)] for row in cells]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (cells[0], rule, *cells[1:]))
 
 
 def escape_cell(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import resource
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -11,13 +12,12 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from support.training_setup import read_config, write_run
 from typer.testing import CliRunner
 
-from splice_ff.benchmark import training, worker
+from splice_ff.benchmark import fresh_process, memory, training
 from splice_ff.benchmark.floor import count_operations, measure_rates, sensible_precisions
 from splice_ff.benchmark.plan import PARTS, plan_for
-from splice_ff.benchmark.report import aligned
-from splice_ff.benchmark.run import check_parts
+from splice_ff.benchmark.run import Options, benchmark, check_parts
 from splice_ff.benchmark.steps import measure_steps
-from splice_ff.benchmark.timing import Timing, sum_of, time_in_turn
+from splice_ff.benchmark.timing import Sections, Timing, time_in_turn
 from splice_ff.cli import app
 from splice_ff.errors import InputError
 
@@ -59,8 +59,6 @@ def test_timing():
     found = timing.to_dict()
     assert found["quartiles"] == [1.5, 3.0] and found["slowest"] == 4.0 and found["floor_share"] == 0.25
     assert Timing((1.0,), 0, 1.0).to_dict()["quartiles"] == [None, None]
-    whole = sum_of({"a": timing, "b": Timing((1.0, 1.0, 9.0), 5, 20.0)}, 20.0)
-    assert whole.seconds == (2.0, 5.0, 11.0) and whole.operations == 15
 
 
 def test_rounds_go_in_turn_and_the_first_counts_operations():
@@ -71,6 +69,35 @@ def test_rounds_go_in_turn_and_the_first_counts_operations():
     assert [x for x in done if isinstance(x, str)] == ["a", "b"] * 4
     assert [timings[name].operations for name in works] == [0, 128]
     assert all(len(t.seconds) == 2 for t in timings.values())
+
+
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_sections_of_work(is_compiled):
+    """Modules and blocks, time and operations; a section inside another counts once."""
+    net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 4))
+    if is_compiled:
+        net.compile(backend="eager")
+    matrix, sections, batch = torch.rand(4, 4), Sections(CPU), torch.rand(3, 8)
+
+    def work():
+        with sections("sleep"):
+            time.sleep(0.02)
+        made = net(batch)
+        with sections("product"), sections("inner"):
+            made = made @ matrix
+        return (made @ matrix).sum()
+
+    with sections.watch({"net": net, "second": net[1]}):
+        timings = sections.time(work, 2, rate=1.0, again=is_compiled)
+    assert list(timings) == ["all", "sleep", "net", "product", "rest"]
+    operations = {name: timing.operations for name, timing in timings.items()}
+    product = 2 * 3 * 4 * 4
+    passes = 2 * 3 * (8 * 16 + 16 * 4)
+    assert operations == {"all": passes + 2 * product, "sleep": 0, "net": passes, "product": product, "rest": product}
+    assert all(len(timing.seconds) == 2 for timing in timings.values())
+    for whole, *parts in zip(*(timing.seconds for timing in timings.values()), strict=True):
+        assert sum(parts) == pytest.approx(whole) and parts[0] >= 0.02
+    assert not net._forward_hooks and not net._forward_pre_hooks
 
 
 def test_bfloat16_is_left_out_where_it_is_emulated():
@@ -101,7 +128,7 @@ def test_one_shot_command(vit_folder, tmp_path):
     assert found["operations_per_second"]["fp32"] > 0 and "torch" in found["machine"] and found["version"]
     one, three = found["parts"]["one-shot"]["rows"]
     assert three["batch"] == 3 and three["operations"] == pytest.approx(3 * one["operations"], rel=0.05)
-    assert list(one["parts"]) == ["reading", "appearance", "structure", "UNet", "writing"]
+    assert list(one["parts"]) == ["reading", "ViT", "encoder", "UNet", "writing", "rest"]
     assert one["parts"]["reading"]["operations"] == 0 < one["parts"]["UNet"]["operations"]
     assert one["median"] == pytest.approx(sum(part["median"] for part in one["parts"].values()))
     assert one["floor"] < 2 * one["median"]
@@ -115,24 +142,26 @@ def test_training_is_split_into_its_parts(tmp_path, vit_state, monkeypatch):
         state._reset_state()
     config = read_config(write_run(tmp_path, vit_state))
     found = training.train_some_steps(config.model_dump(mode="json"), 1, "cpu")
+    names = ["all", "waiting for data", "ViT", "generator", "backward", "optimizer", "rest"]
+    assert list(found["timings"]) == names and found["peak"] > 2**20
     operations = {name: timing["operations"] for name, timing in found["timings"].items()}
-    assert operations["ViT"] > 0 and operations["generator"] > 0
-    assert operations["ViT"] + operations["generator"] == pytest.approx(operations["step"], rel=0.1)
-    assert 0 <= found["waited"] < 1 and found["peak"] > 2**20
+    assert all(operations[name] > 0 for name in ("ViT", "generator", "backward"))
+    assert operations["waiting for data"] == operations["optimizer"] == 0
+    assert operations["rest"] < 0.1 * operations["all"]  # the losses' own products
 
 
 @pytest.fixture
 def launched(monkeypatch):
-    """What `training.launch` was asked; two processes take a quarter longer for a step."""
+    """What fresh processes were asked; two of them take a quarter longer for a step."""
     asked = []
 
-    def fake(work, arguments, device, processes=1, threads=None):
-        asked.append(SimpleNamespace(config=arguments["config"], processes=processes, threads=threads))
-        seconds = {"step": [2.0 * (1.25 if processes == 2 else 1)], "ViT": [1.0], "generator": [0.5]}
-        timings = {name: {"seconds": s, "operations": 10**12} for name, s in seconds.items()}
-        return {"timings": timings, "waited": 0.05, "peak": 2**30}
+    def fake(work, *, device, config, repeats, processes=1, threads=None):
+        assert work is training.train_some_steps
+        asked.append(SimpleNamespace(config=config, processes=processes, threads=threads))
+        seconds = {"all": [2.0 * (1.25 if processes == 2 else 1)], "ViT": [1.0], "rest": [0.5]}
+        return {"timings": {k: {"seconds": s, "operations": 10**12} for k, s in seconds.items()}, "peak": 2**30}
 
-    monkeypatch.setattr(training, "launch", fake)
+    monkeypatch.setattr(training, "in_fresh_process", fake)
     return asked
 
 
@@ -147,9 +176,8 @@ def test_throughput_and_shares(launched):
     ]  # fmt: skip
     row = part.rows[0]
     assert row["pairs_per_second"] == 2 * 8 * 3 / 2.0
-    shares = {"step": 1.0, "ViT": 0.5, "generator": 0.25, "waiting for data": 0.05, "rest": 0.2}
-    assert row["shares"] == pytest.approx(shares)
-    assert row["parts"]["step"]["floor_share"] == 0.5
+    assert row["shares"] == pytest.approx({"all": 1.0, "ViT": 0.5, "rest": 0.25})
+    assert row["parts"]["all"]["floor_share"] == 0.5
 
 
 def test_scaling(launched):
@@ -164,29 +192,32 @@ def test_scaling(launched):
 def test_memory_is_that_of_a_fresh_process(vit_folder):
     held = torch.ones(2**28)  # 1 GiB; a child's ru_maxrss would include it
     ours = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    found = worker.launch("memory-of-steps", {"backbone": str(vit_folder), "size": 96, "precision": "fp32"}, CPU)
+    found = fresh_process.in_fresh_process(
+        memory.memory_of_steps, device=CPU, backbone=str(vit_folder), size=96, precision="fp32"
+    )
     assert held.sum() == 2**28
     assert 2**26 < found["before"] <= found["peak"] < ours - 2**29
-    assert found["tokens"] == (96 // 8) * (128 // 8) + 1
 
 
-def test_what_a_worker_refuses_is_an_input_error(monkeypatch, capsys):
+def test_what_a_fresh_process_refuses_is_an_input_error(monkeypatch, capsys):
     def run_here(command, **_):
         monkeypatch.setattr("sys.argv", command[2:])
         with pytest.raises(SystemExit) as stopped:
-            worker.main()
+            fresh_process.main()
         return SimpleNamespace(returncode=stopped.value.code, stderr=capsys.readouterr().err)
 
     monkeypatch.setattr("subprocess.run", run_here)
     with pytest.raises(InputError, match=r"^unknown backbone"):
-        worker.launch("memory-of-steps", {"backbone": "no_such_vit", "size": 96, "precision": "fp32"}, CPU)
+        fresh_process.in_fresh_process(
+            memory.memory_of_steps, device=CPU, backbone="no_such_vit", size=96, precision="fp32"
+        )
 
 
-def test_a_worker_that_fails_is_not_silent(monkeypatch):
+def test_a_fresh_process_that_fails_is_not_silent(monkeypatch):
     failed = SimpleNamespace(returncode=1, stderr="Traceback: out of memory")
     monkeypatch.setattr("subprocess.run", lambda *_, **__: failed)
     with pytest.raises(RuntimeError, match="out of memory"):
-        worker.launch("training", {}, CPU, processes=2)
+        fresh_process.in_fresh_process(training.train_some_steps, device=CPU, processes=2)
 
 
 def test_parts_and_plans():
@@ -195,13 +226,20 @@ def test_parts_and_plans():
     assert "dino_vitb8" in plan_for(CPU, 1).step_backbones and "dino_vitb8" not in plan_for(CPU, 5).step_backbones
 
 
-def test_columns_line_up():
-    assert aligned(["a", "b"], [["long", "1"], ["x", "100"]]) == [
-        "| a    |   b |",
-        "| ---- | --: |",
-        "| long |   1 |",
-        "| x    | 100 |",
-    ]
+def test_from_python(vit_folder, tmp_path):
+    """What the command does; a part that fails leaves those before it in the file."""
+    heard = []
+    options = Options(
+        backbones=[str(vit_folder)], sizes=[64], repeats=1, precisions=["fp32"], generator="tiny", batches=[1]
+    )
+    arguments = {
+        "device": "cpu", "output": tmp_path / "speed.json", "before_part": heard.append,
+        "on_heading": lambda report: heard.append(report.version), "on_part": lambda part: heard.append(part.title),
+    }  # fmt: skip
+    report = benchmark(["one-shot"], options, **arguments)
+    assert heard == [report.version, "one-shot", report.parts["one-shot"].title]
+    kept = json.loads((tmp_path / "speed.json").read_text())
+    assert kept == json.loads(json.dumps(report.to_dict())) and list(kept["parts"]) == ["one-shot"]
 
 
 @pytest.mark.parametrize(

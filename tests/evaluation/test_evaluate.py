@@ -12,16 +12,19 @@ from typer.testing import CliRunner
 from splice_ff.cli import app
 from splice_ff.data.pair_list import read_pairs
 from splice_ff.errors import DivergedError, InputError
-from splice_ff.evaluation import methods, run
-from splice_ff.evaluation.measure import METRICS, Measurer, Reference
-from splice_ff.evaluation.methods import Color, Copy, Folder, NoPictureError, parse_method, parse_results
+from splice_ff.evaluation import methods, rows
+from splice_ff.evaluation.methods import Color, Copy, Folder, NoImageError, parse_method
+from splice_ff.evaluation.metrics import METRICS, Measurer, Reference
+from splice_ff.evaluation.rows import claim, make_rows, read_domains, read_rows, with_image_of
+from splice_ff.evaluation.run import evaluate
 from splice_ff.images import load_image, save_image
 from splice_ff.networks.skip_unet import SkipUNet
 from splice_ff.utils.color import rgb_to_lab
+from splice_ff.utils.run_folder import lock_folder
 from splice_ff.vit.weights import load_backbone
 
 
-def picture(seed, height=72, width=88):
+def smooth_image(seed, height=72, width=88):
     coarse = torch.rand(1, 3, 5, 5, generator=torch.Generator().manual_seed(seed))
     return torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 1)
 
@@ -30,8 +33,8 @@ def picture(seed, height=72, width=88):
 def pairs(tmp_path):
     """A folder of three pairs, one of them of another domain."""
     for i, name in enumerate(("one", "two", "three")):
-        save_image(tmp_path / f"pairs/{name}/structure.png", picture(2 * i))
-        save_image(tmp_path / f"pairs/{name}/appearance.png", picture(2 * i + 1, 80, 72))
+        save_image(tmp_path / f"pairs/{name}/structure.png", smooth_image(2 * i))
+        save_image(tmp_path / f"pairs/{name}/appearance.png", smooth_image(2 * i + 1, 80, 72))
     domains = [{"name": "one", "domain": "cat"}, {"name": "two", "domain": "dog"}, {"name": "three", "domain": "cat"}]
     (tmp_path / "pairs/pairs.json").write_text(json.dumps(domains))
     return tmp_path / "pairs"
@@ -39,7 +42,7 @@ def pairs(tmp_path):
 
 @pytest.fixture
 def tasks(pairs):
-    return run.read_domains(pairs, read_pairs(pairs))
+    return read_domains(pairs, read_pairs(pairs))
 
 
 class Cheap(Measurer):
@@ -71,11 +74,11 @@ class Counting(Copy):
 
 
 def rows_of(folder):
-    return {(row["pair"], row["method"]): row for row in run.read_rows(folder)}
+    return {(row["pair"], row["method"]): row for row in read_rows(folder)}
 
 
-def test_rows_and_pictures(tasks, tiny_backbone, tmp_path):
-    run.run(tasks[1:], [Copy(), Color()], Measurer(tiny_backbone()), tmp_path / "out", quiet=True)
+def test_rows_and_images(tasks, tiny_backbone, tmp_path):
+    make_rows(tasks[1:], [Copy(), Color()], Measurer(tiny_backbone()), tmp_path / "out", quiet=True)
     rows = rows_of(tmp_path / "out")
     assert len(rows) == 4
     row = rows["two", "copy"]
@@ -84,26 +87,26 @@ def test_rows_and_pictures(tasks, tiny_backbone, tmp_path):
     assert row["self_sim"] == row["structure"] == row["identity"] == row["high_frequency"] == 0
     assert row["edges"] == pytest.approx(1)
     assert rows["two", "color"]["color"] < row["color"]
-    kept = load_image(tmp_path / "out" / row["picture"])
+    kept = load_image(tmp_path / "out" / row["image"])
     assert (kept.rgb - load_image(row["structure_file"]).rgb).abs().max() == 0
 
 
 def test_going_on_does_nothing_twice(tasks, measurer, tmp_path):
     method = Counting()
-    run.run(tasks[:1], [method], measurer, tmp_path / "out", quiet=True)
-    run.run(tasks, [method], measurer, tmp_path / "out", quiet=True)
+    make_rows(tasks[:1], [method], measurer, tmp_path / "out", quiet=True)
+    make_rows(tasks, [method], measurer, tmp_path / "out", quiet=True)
     assert method.seen == ["one", "three", "two"]
-    run.run(tasks, [method, Color()], measurer, tmp_path / "out", quiet=True)
+    make_rows(tasks, [method, Color()], measurer, tmp_path / "out", quiet=True)
     assert len(method.seen) == 3 and len(rows_of(tmp_path / "out")) == 6
 
 
 def test_a_line_cut_short_is_measured_again(tasks, measurer, tmp_path):
     method = Counting()
-    run.run(tasks[:2], [method], measurer, tmp_path / "out", quiet=True)
+    make_rows(tasks[:2], [method], measurer, tmp_path / "out", quiet=True)
     [file] = (tmp_path / "out").glob("rows-*.jsonl")
     file.write_text(file.read_text()[:-40])
     assert len(rows_of(tmp_path / "out")) == 1
-    run.run(tasks, [method], measurer, tmp_path / "out", quiet=True)
+    make_rows(tasks, [method], measurer, tmp_path / "out", quiet=True)
     assert method.seen == ["one", "three", "three", "two"]
     assert len(rows_of(tmp_path / "out")) == 3
 
@@ -114,13 +117,13 @@ def test_one_bad_pair_does_not_stop_the_rest_and_is_tried_again(tasks, measurer,
     bad.write_bytes(whole[:100])
     method = Counting()
     method.broken = {"two"}
-    run.run(tasks, [method], measurer, tmp_path / "out", quiet=True)
+    make_rows(tasks, [method], measurer, tmp_path / "out", quiet=True)
     rows = rows_of(tmp_path / "out")
     assert "structure.png" in rows["one", "copy"]["error"] and "finite" in rows["two", "copy"]["error"]
     assert rows["three", "copy"]["error"] is None
     bad.write_bytes(whole)
     method.broken = set()
-    run.run(tasks, [method], measurer, tmp_path / "out", quiet=True)
+    make_rows(tasks, [method], measurer, tmp_path / "out", quiet=True)
     assert [row["error"] for row in rows_of(tmp_path / "out").values()] == [None] * 3
     assert method.seen == ["three", "two", "one", "two"]
 
@@ -136,8 +139,8 @@ def test_processes_share_the_pairs(tasks, measurer, tmp_path, monkeypatch, count
         fake.split_between_processes = lambda todo, rank=rank: _share(todo, count, rank)
         monkeypatch.setattr(accelerate, "PartialState", lambda fake=fake: fake)
         # every process sees what there was before any of them began
-        monkeypatch.setattr(run, "read_rows", lambda _: [])
-        run.run(tasks, [method], measurer, tmp_path / "out", quiet=True)
+        monkeypatch.setattr(rows, "read_rows", lambda _: [])
+        make_rows(tasks, [method], measurer, tmp_path / "out", quiet=True)
         monkeypatch.undo()
         assert accelerate.PartialState().num_processes == state.num_processes
     assert sorted(method.seen) == ["one", "three", "two"]
@@ -158,29 +161,29 @@ class _share:
 
 def test_folders_of_results(tasks, measurer, tmp_path):
     theirs = tmp_path / "v1.0"
-    save_image(theirs / "one.png", picture(9))
-    save_image(theirs / "two/theirs.webp", picture(9, 36 * 2, 44 * 2))
-    folder = parse_results(f"theirs={theirs}")
-    run.run(tasks, [folder], measurer, tmp_path / "out", quiet=True)
+    save_image(theirs / "one.png", smooth_image(9))
+    save_image(theirs / "two/theirs.webp", smooth_image(9, 36 * 2, 44 * 2))
+    folder = Folder("theirs", theirs)
+    make_rows(tasks, [folder], measurer, tmp_path / "out", quiet=True)
     rows = rows_of(tmp_path / "out")
     assert {pair for pair, _ in rows} == {"one", "two"}
     assert rows["one", "theirs"]["seconds"] is None
-    assert rows["two", "theirs"]["picture"] == str(theirs / "two/theirs.webp")
-    assert not (tmp_path / "out/pictures").exists()
-    assert [task.pair.name for task in run.with_picture_of(tasks, folder)] == ["one", "two"]
-    with pytest.raises(NoPictureError, match="theirs has no image of three"):
-        folder("three", picture(0), picture(1))
+    assert rows["two", "theirs"]["image"] == str(theirs / "two/theirs.webp")
+    assert not (tmp_path / "out/images").exists()
+    assert [task.pair.name for task in with_image_of(tasks, folder)] == ["one", "two"]
+    with pytest.raises(NoImageError, match="theirs has no image of three"):
+        folder("three", smooth_image(0), smooth_image(1))
 
 
 def test_color_has_the_appearance_images_statistics():
-    structure, appearance = picture(0) * 0.4 + 0.3, picture(1) * 0.4 + 0.3
+    structure, appearance = smooth_image(0) * 0.4 + 0.3, smooth_image(1) * 0.4 + 0.3
     means = [rgb_to_lab(x).mean((-2, -1)) for x in (Color()("", structure, appearance).image, appearance)]
     assert (means[0] - means[1]).abs().max() < 0.5
 
 
 def test_one_shot_and_refine():
     backbone = load_backbone("vit_mini")
-    structure, appearance = picture(0), picture(1, 80, 72)
+    structure, appearance = smooth_image(0), smooth_image(1, 80, 72)
     method = parse_method("one-shot", backbone, "pets-tiny")
     assert method.model.backbone is backbone  # not loaded once more
     assert method.settings == {"model": "pets-tiny", "sha256": method.model.fingerprint}
@@ -207,11 +210,11 @@ def test_optimize_hands_on_preset_steps_and_backbone(monkeypatch, tiny_backbone)
 
     monkeypatch.setattr(methods, "optimize_pair", optimize_pair)
     backbone = tiny_backbone()
-    painted = parse_method("optimize-fast:20", backbone, "pets-tiny")("", picture(0), picture(1, 64, 96))
+    painted = parse_method("optimize-fast:20", backbone, "pets-tiny")("", smooth_image(0), smooth_image(1, 64, 96))
     assert asked == {"preset": "fast", "steps": 20, "backbone": backbone, "device": "cpu"}
     assert painted.identity().shape == (1, 3, 64, 96)
     method = parse_method("optimize-paper", backbone, "pets-tiny")
-    method("", picture(0), picture(1))
+    method("", smooth_image(0), smooth_image(1))
     assert method.name == "optimize-paper" and asked["preset"] == "paper" and asked["steps"] is None
 
 
@@ -231,26 +234,20 @@ def test_methods_that_cannot_be(text, message, tiny_backbone):
         parse_method(text, tiny_backbone(), "pets-tiny")
 
 
-@pytest.mark.parametrize("text", ["splice", "=x", "splice="])
-def test_results_that_cannot_be(text):
-    with pytest.raises(InputError, match="NAME=FOLDER"):
-        parse_results(text)
-
-
 def test_results_folder_that_is_not_there(tmp_path):
     with pytest.raises(InputError, match="no such folder of results"):
         Folder("x", tmp_path / "none")
 
 
 def test_domains(pairs, tmp_path):
-    assert {t.pair.name: t.domain for t in run.read_domains(pairs, read_pairs(pairs))} == {
+    assert {t.pair.name: t.domain for t in read_domains(pairs, read_pairs(pairs))} == {
         "one": "cat", "two": "dog", "three": "cat"
     }  # fmt: skip
     (pairs / "pairs.json").write_text("[1]")
     with pytest.raises(InputError, match="not a list of objects"):
-        run.read_domains(pairs, read_pairs(pairs))
+        read_domains(pairs, read_pairs(pairs))
     (pairs / "pairs.json").unlink()
-    assert {t.domain for t in run.read_domains(pairs, read_pairs(pairs))} == {"all"}
+    assert {t.domain for t in read_domains(pairs, read_pairs(pairs))} == {"all"}
     rows = [
         {"structure": f"pairs/{x}/structure.png", "appearance": f"pairs/{x}/appearance.png"} for x in ("one", "two")
     ]
@@ -261,29 +258,75 @@ def test_domains(pairs, tmp_path):
         writer.writeheader()
         writer.writerows(rows)
     for name in ("list.jsonl", "list.csv"):
-        found = run.read_domains(tmp_path / name, read_pairs(tmp_path / name))
+        found = read_domains(tmp_path / name, read_pairs(tmp_path / name))
         assert [task.domain for task in found] == ["cat", "all"]
 
 
 def test_rows_of_different_measurements_are_not_mixed(tmp_path):
     folder = tmp_path / "out"
-    theirs = parse_results(f"theirs={tmp_path}")
-    run.check_settings(folder, {"backbone": "a", "also b": "1"}, [theirs])
-    run.check_settings(folder, {"backbone": "a", "also b": "1"}, [theirs, Copy()])
-    with pytest.raises(InputError, match=r"measured otherwise \(backbone\)"):
-        run.check_settings(folder, {"backbone": "b", "also b": "1"}, [])
-    with pytest.raises(InputError, match=r"measured otherwise \(also b\)"):
-        run.check_settings(folder, {"backbone": "a"}, [])
+    theirs = Folder("theirs", tmp_path)
+    measured_with = {"backbone": "a", "also_backbones": {"b": "1"}}
+    claim(folder, measured_with, [theirs])
+    claim(folder, measured_with, [theirs, Copy()])
+    claim(folder, measured_with, [])
+    for changed in ({"backbone": "b"}, {"also_backbones": {}}):
+        with pytest.raises(InputError, match=rf"holds rows made with other settings \({next(iter(changed))}:"):
+            claim(folder, measured_with | changed, [])
     (tmp_path / "other").mkdir()
-    with pytest.raises(InputError, match="rows of another 'theirs'"):
-        run.check_settings(folder, {"backbone": "a", "also b": "1"}, [parse_results(f"theirs={tmp_path / 'other'}")])
-    (folder / "run.json").write_text("{}")
-    with pytest.raises(InputError, match=r"run\.json: damaged"):
-        run.check_settings(folder, {"backbone": "a"}, [])
+    with pytest.raises(InputError, match=r"holds rows of 'theirs' made with other settings \(folder:"):
+        claim(folder, measured_with, [Folder("theirs", tmp_path / "other")])
+    (folder / "measured_with.json").write_text("{")
+    with pytest.raises(InputError, match=r"measured_with\.json: damaged"):
+        claim(folder, measured_with, [])
+
+
+def test_from_python(pairs, tmp_path, tiny_backbone):
+    """What the command does, with a loaded backbone and a method of one's own."""
+    arguments = {"backbone": tiny_backbone(), "device": "cpu", "limit": 2, "quiet": True}
+    summary = evaluate(pairs, tmp_path / "out", methods=["color", Counting()], baseline="copy", **arguments)
+    assert list(summary["methods"]) == ["color", "copy"] and summary["pairs"] == 2
+    assert json.loads((tmp_path / "out/summary.json").read_text()) == summary
+    notes = []
+    (pairs / "two/structure.png").write_bytes(b"")
+    del arguments["limit"]
+    evaluate(pairs, tmp_path / "out", methods=["color"], on_note=notes.append, **arguments)
+    assert len(notes) == 1 and notes[0].startswith("two, color: ") and "structure.png" in notes[0]
+
+
+def test_one_evaluation_at_a_time_in_a_folder(pairs, tmp_path, tiny_backbone):
+    out = tmp_path / "out"
+    with lock_folder(out), pytest.raises(InputError, match="another run is writing there"):
+        evaluate(pairs, out, backbone=tiny_backbone(), device="cpu", quiet=True)
+    assert [path.name for path in out.iterdir()] in ([], [".lock"])
+    evaluate(pairs, out, backbone=tiny_backbone(), device="cpu", quiet=True, limit=1)
+    assert (out / "report.html").exists()
+
+
+class Interrupted(Copy):
+    """Copies one pair, then ctrl-C."""
+
+    def __init__(self):
+        self.count = 0
+
+    def __call__(self, pair, structure, appearance):
+        if self.count:
+            raise KeyboardInterrupt
+        self.count += 1
+        return super().__call__(pair, structure, appearance)
+
+
+def test_an_interrupted_evaluation_keeps_its_rows(pairs, tmp_path, tiny_backbone):
+    out, arguments = tmp_path / "out", {"backbone": tiny_backbone(), "device": "cpu", "quiet": True}
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(pairs, out, methods=[Interrupted()], **arguments)
+    assert list(rows_of(out)) == [("one", "copy")] and not (out / "report.html").exists()
+    method = Counting()
+    assert evaluate(pairs, out, methods=[method], **arguments)["pairs"] == 3
+    assert method.seen == ["three", "two"]
 
 
 def test_the_command(pairs, tmp_path):
-    save_image(tmp_path / "theirs/one.png", picture(9))
+    save_image(tmp_path / "theirs/one.png", smooth_image(9))
     arguments = ["evaluate", str(pairs), "-o", str(tmp_path / "out"), "--backbone", "vit_mini", "--device", "cpu"]
     arguments += ["--method", "copy", "--results", f"theirs={tmp_path / 'theirs'}", "--also-backbone", "vit_mini"]
     result = CliRunner().invoke(app, [*arguments, "--baseline-pairs"])
@@ -295,8 +338,8 @@ def test_the_command(pairs, tmp_path):
     result = CliRunner().invoke(app, [*arguments, "--limit", "2", "--quiet", "--baseline", "copy"])
     assert result.exit_code == 0 and result.output == ""
     assert json.loads((tmp_path / "out/summary.json").read_text())["pairs"] == 2
-    for name in ("report.html", "summary.md", "results.parquet", "rows-00.jsonl", "run.json"):
-        assert (tmp_path / "out" / name).stat().st_size > 100
+    for name in ("report.html", "summary.md", "results.parquet", "rows-00.jsonl", "measured_with.json"):
+        assert (tmp_path / "out" / name).stat().st_size > 50
 
 
 @pytest.mark.parametrize(
@@ -304,6 +347,12 @@ def test_the_command(pairs, tmp_path):
     [
         (["--method", "paint"], "unknown method 'paint'"),
         (["--method", "copy", "--method", "copy"], "'copy' is given twice"),
+        (["--results", "splice"], "results 'splice' are not NAME=FOLDER"),
+        (["--results", "=x"], "results '=x' are not NAME=FOLDER"),
+        (["--results", "x="], "results 'x=' are not NAME=FOLDER"),
+        (["--results", "x=none"], "none: no such folder of results"),
+        (["--results", "a=PAIRS", "--results", "a=PAIRS"], "'a' is given twice"),
+        (["--results", "copy=PAIRS"], "'copy' is given twice"),
         (["--baseline", "splice"], "the baseline 'splice' is not among the methods: copy, color"),
         (["--results", "a=PAIRS", "--baseline-pairs"], "no pairs of which 'a' has an image"),
         (["--backbone", "no_such_vit"], "unknown backbone"),

@@ -9,7 +9,6 @@ from skimage.color import rgb2lab
 
 from splice_ff.errors import InputError
 from splice_ff.evaluation import perceptual
-from splice_ff.evaluation.feature_metrics import cls_cosine, self_sim
 from splice_ff.evaluation.image_metrics import (
     checkerboard,
     color_distance,
@@ -17,9 +16,11 @@ from splice_ff.evaluation.image_metrics import (
     high_frequency_excess,
     texture_distance,
 )
-from splice_ff.evaluation.measure import METRICS, Measurer, metrics_of
+from splice_ff.evaluation.metrics import METRICS, Measurer, cls_cosine, metrics_of, self_sim
+from splice_ff.losses import SpliceLoss
 from splice_ff.utils.color import lab_to_rgb, match_colors, rgb_to_lab
 from splice_ff.utils.resize import resize_shorter_side
+from splice_ff.vit.inputs import PUBLISHED
 
 
 def noise(seed, size=256, scale=1.0):
@@ -27,36 +28,36 @@ def noise(seed, size=256, scale=1.0):
 
 
 @pytest.fixture(scope="module")
-def picture():
+def image():
     """A smooth, muted image with edges and some grain, 256 x 256: colors that can move without being clipped."""
     coarse = torch.nn.functional.interpolate(noise(0, 12), (256, 256), mode="bicubic").clamp(0, 1)
     return 0.35 + 0.3 * (0.9 * coarse + 0.1 * noise(1))
 
 
 @pytest.fixture(scope="module")
-def shuffled(picture):
+def shuffled(image):
     """The same image with its 32-pixel patches permuted."""
-    patches = picture.unfold(2, 32, 32).unfold(3, 32, 32).reshape(1, 3, 64, 32, 32)
+    patches = image.unfold(2, 32, 32).unfold(3, 32, 32).reshape(1, 3, 64, 32, 32)
     order = torch.randperm(64, generator=torch.Generator().manual_seed(2))
     rows = patches[:, :, order].reshape(1, 3, 8, 8, 32, 32)
     return rows.permute(0, 1, 2, 4, 3, 5).reshape(1, 3, 256, 256)
 
 
-def shifted(picture, by):
-    moved = rgb_to_lab(picture) + torch.tensor(by).view(3, 1, 1)
+def shifted(image, by):
+    moved = rgb_to_lab(image) + torch.tensor(by).view(3, 1, 1)
     made = lab_to_rgb(moved)
     assert (rgb_to_lab(made) - moved).abs().max() < 0.02  # nothing was clamped: the answer below is exact
     return made
 
 
-def with_board(picture, amplitude, period):
+def with_board(image, amplitude, period):
     """A square wave of that period on L*, both ways."""
-    wave = torch.where(torch.arange(picture.shape[-1]) % period < period // 2, 1.0, -1.0)
-    return shifted_lightness(picture, amplitude * wave[:, None] * wave)
+    wave = torch.where(torch.arange(image.shape[-1]) % period < period // 2, 1.0, -1.0)
+    return shifted_lightness(image, amplitude * wave[:, None] * wave)
 
 
-def shifted_lightness(picture, by):
-    lab = rgb_to_lab(picture)
+def shifted_lightness(image, by):
+    lab = rgb_to_lab(image)
     lab[:, 0] += by
     return lab_to_rgb(lab)
 
@@ -68,39 +69,39 @@ def test_lab_is_scikit_images():
     assert (lab_to_rgb(rgb_to_lab(colors)) - colors).abs().max() < 1e-3
 
 
-def test_color_transfer_takes_mean_and_deviation(picture):
-    look = shifted(0.5 + (picture.flip(-1) - 0.5) * 0.7, [5.0, 8.0, -6.0])
-    statistics = [torch.std_mean(rgb_to_lab(x), (-2, -1)) for x in (match_colors(picture, look), look)]
+def test_color_transfer_takes_mean_and_deviation(image):
+    look = shifted(0.5 + (image.flip(-1) - 0.5) * 0.7, [5.0, 8.0, -6.0])
+    statistics = [torch.std_mean(rgb_to_lab(x), (-2, -1)) for x in (match_colors(image, look), look)]
     for ours, theirs in zip(*statistics, strict=True):
         assert (ours - theirs).abs().max() < 0.05
 
 
-def test_identical_images(picture):
-    assert color_distance(picture, picture) == 0
-    assert texture_distance(picture, picture) == 0
-    assert edge_agreement(picture, picture) == pytest.approx(1, abs=1e-5)
-    assert high_frequency_excess(picture, picture, picture) == 0
+def test_identical_images(image):
+    assert color_distance(image, image) == 0
+    assert texture_distance(image, image) == 0
+    assert edge_agreement(image, image) == pytest.approx(1, abs=1e-5)
+    assert high_frequency_excess(image, image, image) == 0
 
 
-def test_permuted_patches_keep_colors_and_texture_but_no_edges(picture, shuffled):
-    assert color_distance(shuffled, picture) < 1e-5
+def test_permuted_patches_keep_colors_and_texture_but_no_edges(image, shuffled):
+    assert color_distance(shuffled, image) < 1e-5
     other = noise(7)
-    assert texture_distance(shuffled, picture) < 0.1 * texture_distance(other, picture)
-    assert abs(edge_agreement(shuffled, picture)) < 0.3
+    assert texture_distance(shuffled, image) < 0.1 * texture_distance(other, image)
+    assert abs(edge_agreement(shuffled, image)) < 0.3
 
 
-def test_pure_color_shift(picture):
+def test_pure_color_shift(image):
     by = [0.0, 9.0, -6.0]
-    moved = shifted(picture, by)
-    assert color_distance(moved, picture) == pytest.approx(math.hypot(*by) / 2, rel=0.04)
-    assert texture_distance(moved, picture) < 0.01
-    assert edge_agreement(moved, picture) > 0.999
+    moved = shifted(image, by)
+    assert color_distance(moved, image) == pytest.approx(math.hypot(*by) / 2, rel=0.04)
+    assert texture_distance(moved, image) < 0.01
+    assert edge_agreement(moved, image) > 0.999
 
 
-def test_edges_run_the_same_way_in_the_negative(picture):
-    lab = rgb_to_lab(picture)
+def test_edges_run_the_same_way_in_the_negative(image):
+    lab = rgb_to_lab(image)
     lab[:, 0] = 100 - lab[:, 0]
-    assert edge_agreement(lab_to_rgb(lab), picture) > 0.99
+    assert edge_agreement(lab_to_rgb(lab), image) > 0.99
 
 
 def test_edges_across_each_other_disagree():
@@ -117,11 +118,11 @@ def test_checkerboard_is_measured_in_lightness(amplitude):
 
 
 @pytest.mark.parametrize("period", [2, 4, 8])
-def test_checkerboard_is_found_in_a_picture_at_every_stride(picture, period):
-    assert checkerboard(with_board(picture, 2.0, period)) > checkerboard(picture) + 0.5
+def test_checkerboard_is_found_in_an_image_at_every_stride(image, period):
+    assert checkerboard(with_board(image, 2.0, period)) > checkerboard(image) + 0.5
 
 
-def test_checkerboard_does_not_take_noise_for_a_pattern(picture):
+def test_checkerboard_does_not_take_noise_for_a_pattern(image):
     random = torch.randn(256, 256, generator=torch.Generator().manual_seed(4))
     grainy = shifted_lightness(torch.full((1, 3, 256, 256), 0.5), 4 * random)
     assert checkerboard(grainy) < 0.2
@@ -132,19 +133,19 @@ def test_checkerboard_of_another_period_is_none():
     assert checkerboard(with_board(gray, 2.0, 6)) < 0.5
 
 
-def test_texture_tells_contrast_and_scale(picture):
-    flat = 0.5 + (picture - 0.5) * 0.5
-    assert texture_distance(flat, picture) > 0.3
+def test_texture_tells_contrast_and_scale(image):
+    flat = 0.5 + (image - 0.5) * 0.5
+    assert texture_distance(flat, image) > 0.3
     coarse, fine = (torch.nn.functional.interpolate(noise(5, n, 0.5), (256, 256)) for n in (32, 128))
     same = torch.nn.functional.interpolate(noise(6, 32, 0.5), (256, 256))
     assert texture_distance(coarse, fine) > 5 * texture_distance(coarse, same)
 
 
-def test_high_frequency_excess_is_over_both_inputs(picture):
-    blurred = resize_shorter_side(resize_shorter_side(picture, 64), 256)
-    assert high_frequency_excess(picture, blurred, blurred) > 3
-    assert high_frequency_excess(picture, blurred, picture) == 0
-    assert high_frequency_excess(blurred, picture, picture) == 0
+def test_high_frequency_excess_is_over_both_inputs(image):
+    blurred = resize_shorter_side(resize_shorter_side(image, 64), 256)
+    assert high_frequency_excess(image, blurred, blurred) > 3
+    assert high_frequency_excess(image, blurred, image) == 0
+    assert high_frequency_excess(blurred, image, image) == 0
     gray = torch.full((1, 3, 256, 256), 0.5)
     one, two = with_board(gray, 1.0, 2), with_board(gray, 2.0, 2)
     assert high_frequency_excess(two, one, gray) == pytest.approx(10 * math.log10(4), abs=0.1)
@@ -173,6 +174,7 @@ def test_all_metrics_of_the_golden_pair(golden, golden_backbone, golden_image):
         golden_image(f"loss.{name}_image") for name in ("structure", "appearance", "output", "identity")
     )
     measurer = Measurer(golden_backbone)
+    measurer.loss = SpliceLoss(golden_backbone, vit_input=PUBLISHED)  # the original code does not antialias
     found = measurer(output, measurer.reference(structure, appearance), identity)
     assert set(found) == {metric.name for metric in METRICS}
     for name in ("structure", "appearance", "identity"):
@@ -180,19 +182,19 @@ def test_all_metrics_of_the_golden_pair(golden, golden_backbone, golden_image):
     assert found["objective"] == pytest.approx(found["structure"] + 10 * found["appearance"])
 
 
-def test_another_backbone_sees_too(tiny_backbone, picture, shuffled):
+def test_another_backbone_sees_too(tiny_backbone, image, shuffled):
     measurer = Measurer(tiny_backbone(0), [tiny_backbone(1)])
     name = measurer.loss.backbone.name
-    found = measurer(picture, measurer.reference(picture, shuffled))
+    found = measurer(image, measurer.reference(image, shuffled))
     assert set(found) == {metric.name for metric in metrics_of([name])} - {"identity"}
     assert found[f"self_sim@{name}"] == 0 < found["edges"]
     assert found[f"cls_cosine@{name}"] != found["cls_cosine"]
 
 
-def test_outputs_of_another_size_are_measured_at_the_structure_images(tiny_backbone, picture, shuffled):
+def test_outputs_of_another_size_are_measured_at_the_structure_images(tiny_backbone, image, shuffled):
     measurer = Measurer(tiny_backbone())
-    reference = measurer.reference(picture, shuffled)
-    small = measurer(resize_shorter_side(picture, 192), reference)
+    reference = measurer.reference(image, shuffled)
+    small = measurer(resize_shorter_side(image, 192), reference)
     assert small["structure"] < 0.1 * measurer(shuffled, reference)["structure"]
 
 
@@ -205,15 +207,15 @@ def test_lpips_says_why_it_is_not_there(monkeypatch, tmp_path):
     assert lpips is None and reason == f"LPIPS (no {tmp_path}/checkpoints/alexnet-owt-7be5be79.pth)"
 
 
-def test_lpips_is_of_output_and_structure(tiny_backbone, picture, shuffled):
+def test_lpips_is_of_output_and_structure(tiny_backbone, image, shuffled):
     measurer = Measurer(tiny_backbone(), lpips=lambda a, b: (a - b).abs().mean().item())
-    found = measurer(picture, measurer.reference(picture, shuffled))
+    found = measurer(image, measurer.reference(image, shuffled))
     assert found["lpips"] == 0 and metrics_of((), with_lpips=True)[-1].name == "lpips"
 
 
-def test_what_cannot_be_measured_is_refused(tiny_backbone, picture):
+def test_what_cannot_be_measured_is_refused(tiny_backbone, image):
     measurer = Measurer(tiny_backbone())
     with pytest.raises(InputError, match="structure image of 40x64 pixels"):
-        measurer.reference(picture[..., :64, :40], picture)
+        measurer.reference(image[..., :64, :40], image)
     with pytest.raises(InputError, match="the output has values that are not finite"):
-        measurer(picture * math.nan, measurer.reference(picture, picture))
+        measurer(image * math.nan, measurer.reference(image, image))

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from splice_ff.errors import InputError
-from splice_ff.evaluation import report, statistics, tables
-from splice_ff.evaluation.measure import METRICS
+from splice_ff.evaluation import bootstrap, report, tables
+from splice_ff.evaluation.metrics import METRICS
 from splice_ff.evaluation.summary import summarize
 from splice_ff.images import save_image
 
@@ -36,18 +36,18 @@ def rows(tmp_path_factory):
         for method, gap in zip(METHODS, (0.0, 0.5, 1.0), strict=True):
             if method == "theirs" and i == PAIRS - 1:
                 continue
-            picture = f"pictures/{len(found)}.png"
-            save_image(folder / picture, torch.full((1, 3, 24, 32), gap))
+            image = f"images/{len(found)}.png"
+            save_image(folder / image, torch.full((1, 3, 24, 32), gap))
             values = {m.name: 1 + noise + m.sign * gap + (i % 3) * 0.1 for m in METRICS if m.name != "identity"}
             found.append(
                 {
-                    "pair": name, "domain": "cat" if i < 8 else 'sea & "sky"', "method": method, "picture": picture,
+                    "pair": name, "domain": "cat" if i < 8 else 'sea & "sky"', "method": method, "image": image,
                     "structure_file": str(folder / f"{name}-structure.png"), "error": None,
                     "appearance_file": str(folder / f"{name}-appearance.png"),
                     "seconds": {"copy": 1e-6, "theirs": None}.get(method, 2.0 + i), **values,
                 }
             )  # fmt: skip
-    broken = found[0] | {"pair": "broken", "error": "damaged </script><i>file</i>", "picture": None, "seconds": None}
+    broken = found[0] | {"pair": "broken", "error": "damaged </script><i>file</i>", "image": None, "seconds": None}
     found.append({k: v for k, v in broken.items() if k not in {m.name for m in METRICS}})
     return folder, found
 
@@ -61,41 +61,41 @@ def written(rows):
 
 def test_bootstrap_of_the_mean_is_students():
     values = np.random.default_rng(1).normal(5, 2, 400)
-    estimate = statistics.mean(values.tolist())
+    estimate = bootstrap.mean(values.tolist())
     half = 1.96 * values.std(ddof=1) / 20
     assert estimate.value == pytest.approx(values.mean())
     assert estimate.low == pytest.approx(values.mean() - half, abs=0.1 * half)
     assert estimate.high == pytest.approx(values.mean() + half, abs=0.1 * half)
-    assert estimate == statistics.mean(values.tolist())
+    assert estimate == bootstrap.mean(values.tolist())
 
 
 def test_too_few_pairs_have_no_interval():
-    assert statistics.mean([1.0, 2.0, 3.0, 4.0]) == statistics.Estimate(2.5, None, None, 4)
+    assert bootstrap.mean([1.0, 2.0, 3.0, 4.0]) == bootstrap.Estimate(2.5, None, None, 4)
     with pytest.raises(ValueError, match="no values"):
-        statistics.mean([])
+        bootstrap.mean([])
 
 
 def test_paired_differences_see_what_means_do_not():
     base = {str(i): float(i) for i in range(20)}
     ours = {k: v - 0.1 for k, v in base.items()} | {"another": 1000.0}
-    difference = statistics.paired_difference(ours, base, sign=-1)
+    difference = bootstrap.paired_difference(ours, base, sign=-1)
     assert difference.n == 20 and difference.wins == 1
     assert (difference.value, difference.low, difference.high) == pytest.approx((-0.1, -0.1, -0.1))
-    assert statistics.paired_difference(ours, base, sign=1).wins == 0
-    assert statistics.paired_difference(base, base, sign=1).wins == 0.5
-    assert statistics.paired_difference(ours, {"other": 1.0}, sign=1) is None
+    assert bootstrap.paired_difference(ours, base, sign=1).wins == 0
+    assert bootstrap.paired_difference(base, base, sign=1).wins == 0.5
+    assert bootstrap.paired_difference(ours, {"other": 1.0}, sign=1) is None
 
 
 def test_gap_closed():
     floor = {str(i): 2.0 + 0.1 * i for i in range(10)}
     goal = {k: v - 1 for k, v in floor.items()}
     ours = {k: v - 0.3 for k, v in floor.items()}
-    gap = statistics.gap_closed(ours, floor, goal)
+    gap = bootstrap.gap_closed(ours, floor, goal)
     assert (gap.value, gap.low, gap.high) == pytest.approx((0.3, 0.3, 0.3))
     uncertain = {k: v + (1 if int(k) % 2 else -1) for k, v in floor.items()}
-    assert statistics.gap_closed(ours, floor, uncertain) is None
-    assert statistics.gap_closed(ours, floor, {k: goal[k] for k in list(goal)[:3]}) is None
-    assert statistics.gap_closed(ours, floor, {}) is None
+    assert bootstrap.gap_closed(ours, floor, uncertain) is None
+    assert bootstrap.gap_closed(ours, floor, {k: goal[k] for k in list(goal)[:3]}) is None
+    assert bootstrap.gap_closed(ours, floor, {}) is None
 
 
 def test_summary(written):

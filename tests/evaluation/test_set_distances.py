@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from splice_ff.evaluation import perceptual, tables
-from splice_ff.evaluation.measure import METRICS
+from splice_ff.evaluation.metrics import METRICS
 from splice_ff.evaluation.summary import distances_of_sets, summarize
 from splice_ff.images import save_image
 
@@ -34,7 +34,7 @@ def rows(tmp_path):
             save_image(path, (colors + shift[role]).expand(1, 3, 16 + i, 24))
         found += [
             {
-                "pair": str(i), "domain": "all", "method": name, "picture": paths[name].name, "seconds": None,
+                "pair": str(i), "domain": "all", "method": name, "image": paths[name].name, "seconds": None,
                 "error": None, "structure_file": "", "appearance_file": str(paths["appearance"]), "objective": 1.0,
             }
             for name in METHODS[: 1 + (i < 5)]

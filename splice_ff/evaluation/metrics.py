@@ -1,4 +1,4 @@
-"""Every metric of one output, and what each of them means, as data."""
+"""The metrics: what each means, as data; those in a ViT's features; and all of them measured for one output."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
 from splice_ff.errors import InputError
-from splice_ff.evaluation import feature_metrics, image_metrics
+from splice_ff.evaluation import image_metrics
 from splice_ff.evaluation.perceptual import Lpips
 from splice_ff.losses import SpliceLoss, Target, appearance_loss, identity_loss, structure_loss
-from splice_ff.vit.features import ViTFeatures
+from splice_ff.vit.features import ViTFeatures, self_similarity
 
 MIN_SIDE = image_metrics.TILE + 2
 """Smallest side, in pixels, of an image that can be measured."""
@@ -65,7 +66,10 @@ def metrics_of(also: Sequence[str] = (), with_lpips: bool = False) -> tuple[Metr
     others = []
     for backbone in also:
         for base in (by_name["self_sim"], by_name["cls_cosine"]):
-            label, meaning = f"{base.label}, {backbone}", f"{base.meaning.split(' (')[0]}, seen by {backbone}"
+            label, meaning = (
+                f"{base.label}, {backbone}",
+                f"{base.meaning.split(' (')[0]}, in the features of {backbone}",
+            )
             others.append(Metric(f"{base.name}@{backbone}", label, base.better, base.about, meaning))
     return METRICS + tuple(others) + ((LPIPS,) if with_lpips else ())
 
@@ -80,7 +84,7 @@ class Reference:
 
 
 class Measurer:
-    """Measures outputs with one backbone's losses, and with others' eyes.
+    """Measures outputs with one backbone's losses, and in the features of others.
 
     Args:
         backbone: the one that the losses are taken with.
@@ -128,10 +132,10 @@ class Measurer:
         found["structure"], found["appearance"] = structural.item(), visual.item()
         if same:
             found["identity"] = identity_loss(same[0].keys, appearance.keys).item()
-        found |= _with_eyes_of(ours, structure, appearance)
+        found |= _in_features(ours, structure, appearance)
         for name, loss in self.also.items():
-            [seen] = loss.targets(output)
-            found |= {f"{k}@{name}": v for k, v in _with_eyes_of(seen, *reference.targets[name]).items()}
+            [encoded] = loss.targets(output)
+            found |= {f"{k}@{name}": v for k, v in _in_features(encoded, *reference.targets[name]).items()}
         found["edges"] = image_metrics.edge_agreement(output, reference.structure)
         found["color"] = image_metrics.color_distance(output, reference.appearance)
         found["texture"] = image_metrics.texture_distance(output, reference.appearance)
@@ -141,10 +145,27 @@ class Measurer:
         return found
 
 
-def _with_eyes_of(output: Target, structure: Target, appearance: Target) -> dict[str, float]:
+def self_sim(output_keys: Tensor, structure_keys: Tensor) -> float:
+    """Mean absolute difference of the self-similarities of keys (1, heads, T, d), in [0, 2]: 0 for the same layout.
+
+    Published comparisons of appearance transfer report it as "self-sim", there with DINO ViT-B/8 (the descriptor is
+    that of the paper's section 3.2). Values of different backbones cannot be compared.
+    """
+    return (self_similarity(output_keys) - self_similarity(structure_keys)).abs().mean().item()
+
+
+def cls_cosine(output_cls: Tensor, appearance_cls: Tensor) -> float:
+    """Cosine of [CLS] tokens (1, D), in [-1, 1]: 1 for the same look.
+
+    Published as "DINO-I" (Ruiz et al., DreamBooth, arXiv 2208.12242, section 4), a name for DINO backbones only.
+    """
+    return F.cosine_similarity(output_cls.float(), appearance_cls.float()).mean().item()
+
+
+def _in_features(output: Target, structure: Target, appearance: Target) -> dict[str, float]:
     return {
-        "self_sim": feature_metrics.self_sim(output.keys, structure.keys),
-        "cls_cosine": feature_metrics.cls_cosine(output.cls, appearance.cls),
+        "self_sim": self_sim(output.keys, structure.keys),
+        "cls_cosine": cls_cosine(output.cls, appearance.cls),
     }
 
 

@@ -1,0 +1,171 @@
+"""One row for each pair and method: painted, measured and kept at once, so that a stopped evaluation can continue."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from splice_ff.data.pair_list import PairFiles
+from splice_ff.errors import DivergedError, InputError
+from splice_ff.evaluation.methods import Folder, Method
+from splice_ff.evaluation.metrics import Measurer, Reference
+from splice_ff.images import load_image, save_image
+from splice_ff.utils.console import progress_bar
+from splice_ff.utils.run_folder import claim_folder
+
+Row = dict[str, Any]
+"""One method on one pair: `pair`, `domain`, `method`, the paths `structure_file`, `appearance_file` and `image`,
+`seconds` (None where the image was only read), `error` (None where all went well), and the metrics by name."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A pair and the domain that it counts to."""
+
+    pair: PairFiles
+    domain: str
+
+
+def read_domains(source: Path, pairs: Sequence[PairFiles]) -> list[Task]:
+    """The pairs with their domains.
+
+    A domain is the `domain` of the pair in `pairs.json` (a list of objects with `name` and `domain`) in a folder of
+    pairs, or in the `domain` column of a .csv or .jsonl, whose rows are the pairs in their order. "all" without one.
+
+    Raises:
+        InputError: pairs.json is damaged.
+    """
+    names = [pair.name for pair in pairs]
+    found: dict[str, str] = {}
+    if source.is_dir() and (source / "pairs.json").is_file():
+        try:
+            found = {e["name"]: e["domain"] for e in json.loads((source / "pairs.json").read_text())}
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{source / 'pairs.json'}: not a list of objects with name and domain") from error
+    elif source.is_file():
+        with source.open(newline="", encoding="utf-8-sig") as file:
+            rows: Iterable[dict[str, Any]] = (
+                list(csv.DictReader(file))
+                if source.suffix.lower() == ".csv"
+                else [json.loads(line) for line in file if line.strip()]
+            )
+        found = {name: row["domain"] for name, row in zip(names, rows, strict=True) if row.get("domain")}
+    return [Task(pair, found.get(pair.name, "all")) for pair in pairs]
+
+
+def with_image_of(tasks: Iterable[Task], method: Method) -> list[Task]:
+    """The pairs of which a folder of results has an image; all of them for a method that paints."""
+    return [task for task in tasks if not isinstance(method, Folder) or method.find(task.pair.name)]
+
+
+def claim(folder: Path, measured_with: Mapping[str, Any], methods: Iterable[Method]) -> None:
+    """Record how the rows of a folder are made; refuse to mix them with rows made otherwise.
+
+    Methods may be added from one run to the next, so each has a record of its own.
+
+    Raises:
+        InputError: the rows in the folder were measured otherwise, or belong to another method of the same name.
+    """
+    claim_folder(folder / "measured_with.json", measured_with, holds="rows")
+    for method in methods:
+        record = folder / f"method-{_as_file_name(method.name)}.json"
+        claim_folder(record, {"name": method.name, **method.settings}, holds=f"rows of '{method.name}'")
+
+
+def make_rows(tasks: Sequence[Task], methods: Sequence[Method], measurer: Measurer, folder: Path, quiet: bool) -> None:
+    """Paint and measure what `folder` lacks; this process takes its share of the pairs (accelerate).
+
+    Rows are appended to `rows-RANK.jsonl`, each as soon as it is known; painted images go to `images/METHOD/PAIR.png`.
+    A pair that cannot be used gets a row with its error, and is tried again the next time.
+    """
+    from accelerate import PartialState
+
+    state = PartialState()
+    done = {(row["pair"], row["method"]) for row in read_rows(folder) if not row["error"]}
+    todo = [task for task in tasks if any(_is_open(task, method, done) for method in methods)]
+    state.wait_for_everyone()  # nobody writes before all have read
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"rows-{state.process_index:02d}.jsonl"
+    with state.split_between_processes(todo) as share, path.open("a", encoding="utf-8") as file:
+        if path.stat().st_size and not path.read_bytes().endswith(b"\n"):
+            file.write("\n")  # a line cut short by a kill
+        with progress_bar(len(share), "pair", quiet or not state.is_main_process) as bar:
+            for task in share:
+                for row in _rows_of(task, [m for m in methods if _is_open(task, m, done)], measurer, folder):
+                    file.write(json.dumps(row) + "\n")
+                    file.flush()
+                bar.update()
+    state.wait_for_everyone()
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """All rows of a folder, one for each pair and method, the latest; lines cut short are left out."""
+    rows: dict[tuple[str, str], Row] = {}
+    for path in sorted(folder.glob("rows-*.jsonl"), key=lambda path: path.stat().st_mtime):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            key = row["pair"], row["method"]
+            if key not in rows or rows[key]["error"] or not row["error"]:  # an error never hides a result
+                rows[key] = row
+    return list(rows.values())
+
+
+def _as_file_name(method: str) -> str:
+    return re.sub(r"[^\w.+-]", "-", method)
+
+
+def _is_open(task: Task, method: Method, done: set[tuple[str, str]]) -> bool:
+    if isinstance(method, Folder) and method.find(task.pair.name) is None:
+        return False
+    return (task.pair.name, method.name) not in done
+
+
+def _rows_of(task: Task, methods: Sequence[Method], measurer: Measurer, folder: Path) -> Iterator[Row]:
+    pair = task.pair
+    base: Row = {
+        "pair": pair.name, "domain": task.domain, "method": "", "image": None, "seconds": None, "error": None,
+        "structure_file": str(pair.structure.resolve()), "appearance_file": str(pair.appearance.resolve()),
+    }  # fmt: skip
+    try:
+        device = measurer.loss.backbone.mean.device
+        images = [load_image(path).rgb.to(device) for path in (pair.structure, pair.appearance)]
+        reference = measurer.reference(*images)
+    except InputError as error:
+        yield from (base | {"method": method.name, "error": str(error)} for method in methods)
+        return
+    for method in methods:
+        row = base | {"method": method.name}
+        try:
+            row |= _paint_and_measure(method, pair.name, reference, measurer, folder)
+        except (InputError, DivergedError) as error:
+            row["error"] = str(error)
+        yield row
+
+
+def _paint_and_measure(method: Method, pair: str, reference: Reference, measurer: Measurer, folder: Path) -> Row:
+    structure, appearance = reference.structure, reference.appearance
+    start = time.perf_counter()
+    painted = method(pair, structure, appearance)
+    if structure.is_cuda:
+        torch.cuda.synchronize(structure.device)
+    seconds = time.perf_counter() - start
+    row: Row = {}
+    if isinstance(method, Folder):
+        row["image"] = str(method.find(pair))
+    else:
+        path = folder / "images" / _as_file_name(method.name) / f"{pair}.png"
+        save_image(path, painted.image, settings={"method": method.name} | method.settings)
+        row |= {"image": str(path.relative_to(folder)), "seconds": seconds}
+    identity = painted.identity().to(structure.device) if painted.identity else None
+    return row | measurer(painted.image.to(structure.device), reference, identity)
