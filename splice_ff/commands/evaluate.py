@@ -47,6 +47,13 @@ def evaluate(
     also_backbone: Annotated[
         list[str] | None, typer.Option(help="Also measure self-sim and CLS cosine with this one; repeat for several.")
     ] = None,
+    judge: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Network that judges how near images are to their inputs: efficientnet_lite1, efficientnet_lite2, "
+            "open_nsfw, or a timm model; not one that taught the backbone. Repeat for several."
+        ),
+    ] = None,
     device: Device = None,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -74,6 +81,7 @@ def evaluate(
             backbone=backbone,
             weights=weights,
             also_backbones=also_backbone or (),
+            judges=judge or (),
             device=find_device(device),
             quiet=quiet,
             command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),

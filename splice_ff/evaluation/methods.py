@@ -42,6 +42,8 @@ class Method(ABC):
     """A way to paint a pair. `name` is shown; `settings` tell it from another of the same name."""
 
     name: str
+    backbone: ViTFeatures | None = None
+    """The frozen ViT that its images depend on, if any."""
 
     @property
     def settings(self) -> dict[str, str]:
@@ -88,6 +90,7 @@ class OneShot(Method):
         self.source, self.steps = model, steps
         is_its_own = read_config(find_model(model)).backbone_fingerprint == backbone.fingerprint
         self.model = SpliceFF.from_pretrained(model, backbone=backbone if is_its_own else None).to(device)
+        self.backbone = self.model.backbone
 
     @property
     def settings(self) -> dict[str, str]:
@@ -115,6 +118,8 @@ class Optimize(Method):
         backbone: the frozen ViT.
         device: where to compute.
     """
+
+    backbone: ViTFeatures
 
     def __init__(
         self, preset: str, steps: int | None, backbone: ViTFeatures, device: torch.device | str = "cpu"

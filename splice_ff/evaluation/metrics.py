@@ -60,8 +60,8 @@ METRICS = (
 LPIPS = Metric("lpips", "LPIPS", "lower", "layout", "LPIPS (AlexNet) of output and structure image")
 
 
-def metrics_of(also: Sequence[str] = (), with_lpips: bool = False) -> tuple[Metric, ...]:
-    """The metrics measured with further backbones of these names, and LPIPS or not."""
+def metrics_of(also: Sequence[str] = (), with_lpips: bool = False, judges: Sequence[str] = ()) -> tuple[Metric, ...]:
+    """The metrics measured with further backbones of these names, with LPIPS or without, and by judges."""
     by_name = {metric.name: metric for metric in METRICS}
     others = []
     for backbone in also:
@@ -71,6 +71,17 @@ def metrics_of(also: Sequence[str] = (), with_lpips: bool = False) -> tuple[Metr
                 f"{base.meaning.split(' (')[0]}, in the features of {backbone}",
             )
             others.append(Metric(f"{base.name}@{backbone}", label, base.better, base.about, meaning))
+    for judge in judges:
+        others += [
+            Metric(
+                f"judge_appearance@{judge}", f"{judge}: appearance", "higher", "look",
+                f"centered cosine of {judge}'s pooled features with the appearance image's",
+            ),
+            Metric(
+                f"judge_structure@{judge}", f"{judge}: structure", "lower", "look",
+                "the same with the structure image's: what is left of its look; 1 for a copy. Read it beside the edges",
+            ),
+        ]  # fmt: skip
     return METRICS + tuple(others) + ((LPIPS,) if with_lpips else ())
 
 

@@ -11,6 +11,8 @@ import torch
 
 from splice_ff.data.pair_list import read_pairs
 from splice_ff.errors import InputError
+from splice_ff.evaluation.bootstrap import MIN_PAIRS
+from splice_ff.evaluation.judges import judge_rows, load_judge
 from splice_ff.evaluation.methods import Folder, Method, parse_method
 from splice_ff.evaluation.metrics import Measurer, metrics_of
 from splice_ff.evaluation.perceptual import find_lpips, find_set_distances
@@ -40,6 +42,7 @@ def evaluate(
     backbone: str | ViTFeatures | None = None,
     weights: str | Path | None = None,
     also_backbones: Sequence[str] = (),
+    judges: Sequence[str] = (),
     device: torch.device | str | None = None,
     quiet: bool = False,
     command: str | None = None,
@@ -63,6 +66,7 @@ def evaluate(
             one where its weights cannot be had.
         weights: file or folder with its weights.
         also_backbones: names of others, which measure self-sim and [CLS] cosine too.
+        judges: names of networks that judge the images: `splice_ff.evaluation.judges.JUDGES`, or timm models.
         device: where to compute; a GPU by default, if there is one.
         quiet: show no progress bar.
         command: what the report names as the way to make it again.
@@ -73,8 +77,8 @@ def evaluate(
         main one it is empty.
 
     Raises:
-        InputError: an argument cannot be used, the folder holds another evaluation or is being written by another
-            run, or nothing could be measured.
+        InputError: an argument cannot be used, a judge taught a backbone that the images depend on, the folder holds
+            another evaluation or is being written by another run, or nothing could be measured.
     """
     from accelerate import PartialState
 
@@ -105,6 +109,10 @@ def evaluate(
         tasks = with_image_of(tasks, chosen[names.index(baseline)])
     if not (tasks := tasks[:limit]):
         raise InputError(f"{pairs}: no pairs of which '{baseline}' has an image")
+    specs = [vit.spec for vit in (backbone, *(method.backbone for method in chosen)) if vit is not None and vit.spec]
+    jury = [load_judge(name, specs) for name in dict.fromkeys(judges)]
+    for judge in jury:
+        judge.network.to(device)
 
     measured_with = {
         "backbone": backbone.name,
@@ -120,6 +128,7 @@ def evaluate(
             return {}
         wanted = {task.pair.name for task in tasks}
         rows = [row for row in read_rows(output) if row["pair"] in wanted and row["method"] in names]
+        not_measured = [reason for reason in (no_lpips, no_sets) if reason]
         also = [other.name for other in others]
         settings = {
             "command": command,
@@ -127,10 +136,21 @@ def evaluate(
             "version": machine.version(),
             "backbone": f"{backbone.name} (SHA-256 {backbone.fingerprint[:12]}…)",
             "other backbones": also,
-            "not measured": [reason for reason in (no_lpips, no_sets) if reason],
+            "not measured": not_measured,
         }
         sets = distances_of_sets(rows, names, output, set_distances) if set_distances else {}
-        summary = summarize(rows, names, metrics_of(also, lpips is not None), baseline, settings, sets)
+        kernel_distances = {}
+        for judge in jury:
+            judgement = judge_rows(judge, rows, names, output, quiet)
+            if judgement is None:
+                not_measured.append(f"{judge.name} (fewer than {MIN_PAIRS} pairs)")
+                continue
+            for row in rows:
+                found = judgement.cosines.get((row["pair"], row["method"]), {})
+                row.update({f"judge_{role}@{judge.name}": cosine for role, cosine in found.items()})
+            kernel_distances[judge.name] = judgement.distances
+        metrics = metrics_of(also, lpips is not None, list(kernel_distances))
+        summary = summarize(rows, names, metrics, baseline, settings, sets, kernel_distances)
         write_report(output, summary, sorted(rows, key=lambda row: row["pair"]))
     for error in summary["errors"]:
         on_note(f"{error['pair']}, {error['method']}: {error['error']}")

@@ -21,6 +21,7 @@ FLOOR = "copy"
 def summarize(
     rows: Sequence[Row], methods: Sequence[str], metrics: Sequence[Metric], baseline: str, settings: Mapping[str, Any],
     sets: Mapping[str, Mapping[str, float]] | None = None,
+    kernel_distances: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Means, paired differences to the baseline, gaps closed; over all pairs and by domain.
 
@@ -31,6 +32,7 @@ def summarize(
         baseline: one of the methods.
         settings: what the rows were made with, to be shown.
         sets: what `distances_of_sets` found, if it could be measured.
+        kernel_distances: by judge, domain and method.
 
     Returns:
         A dictionary for JSON. Estimates are `{"value", "low", "high", "n"}`; differences have `wins` besides. A metric
@@ -67,6 +69,7 @@ def summarize(
             }
             for name in methods
         },
+        "kernel_distances": {judge: dict(by_domain) for judge, by_domain in (kernel_distances or {}).items()},
         "errors": [{k: row[k] for k in ("pair", "method", "error")} for row in rows if row["error"]],
     }
 

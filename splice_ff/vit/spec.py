@@ -40,6 +40,8 @@ class BackboneSpec:
     """In timm's registry; None if the architecture is in a checkpoint folder's config.json."""
     loss_scales: LossWeights = field(default_factory=lambda: LossWeights(1.0, 1.0, 1.0))
     """Factors on the loss weights, for backbones whose features have another scale than DINO's."""
+    teachers: tuple[str, ...] = ()
+    """Networks that it was distilled from, as far as recorded: they cannot judge images that were made with it."""
     positions: PositionInterpolation = field(default_factory=PositionInterpolation)
 
     @classmethod

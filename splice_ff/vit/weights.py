@@ -19,6 +19,9 @@ from splice_ff.utils.hub import cached_file, hub_file
 from splice_ff.vit.features import UNUSED, ViTFeatures
 from splice_ff.vit.spec import BACKBONES, BUNDLED, BackboneSpec, LossWeights
 
+NO_ARGUMENTS = ("architecture", "mean", "std", "loss_scales", "teachers")
+"""Keys of a checkpoint folder's config.json that are not arguments of its ViT."""
+
 
 def load_backbone(name: str, weights: str | Path | None = None) -> ViTFeatures:
     """A frozen backbone by short name, timm name, bundled checkpoint or folder.
@@ -104,12 +107,13 @@ def _from_config(file: Path) -> tuple[nn.Module, BackboneSpec, list[float], list
     """The ViT that a checkpoint folder's config.json describes, without its weights."""
     try:
         config = json.loads(file.read_text())
-        arguments = {k: v for k, v in config.items() if k not in ("architecture", "mean", "std", "loss_scales")}
+        arguments = {k: v for k, v in config.items() if k not in NO_ARGUMENTS}
         if config["architecture"] != "timm.models.VisionTransformer":
             raise ValueError(f"architecture {config['architecture']!r} is not timm.models.VisionTransformer")
         vit = VisionTransformer(**arguments)
         scales = LossWeights(**{"structure": 1.0, "appearance": 1.0, "identity": 1.0, **config.get("loss_scales", {})})
-        return vit, BackboneSpec(file.parent.name, loss_scales=scales), config["mean"], config["std"]
+        spec = BackboneSpec(file.parent.name, loss_scales=scales, teachers=tuple(config.get("teachers", ())))
+        return vit, spec, config["mean"], config["std"]
     except Exception as error:  # whatever timm makes of a wrong value: it asserts, divides by it, ...
         raise WeightsError(f"{file}: not a backbone's config ({type(error).__name__}: {first_line(error)})") from error
 
