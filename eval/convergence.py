@@ -21,9 +21,8 @@ from torch import Tensor
 
 from splice_ff.images import load_image, save_image
 from splice_ff.losses import Losses
-from splice_ff.per_pair.optimize import make_recipe
 from splice_ff.per_pair.optimizer import EVALUATE_EVERY, PairOptimizer, PairResult
-from splice_ff.per_pair.recipes import Recipe
+from splice_ff.per_pair.recipes import Recipe, make_recipe
 from splice_ff.vit.weights import load_backbone
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)

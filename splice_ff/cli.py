@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
-from typing import Annotated
+import sys
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from splice_ff import __version__
 from splice_ff.commands import (
@@ -25,8 +27,28 @@ from splice_ff.commands import (
     train,
     transfer,
 )
+from splice_ff.utils.console import hush_libraries, mend_streams
+
+
+class _Commands(TyperGroup):
+    """The commands, with a hint for files whose names begin with a dash."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            # By its attributes: typer has its own copy of click, or uses click's, by its version.
+            if hasattr(error, "option_name") and any(map(_may_be_file, sys.argv[1:])):
+                error.message += " A file whose name begins with a dash is written ./-NAME"  # type: ignore[attr-defined]
+            raise
+
+
+def _may_be_file(word: str) -> bool:
+    return word[:1] == "-" and (Path(word).exists() or bool(Path(word.lower()).suffix))
+
 
 app = typer.Typer(
+    cls=_Commands,
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode="markdown",
@@ -72,5 +94,6 @@ def _options(
 
 def main() -> None:
     """Entry point of the console script."""
-    warnings.filterwarnings("ignore", category=UserWarning, module="torch")  # the reader cannot act on them
+    mend_streams()
+    hush_libraries(quiet=False)
     app()

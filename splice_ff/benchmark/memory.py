@@ -11,8 +11,8 @@ import torch
 from splice_ff.benchmark.fresh_process import in_fresh_process
 from splice_ff.benchmark.models import make_backbone, make_one_shot
 from splice_ff.benchmark.report import Part
-from splice_ff.per_pair.optimize import make_recipe
 from splice_ff.per_pair.optimizer import PairOptimizer
+from splice_ff.per_pair.recipes import make_recipe
 from splice_ff.utils.machine import peak_memory
 from splice_ff.vit.inputs import PUBLISHED
 
@@ -50,7 +50,9 @@ def measure_memory(
 def memory_of_steps(backbone: str, size: int, precision: str, device: str) -> dict[str, Any]:
     """Bytes before and at the peak of a per-pair step in this process, the ViT seeing all of size x 4/3 size pixels."""
     torch.manual_seed(0)
-    recipe = replace(make_recipe("paper", precision=precision), whole_every=1, vit_input=replace(PUBLISHED, size=size))
+    recipe = replace(
+        make_recipe("paper", precision=precision), whole_every=1, cls_warmup=0, vit_input=replace(PUBLISHED, size=size)
+    )
     structure, appearance = torch.rand(2, 1, 3, size, size * 4 // 3)
     run = PairOptimizer(structure, appearance, make_backbone(backbone), recipe, device=device)
     before = peak_memory(run.device)

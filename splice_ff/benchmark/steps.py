@@ -13,9 +13,8 @@ from splice_ff.benchmark.models import check_plain, make_backbone
 from splice_ff.benchmark.naive import naive_step
 from splice_ff.benchmark.report import FLOOR_HEADER, Part, floor_cells, spread
 from splice_ff.benchmark.timing import Work, time_in_turn
-from splice_ff.per_pair.optimize import make_recipe
 from splice_ff.per_pair.optimizer import PairOptimizer
-from splice_ff.per_pair.recipes import PRESETS
+from splice_ff.per_pair.recipes import PRESETS, make_recipe
 from splice_ff.vit.inputs import VIT_SIZE
 
 

@@ -6,11 +6,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from splice_ff.errors import InputError
+from splice_ff.errors import InputError, first_line, printable
+from splice_ff.utils.console import hush_libraries
 
 if TYPE_CHECKING:
     import torch
@@ -19,10 +20,27 @@ if TYPE_CHECKING:
     from splice_ff.per_pair.recipes import Recipe
     from splice_ff.vit.features import ViTFeatures
 
-Structure = Annotated[Path, typer.Argument(help="Image whose layout is kept.", show_default=False)]
-Appearance = Annotated[Path, typer.Argument(help="Image whose look is taken.", show_default=False)]
-Output = Annotated[Path, typer.Option("--output", "-o", help="Image to write; the suffix sets the format.")]
-Folder = Annotated[Path, typer.Option("--output", "-o", help="Folder to write to; made if it is not there.")]
+
+def expanded(path: Any) -> Any:
+    """Callback of options with paths: `~` is the home folder, also where no shell replaces it (`-o=~/a.png`)."""
+    if isinstance(path, list):
+        return [expanded(one) for one in path]
+    return path.expanduser() if isinstance(path, Path) else path
+
+
+def _hush(quiet: bool) -> bool:
+    hush_libraries(quiet)
+    return quiet
+
+
+Structure = Annotated[Path, typer.Argument(help="Image whose layout is kept.", show_default=False, callback=expanded)]
+Appearance = Annotated[Path, typer.Argument(help="Image whose look is taken.", show_default=False, callback=expanded)]
+Output = Annotated[
+    Path, typer.Option("--output", "-o", help="Image to write; the suffix sets the format.", callback=expanded)
+]
+Folder = Annotated[
+    Path, typer.Option("--output", "-o", help="Folder to write to; created if it is missing.", callback=expanded)
+]
 Size = Annotated[
     int | None,
     typer.Option(help="Shorter side, in pixels, at which to work. The output has the structure image's size."),
@@ -41,14 +59,19 @@ PresetBackbone = Annotated[
         "bundled vit_mini if its weights cannot be had."
     ),
 ]
-Weights = Annotated[Path | None, typer.Option(help="The backbone's weights: .safetensors, .pth, or a folder.")]
-Seed = Annotated[int, typer.Option(help="Same seed, same machine: same image.")]
+Weights = Annotated[
+    Path | None, typer.Option(help="The backbone's weights: .safetensors, .pth, or a folder.", callback=expanded)
+]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Same seed, same machine: same image.")]
 State = Annotated[
     Path | None,
-    typer.Option(help="Keep the run here, every 100 steps and on ctrl-C; if the file exists, go on from it."),
+    typer.Option(
+        help="Keep the run here, every 100 steps and at its end; if the file exists, go on from it. --steps may grow.",
+        callback=expanded,
+    ),
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, … By default a GPU if there is one.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notes; errors only.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notes; errors only.", callback=_hush)]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
@@ -83,7 +106,7 @@ def out_of_memory(error: BaseException) -> str | None:
 
 def say(message: str) -> None:
     """Write a line to stderr: stdout is for results."""
-    typer.echo(message, err=True)
+    typer.echo(printable(message), err=True)
 
 
 def load(path: Path, quiet: bool) -> LoadedImage:
@@ -105,13 +128,14 @@ def find_device(name: str | None) -> torch.device:
     """
     import torch
 
-    from splice_ff.utils.machine import default_device
+    from splice_ff.utils.machine import available_devices, default_device
 
     try:
         device = torch.device(name) if name else default_device()
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device '{name}' cannot be used here: {str(error).splitlines()[0]}") from error
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        there = ", ".join(available_devices())
+        raise InputError(f"device '{name}' cannot be used here, but {there} ({first_line(error)[:80]})") from error
     return device
 
 

@@ -27,6 +27,7 @@ from splice_ff.commands._options import (
     say,
 )
 from splice_ff.commands._runs import end_pair, resume, take_steps, write_best
+from splice_ff.errors import InputError
 
 
 def optimize(
@@ -61,19 +62,26 @@ def optimize(
     Example: `splice-ff optimize cat.jpg tiger.jpg -o tiger-cat.png`
     """
     with errors(debug):
-        from splice_ff.analysis.correspondence import match_strength
-        from splice_ff.images import check_writable, save_image
-        from splice_ff.losses import Losses
-        from splice_ff.per_pair.generator_file import save_generator
-        from splice_ff.per_pair.optimize import make_recipe
-        from splice_ff.per_pair.optimizer import PairOptimizer
+        from splice_ff.images import check_readable, check_writable
+        from splice_ff.per_pair.recipes import check_image_size, make_recipe
         from splice_ff.utils.files import check_place
 
+        # What can be known before torch is there is said before.
         recipe = make_recipe(preset, steps=steps, size=size, generator=generator, precision=precision)
-        check_writable(output)
-        for path in (save_generator_to, state):
-            if path:
-                check_place(path)
+        for path in (appearance, structure):
+            height, width = check_readable(path)
+            check_image_size(height, width, recipe.size, str(path))
+        check_writable(output, (height, width))
+        for place in (save_generator_to, state):
+            if place:
+                check_place(place)
+
+        from splice_ff.analysis.correspondence import match_strength
+        from splice_ff.images import save_image
+        from splice_ff.losses import Losses
+        from splice_ff.per_pair.generator_file import save_generator
+        from splice_ff.per_pair.optimizer import PairOptimizer
+
         ours, theirs = (load(path, quiet) for path in (structure, appearance))
         vit = find_backbone(backbone, weights, recipe)
         where = find_device(device)
@@ -109,16 +117,21 @@ def apply(
     It has learned one look on one layout; expect good results on images like its own.
     """
     with errors(debug):
-        from splice_ff.images import check_writable, save_image
+        from splice_ff.images import check_readable, check_writable
+
+        if not generator.is_file():
+            raise InputError(f"{generator}: no such file; name one written by `optimize --save-generator`")
+        check_writable(output, check_readable(image))
+
+        from splice_ff.images import save_image
         from splice_ff.per_pair.generator_file import load_generator
         from splice_ff.per_pair.optimize import apply_generator
 
-        check_writable(output)
         net, settings = load_generator(generator)
-        picture = load(image, quiet)
-        made = apply_generator(net.to(find_device(device)), picture.rgb, size or _trained_size(settings))
+        loaded = load(image, quiet)
+        painted = apply_generator(net.to(find_device(device)), loaded.rgb, size or _trained_size(settings))
         facts = settings | {"splice_ff": splice_ff.__version__, "applied_to": image.name}
-        save_image(output, made, alpha=picture.alpha, settings=facts)
+        save_image(output, painted, alpha=loaded.alpha, settings=facts)
         if not quiet:
             say(str(output))
 

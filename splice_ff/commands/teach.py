@@ -57,7 +57,7 @@ def teach(
     """
     with errors(debug):
         need("accelerate", "datasets", extra="train")
-        from splice_ff.per_pair.optimize import make_recipe
+        from splice_ff.per_pair.recipes import make_recipe
         from splice_ff.training import teacher
 
         recipe = make_recipe(preset, steps=steps, size=size)

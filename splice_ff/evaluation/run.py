@@ -19,7 +19,8 @@ from splice_ff.evaluation.perceptual import find_lpips, find_set_distances
 from splice_ff.evaluation.report import write_report
 from splice_ff.evaluation.rows import claim, make_rows, read_domains, read_rows, with_image_of
 from splice_ff.evaluation.summary import distances_of_sets, summarize
-from splice_ff.per_pair.optimize import choose_backbone, make_recipe
+from splice_ff.per_pair.optimize import choose_backbone
+from splice_ff.per_pair.recipes import make_recipe
 from splice_ff.utils import machine
 from splice_ff.utils.files import check_place
 from splice_ff.utils.run_folder import lock_folder

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from splice_ff.errors import InputError
 from splice_ff.images import load_image
 from splice_ff.losses import Losses
 from splice_ff.per_pair.optimizer import PairOptimizer, PairResult, working_size
-from splice_ff.per_pair.recipes import PRESETS, Recipe
+from splice_ff.per_pair.recipes import Recipe, check_image_size, make_recipe
 from splice_ff.utils.machine import default_device
 from splice_ff.utils.resize import to_full_size
 from splice_ff.vit.features import ViTFeatures
@@ -80,21 +78,15 @@ def optimize_pair(
 
 @torch.no_grad()
 def apply_generator(generator: nn.Module, image: Tensor, size: int | None) -> Tensor:
-    """Run a trained generator on (1, 3, H, W) in [0, 1] at a shorter side of `size`; the result has H x W."""
+    """Run a trained generator on (1, 3, H, W) in [0, 1] at a shorter side of `size`; the result has H x W.
+
+    Raises:
+        InputError: too few or too many pixels at that size.
+    """
+    check_image_size(image.shape[-2], image.shape[-1], size, "image")
     image = image.to(next(generator.parameters()).device)
     working = working_size(image, size)
     return to_full_size(generator(working), working, image).cpu()
-
-
-def make_recipe(preset: str, **changes: Any) -> Recipe:
-    """A preset with some values replaced; None keeps the preset's.
-
-    Raises:
-        InputError: unknown preset, or a value that cannot work.
-    """
-    if preset not in PRESETS:
-        raise InputError(f"unknown preset '{preset}'. Known: {', '.join(PRESETS)}")
-    return replace(PRESETS[preset], **{k: v for k, v in changes.items() if v is not None})
 
 
 def choose_backbone(recipe: Recipe, name: str | None, weights: str | Path | None) -> tuple[ViTFeatures, str | None]:

@@ -14,11 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from splice_ff.errors import DivergedError, ImageError
+from splice_ff.errors import DivergedError
+from splice_ff.images import check_images
 from splice_ff.losses import Losses, SpliceLoss, Target
 from splice_ff.networks.skip_unet import SkipUNet
 from splice_ff.per_pair.augment import appearance_views, structure_views
-from splice_ff.per_pair.recipes import MIN_SIZE, Recipe
+from splice_ff.per_pair.recipes import Recipe, check_image_size
 from splice_ff.utils.averaging import move_average, ramped_decay
 from splice_ff.utils.machine import fastest_dtype
 from splice_ff.utils.resize import resize_shorter_side, to_full_size
@@ -98,6 +99,9 @@ class PairOptimizer(SteppedRun[Losses]):
         self.recipe, self.seed, self.device = recipe, check_seed(seed), torch.device(device)
         self.steps = recipe.steps
         self.full_structure = structure
+        for name, image in (("structure", structure), ("appearance", appearance)):
+            check_images(image, name)
+            check_image_size(image.shape[-2], image.shape[-1], recipe.size, name)
         self.structure = working_size(structure.to(self.device), recipe.size)
         self.appearance = working_size(appearance.to(self.device), recipe.size)
         dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -109,7 +113,7 @@ class PairOptimizer(SteppedRun[Losses]):
 
         self.is_new = generator is None
         self.generator = (self._new_generator() if generator is None else generator).to(self.device)
-        self.averaged = copy.deepcopy(self.generator).requires_grad_(False) if recipe.average else self.generator
+        self.averaged = copy.deepcopy(self.generator).requires_grad_(False) if recipe.ema_decay else self.generator
         self.generate: Callable[[Tensor], Tensor] = self.generator
         if compile:
             self.generate = torch.compile(self.generator)
@@ -145,8 +149,8 @@ class PairOptimizer(SteppedRun[Losses]):
         self.adam.step()
         self.adam.zero_grad()
         self.step_count += 1
-        if self.recipe.average:
-            move_average(self.averaged, self.generator, ramped_decay(self.recipe.average, self.step_count))
+        if self.recipe.ema_decay:
+            move_average(self.averaged, self.generator, ramped_decay(self.recipe.ema_decay, self.step_count))
         if self.step_count % EVALUATE_EVERY == 0 or self.step_count == self.steps:
             self._evaluate()
         return losses
@@ -323,12 +327,5 @@ class PairOptimizer(SteppedRun[Losses]):
 
 
 def working_size(image: Tensor, size: int | None) -> Tensor:
-    """(1, 3, H, W) with a shorter side of `size`, or its own if None; ImageError if that is too small."""
-    if size is not None:
-        image = resize_shorter_side(image, size)
-    if min(image.shape[-2:]) < MIN_SIZE:
-        raise ImageError(
-            f"an image of {image.shape[-2]}x{image.shape[-1]} pixels is too small to be optimized at its own size "
-            f"(at least {MIN_SIZE}): give a size"
-        )
-    return image
+    """(1, 3, H, W) with a shorter side of `size`, or its own if None."""
+    return image if size is None else resize_shorter_side(image, size)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
 
 from splice_ff.errors import InputError
-from splice_ff.networks.skip_unet import VARIANTS
+from splice_ff.images.formats import MAX_PIXELS
 from splice_ff.vit.inputs import PUBLISHED, ViTInput
 
 Precision = Literal["auto", "fp32", "bf16"]
+Generator = Literal["published", "refined"]
+"""A key of `splice_ff.networks.skip_unet.VARIANTS`; named here too, as this module does without torch."""
 MIN_SIZE = 64
 """Pixels: crops of 95 % stay well above what the generator needs."""
+MAX_STEPS = 1_000_000
+"""Fifty times what anybody has published: more is a slip of the finger."""
 
 
 @dataclass(frozen=True)
@@ -44,37 +48,68 @@ class Recipe:
     """So many steps at first minimize the appearance loss alone (and that of the whole image, where they use it)."""
     identity_every: int
     """The identity loss is taken at every such step, weighted as much more; it costs half of a step."""
-    average: float
-    """Decay of the moving average of the weights that makes the image; 0: the weights themselves."""
+    ema_decay: float
+    """Of the moving average of the weights, which makes the image; 0: the weights themselves make it."""
     patience: int
     """Stop after so many evaluations in which the best total fell by less than 1 %; 0: never."""
     precision: Precision
-    generator: str
+    generator: Generator
     vit_input: ViTInput = field(default_factory=ViTInput)
     """How images become what the losses see."""
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise InputError(f"steps must be at least 1, not {self.steps}")
+        if not 1 <= self.steps <= MAX_STEPS:
+            raise InputError(f"steps must be from 1 to {MAX_STEPS}, not {self.steps}")
         if self.size is not None and self.size < MIN_SIZE:
             raise InputError(f"size must be at least {MIN_SIZE} pixels, not {self.size}")
-        if self.precision not in get_args(Precision):
-            raise InputError(f"unknown precision '{self.precision}'. Known: {', '.join(get_args(Precision))}")
-        if self.generator not in VARIANTS:
-            raise InputError(f"unknown generator '{self.generator}'. Known: {', '.join(VARIANTS)}")
+        for name, value, known in (
+            ("precision", self.precision, get_args(Precision)),
+            ("generator", self.generator, get_args(Generator)),
+        ):
+            if value not in known:
+                raise InputError(f"unknown {name} '{value}'. Known: {', '.join(known)}")
 
 
 PRESETS = {
     "paper": Recipe(
         backbone="dino_vitb8", steps=10_000, size=None, generator="published", precision="fp32",
-        learning_rate=2e-3, beta1=0.0, cosine=False, copy_steps=0, average=0.0, patience=0,
+        learning_rate=2e-3, beta1=0.0, cosine=False, copy_steps=0, ema_decay=0.0, patience=0,
         views=0, jitter_in_8_bits=True, whole_every=75, cls_warmup=1, identity_every=1,
         vit_input=PUBLISHED,
     ),
     "fast": Recipe(
         backbone="dino_vits8", steps=600, size=224, generator="published", precision="auto",
-        learning_rate=4e-3, beta1=0.5, cosine=True, copy_steps=40, average=0.9, patience=8,
+        learning_rate=4e-3, beta1=0.5, cosine=True, copy_steps=40, ema_decay=0.9, patience=8,
         views=16, jitter_in_8_bits=False, whole_every=0, cls_warmup=0, identity_every=2,
     ),
 }  # fmt: skip
 """`paper` follows the published code. `fast` minimizes the same losses; its values are chosen by measurement."""
+
+
+def make_recipe(preset: str, **changes: Any) -> Recipe:
+    """A preset with some values replaced; None keeps the preset's.
+
+    Raises:
+        InputError: unknown preset, or a value that cannot work.
+    """
+    if preset not in PRESETS:
+        raise InputError(f"unknown preset '{preset}'. Known: {', '.join(PRESETS)}")
+    return replace(PRESETS[preset], **{k: v for k, v in changes.items() if v is not None})
+
+
+def check_image_size(height: int, width: int, size: int | None, name: str) -> None:
+    """Whether an image of height x width pixels can be worked on at a shorter side of `size`, or its own if None.
+
+    Raises:
+        InputError: too few pixels for the generator, or more than can be held; the message names the image.
+    """
+    short, long = min(height, width), max(height, width)
+    if size is None and short < MIN_SIZE:
+        raise InputError(f"{name}: {width}x{height} pixels are too few (at least {MIN_SIZE} a side); give a size")
+    if size is not None and size < MIN_SIZE:
+        raise InputError(f"size must be at least {MIN_SIZE} pixels, not {size}")
+    if size is not None and size**2 * long / short > MAX_PIXELS:
+        raise InputError(
+            f"{name}: {width}x{height} pixels at a size of {size} are more than {MAX_PIXELS // 1_000_000} megapixels; "
+            "give a smaller size"
+        )

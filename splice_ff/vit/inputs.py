@@ -6,10 +6,10 @@ Training, one-shot inference, refining and the analysis tools share the default;
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch.nn.functional as F
-from torch import Tensor
-from torchvision.transforms.v2 import functional as TF
+if TYPE_CHECKING:
+    from torch import Tensor
 
 VIT_SIZE = 224
 """Shorter side, in pixels, of what the ViT sees, as published."""
@@ -31,6 +31,8 @@ class ViTInput:
     def resize(self, images: Tensor, patch_size: tuple[int, int]) -> Tensor:
         """Resize images (B, 3, H, W) for a ViT with patches of (down, across) pixels; aspect ratios are kept."""
         if not self.whole_patches:
+            from torchvision.transforms.v2 import functional as TF  # here: recipes, as data, are read without torch
+
             return TF.resize(images, [self.size], max_size=round(MAX_ASPECT * self.size), antialias=self.antialias)
         sides = images.shape[-2:]
         factor = min(self.size / min(sides), MAX_ASPECT * self.size / max(sides))
@@ -44,6 +46,8 @@ class ViTInput:
         whole = [max(2, round(side / patch)) * patch for side, patch in zip(sides, patch_size, strict=True)]
         if list(images.shape[-2:]) == whole:
             return images
+        import torch.nn.functional as F
+
         return F.interpolate(images, whole, mode="bilinear", antialias=self.antialias)
 
 

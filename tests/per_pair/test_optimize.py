@@ -9,8 +9,9 @@ from timm.models.vision_transformer import VisionTransformer
 from splice_ff import DivergedError, InputError, PairOptimizer, ViTFeatures, optimize_pair
 from splice_ff.errors import CheckpointError
 from splice_ff.per_pair.generator_file import load_generator, save_generator
-from splice_ff.per_pair.optimize import apply_generator, make_recipe
+from splice_ff.per_pair.optimize import apply_generator
 from splice_ff.per_pair.optimizer import EVALUATE_EVERY
+from splice_ff.per_pair.recipes import make_recipe
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,7 @@ def test_a_state_of_another_run_is_refused(pair, backbone, tmp_path):
 
 
 def test_best_picture_is_kept_when_later_ones_are_worse(pair, backbone):
-    optimizer = start(pair, backbone, steps=60, average=0.0, cosine=False, patience=0)
+    optimizer = start(pair, backbone, steps=60, ema_decay=0.0, cosine=False, patience=0)
     run(optimizer, EVALUATE_EVERY)
     best = optimizer.result()
     with torch.no_grad():
@@ -106,7 +107,7 @@ def test_best_picture_is_kept_when_later_ones_are_worse(pair, backbone):
 
 
 def test_nan_stops_with_the_last_good_picture(pair, backbone):
-    optimizer = start(pair, backbone, steps=60, average=0.0)
+    optimizer = start(pair, backbone, steps=60, ema_decay=0.0)
     run(optimizer, EVALUATE_EVERY)
     with torch.no_grad():
         optimizer.generator.to_rgb.bias.fill_(float("nan"))
@@ -116,7 +117,7 @@ def test_nan_stops_with_the_last_good_picture(pair, backbone):
 
 
 def test_weights_that_were_never_finite_make_no_picture(pair, backbone):
-    optimizer = start(pair, backbone, average=0.0, copy_steps=0)
+    optimizer = start(pair, backbone, ema_decay=0.0, copy_steps=0)
     with torch.no_grad():
         optimizer.generator.to_rgb.bias.fill_(float("nan"))
     with pytest.raises(DivergedError, match="no image"):
@@ -179,7 +180,9 @@ def test_refined_generator_trains(pair, backbone):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"steps": 0}, "steps must be at least 1"),
+        ({"steps": 0}, "steps must be from 1"),
+        ({"steps": 10**12}, "steps must be from 1"),
+        ({"size": 10**9}, "megapixels"),
         ({"size": 7}, "size must be at least 64"),
         ({"generator": "big"}, "unknown generator 'big'"),
         ({"preset": "slow"}, "unknown preset 'slow'"),

@@ -10,7 +10,7 @@ from support.training_setup import log_lines, read_config, write_run
 from torch.nn import functional as F
 
 from splice_ff.images import save_image
-from splice_ff.per_pair.optimize import make_recipe
+from splice_ff.per_pair.recipes import make_recipe
 from splice_ff.training.teacher import teach
 from splice_ff.training.trainer import Trainer
 

@@ -21,9 +21,8 @@ from splice_ff.data.mined_pairs import MinedPairs
 from splice_ff.data.sources import open_dataset
 from splice_ff.data.teacher_pairs import TeacherPairs, read_teacher_pair, write_teacher_pair
 from splice_ff.errors import DivergedError, InputError
-from splice_ff.per_pair.optimize import make_recipe
 from splice_ff.per_pair.optimizer import PairOptimizer
-from splice_ff.per_pair.recipes import PRESETS
+from splice_ff.per_pair.recipes import PRESETS, make_recipe
 from splice_ff.training import teacher
 from splice_ff.training.teacher import paint_pairs, tasks_of_dataset, teach
 from splice_ff.utils.run_folder import lock_folder
