@@ -1,10 +1,11 @@
-# make demo   install, paint the example pair, print where the image is
+# make demo   install, paint the example pair, print where the images are
 # make test   install, run the tests
 # make lint   install, check style and types
+# make docs   install mkdocs, build the documentation into out/site
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint
+.PHONY: demo test lint docs
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
@@ -24,8 +25,16 @@ lint: .venv/installed
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
+docs: .venv/docs-installed
+	@$(BIN)/mkdocs build --strict --quiet --site-dir out/site
+	@echo "open $(CURDIR)/out/site/index.html"
+
 .venv/installed: pyproject.toml
-	@echo "installing into .venv (once; torch makes it some 6 GB)"
+	@echo "installing into .venv (once; torch makes it some 5 GB)"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]" 2>.venv/install.log || (cat .venv/install.log; exit 1)
+	@touch $@
+
+.venv/docs-installed: .venv/installed
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[docs]" 2>.venv/install.log || (cat .venv/install.log; exit 1)
 	@touch $@

@@ -60,8 +60,8 @@ def evaluate(
 ) -> None:
     """Measure methods on pairs: report.html with images, summary.md, summary.json, results.parquet.
 
-    Stopped and started again, it goes on. On several GPUs: `accelerate launch --multi_gpu -m eval.evaluate` with the
-    same arguments; in several processes on CPUs: `torchrun --nproc_per_node 2 -m eval.evaluate`.
+    Stopped and started again, it goes on. On several GPUs: `accelerate launch --multi_gpu -m splice_ff evaluate`
+    with the same arguments; in several processes on CPUs: `torchrun --nproc_per_node 2 -m splice_ff evaluate`.
 
     Example: `splice-ff evaluate pairs -o evaluation --method copy --method one-shot --results theirs=results/`
     """  # fmt: skip

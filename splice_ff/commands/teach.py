@@ -51,7 +51,7 @@ def teach(
     """Paint many pairs with the per-pair optimizer, for `splice-ff train` to learn from.
 
     Interrupted, the same command goes on from where it stopped. On several GPUs:
-    `accelerate launch $(which splice-ff) teach PAIRS -o DIR`; in several processes on CPUs: `torchrun` likewise.
+    `accelerate launch -m splice_ff teach PAIRS -o DIR`; in several processes on CPUs: `torchrun` likewise.
 
     Example: `splice-ff teach pairs/ -o teacher`
     """

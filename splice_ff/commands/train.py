@@ -22,7 +22,7 @@ def train(
 ) -> None:
     """Train the one-shot generator on your own images.
 
-    On several GPUs or machines: `accelerate launch train/amortized.py --config CONFIG`, with the same overrides.
+    On several GPUs or machines: `accelerate launch -m splice_ff train CONFIG`, with the same overrides.
     Stop with ctrl-C or SIGTERM: the run is saved, and the same command goes on.
 
     Example: `splice-ff train train/configs/small.yaml data.source=photos/ output=runs/photos`
