@@ -5,19 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from splice_ff.errors import ImageError
-from splice_ff.images.formats import check_size, explained, open_image, quiet_pillow
+from splice_ff.images.decode import DecodedImage, decode_image, from_planes
+from splice_ff.images.formats import check_size
 
 ImageInput: TypeAlias = str | os.PathLike[str] | Image.Image | NDArray[Any] | Tensor
 """What `load_image` takes."""
@@ -66,18 +64,7 @@ def load_image(source: ImageInput) -> LoadedImage:
     """
     if isinstance(source, Tensor):
         return _from_tensor(source)
-    if isinstance(source, np.ndarray):
-        if np.ma.is_masked(source):
-            raise ImageError("array: some values are masked; fill them first")
-        return _from_array(np.asarray(source), "array")
-    if not isinstance(source, (str, os.PathLike, Image.Image)):
-        raise ImageError(f"{type(source).__name__} is no image; pass a path, PIL image, array or tensor")
-    name = "PIL image" if isinstance(source, Image.Image) else os.path.expanduser(os.fspath(source))
-    with explained(name), quiet_pillow():
-        if isinstance(source, Image.Image):
-            return _from_pil(source, name)
-        with open_image(Path(name)) as image:
-            return _from_pil(image, name, _frames_note(image))
+    return _on(torch.device("cpu"), decode_image(source))
 
 
 def load_images(source: ImageInput | Sequence[ImageInput]) -> list[LoadedImage]:
@@ -123,72 +110,6 @@ def check_images(images: Tensor, name: str) -> None:
         raise ImageError(f"{given}, with values from {low:.4g} to {high:.4g}; expected [0, 1]: divide or clamp first")
 
 
-def _frames_note(image: Image.Image) -> tuple[str, ...]:
-    frames = getattr(image, "n_frames", 1)
-    # Phones write MPO: a photograph, then its depth map or thumbnail. That is not worth a note.
-    if frames == 1 or image.format == "MPO":
-        return ()
-    if image.format == "TIFF":
-        return (f"several pages: first of {frames} pages used",)
-    return (f"animated: first of {frames} frames used",)
-
-
-def _from_pil(image: Image.Image, source: str, notes: tuple[str, ...] = ()) -> LoadedImage:
-    check_size(image.height, image.width, source)  # from the header: nothing is decoded yet
-    image.load()
-    try:
-        image = ImageOps.exif_transpose(image)
-    except Exception:  # any parsing error of Pillow's; the pixels are whole all the same
-        notes += ("damaged EXIF data ignored",)
-    profile = image.info.get("icc_profile")
-
-    if image.mode == "F" or image.mode.startswith("I"):
-        # 16- and 32-bit gray. Pillow would clip it to 8 bits; as an array it keeps its range.
-        array = np.asarray(image)
-        if array.dtype == np.int32:
-            if array.min() < 0 or array.max() > 65535:
-                raise ImageError(f"{source}: gray values outside [0, 65535]; export it with 8 or 16 bits")
-            array = array.astype(np.uint16)
-        if profile:
-            notes += ("color profile of 16-bit gray ignored",)
-        return _from_array(array, source, notes)
-
-    alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
-    # A profile describes the channels as stored, so gray and CMYK meet theirs before they become RGB.
-    mode = {"L": "L", "LA": "L", "CMYK": "CMYK"}.get(image.mode, "RGB")
-    colors = image.convert(mode)
-    if profile:
-        try:
-            colors = _to_srgb(colors, profile)
-        except (ImageCms.PyCMSError, OSError, ValueError):
-            notes += ("damaged or unsuitable color profile ignored",)
-    colors = colors.convert("RGB")
-    if alpha is not None:
-        colors.putalpha(alpha)
-    return _from_array(np.asarray(colors), source, notes)
-
-
-def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
-    parsed = ImageCms.ImageCmsProfile(BytesIO(profile))
-    if image.mode == "L" and parsed.profile.xcolor_space.strip() == "RGB":
-        image = image.convert("RGB")  # gray saved from an RGB editor keeps that editor's profile
-    converted = ImageCms.profileToProfile(image, parsed, ImageCms.createProfile("sRGB"), outputMode="RGB")
-    assert converted is not None  # it is None only when converting in place
-    return converted
-
-
-def _from_array(array: NDArray[Any], source: str, notes: tuple[str, ...] = ()) -> LoadedImage:
-    if array.ndim not in (2, 3) or array.shape[2:] not in ((), (3,), (4,)):
-        raise ImageError(f"{source}: shape {array.shape}; expected (H, W), (H, W, 3) or (H, W, 4)")
-    check_size(array.shape[0], array.shape[1], source)
-    kind = array.dtype.kind
-    if kind not in "bf" and not (kind == "u" and array.dtype.itemsize <= 2):
-        raise ImageError(f"{source}: type {array.dtype}; expected bool, uint8, uint16, or float in [0, 1]")
-    white = np.iinfo(array.dtype).max if kind == "u" else 1
-    planes = torch.from_numpy(np.atleast_3d(array).astype(np.float32) / white)
-    return _finish(planes.permute(2, 0, 1)[None], source, notes)
-
-
 def _from_tensor(tensor: Tensor) -> LoadedImage:
     shape = tuple(tensor.shape)
     if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
@@ -204,31 +125,13 @@ def _from_tensor(tensor: Tensor) -> LoadedImage:
         planes = planes.to(torch.float32, copy=True)
     else:
         raise ImageError(f"tensor: shape {shape}, type {tensor.dtype}; expected uint8, or float in [0, 1]")
-    return _finish(planes, "tensor")
-
-
-def _finish(planes: Tensor, source: str, notes: tuple[str, ...] = ()) -> LoadedImage:
-    """Check the values of `(1, C, H, W)` float32 with 1, 3 or 4 channels, and part colors from alpha."""
+    if planes.shape[1] == 4:  # hidden colors are spread on the CPU
+        return _on(planes.device, from_planes(planes[0].cpu().numpy(), "tensor"))
     if not (planes.min() >= 0 and planes.max() <= 1):  # written so that NaN fails too
-        raise ImageError(f"{source}: values outside [0, 1] or not finite; clamp or rescale them first")
-    rgb = planes[:, :3].expand(-1, 3, -1, -1).contiguous()
-    alpha = planes[:, 3:].contiguous()
-    if not alpha.numel() or alpha.min() == 1:
-        return LoadedImage(rgb, None, source, notes)
-    if alpha.max() == 0:
-        raise ImageError(f"{source}: no pixel is visible, alpha is 0 everywhere; export it without alpha")
-    return LoadedImage(torch.where(alpha > 0, rgb, _spread(rgb, alpha)), alpha, source, notes)
+        raise ImageError("tensor: values outside [0, 1] or not finite; clamp or rescale them first")
+    return LoadedImage(planes.expand(-1, 3, -1, -1).contiguous(), None, "tensor")
 
 
-def _spread(rgb: Tensor, alpha: Tensor) -> Tensor:
-    """Colors for all pixels from those that alpha shows: (1, 3, H, W) from (1, 3, H, W) and (1, 1, H, W).
-
-    A pyramid of means weighted by alpha, read from coarse to fine: each level fills what the finer ones leave open
-    (the pull-push of Gortler et al., "The Lumigraph", 1996). Smooth, so that the border of a cut-out makes no edge.
-    """
-    if min(rgb.shape[-2:]) == 1:
-        return ((rgb * alpha).sum((-2, -1), keepdim=True) / alpha.sum().clamp_min(1e-12)).expand_as(rgb)
-    weight = F.avg_pool2d(alpha, 2, ceil_mode=True)
-    mean = F.avg_pool2d(rgb * alpha, 2, ceil_mode=True) / weight.clamp_min(1e-12)
-    coarse = torch.where(weight > 0, mean, _spread(mean, weight))
-    return F.interpolate(coarse, rgb.shape[-2:], mode="bilinear")
+def _on(device: torch.device, image: DecodedImage) -> LoadedImage:
+    alpha = None if image.alpha is None else torch.from_numpy(image.alpha)[None].to(device)
+    return LoadedImage(torch.from_numpy(image.rgb)[None].to(device), alpha, image.source, image.notes)

@@ -57,9 +57,9 @@ def guided_upsample(output: Tensor, small_guide: Tensor, guide: Tensor) -> Tenso
     matrix, offset = _local_affine(output, small_guide)
     rest = output - (torch.einsum("bijhw,bihw->bjhw", matrix, small_guide) + offset)
     enlarged = F.interpolate(offset, (h, w), mode="bilinear") + F.interpolate(rest, (h, w), mode="bicubic")
-    for j in range(3):  # one channel at a time: the matrices of a large image would fill the memory
-        enlarged[:, j] += (F.interpolate(matrix[:, :, j], (h, w), mode="bilinear") * guide).sum(1)
-    return enlarged.clamp_(0, 1)
+    # one channel at a time: the matrices of a large image would fill the memory
+    colors = [(F.interpolate(matrix[:, :, j], (h, w), mode="bilinear") * guide).sum(1) for j in range(3)]
+    return enlarged.add_(torch.stack(colors, 1)).clamp_(0, 1)
 
 
 def _local_affine(output: Tensor, guide: Tensor) -> tuple[Tensor, Tensor]:

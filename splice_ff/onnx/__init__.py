@@ -1,0 +1,1 @@
+"""The one-shot model without torch: export.py writes ONNX files, runner.py needs numpy, Pillow and onnxruntime only."""

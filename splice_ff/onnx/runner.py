@@ -1,0 +1,163 @@
+"""One-shot transfer on numpy, Pillow and onnxruntime alone: no torch, so that it starts in about a second.
+
+    model = OnnxSpliceFF("exported/")
+    model("raccoon.jpg", "cat.jpg").save("out.png")
+
+It computes what `splice_ff.SpliceFF` does, on the files that `splice-ff export` writes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from splice_ff.errors import CheckpointError, InputError, first_line
+from splice_ff.images.decode import decode_image
+from splice_ff.onnx.files import CARD, FORMAT, GRAPHS
+from splice_ff.utils.extras import need
+
+Array = NDArray[np.float32]
+MAX_ASPECT = 480 / 224
+"""Longest shape that the ViT sees at full size: see `splice_ff.vit.inputs`."""
+BICUBIC, BILINEAR = Image.Resampling.BICUBIC, Image.Resampling.BILINEAR
+
+
+class OnnxSpliceFF:
+    """An exported one-shot model.
+
+    Args:
+        folder: with model.json and the graphs.
+        threads: of onnxruntime; as many as there are cores if None.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, or of another format.
+        InputError: onnxruntime is not installed.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], threads: int | None = None) -> None:
+        need("onnxruntime", extra="onnx")
+        import onnxruntime
+
+        folder = Path(folder)
+        self.card = _read_card(folder / CARD)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        options.log_severity_level = 3
+        self._sessions: dict[str, Any] = {}
+        for name in GRAPHS:
+            file = folder / f"{name}.onnx"
+            if not file.is_file():
+                raise CheckpointError(f"{file}: no such file; export the model again")
+            try:
+                self._sessions[name] = onnxruntime.InferenceSession(
+                    file, options, providers=onnxruntime.get_available_providers()
+                )
+            except Exception as error:  # onnxruntime has a class of its own for each of its states
+                raise CheckpointError(f"{file}: damaged ({first_line(error)}); export the model again") from error
+
+    def embed(self, appearance: Array) -> Array:
+        """Appearance tokens (1, M, C) of an image (1, 3, H, W) in [0, 1]."""
+        return self._run("encode", vit_input=self._vit_input(appearance))
+
+    def paint(self, structure: Array, tokens: Array, size: int | None = None) -> Array:
+        """The structure image (1, 3, H, W) in [0, 1] with the look of `tokens` (1, M, C), at its own size.
+
+        Args:
+            structure: float32.
+            tokens: from `embed`.
+            size: shorter side, in pixels, at which the network works; the model's default if None.
+
+        Raises:
+            InputError: tokens of another shape.
+        """
+        if list(tokens.shape) != [1, *self.card["tokens"]]:
+            raise InputError(f"appearance tokens of shape {tokens.shape}; this model's are (1, *{self.card['tokens']})")
+        full_size = structure.shape[-2:]
+        working = _resize_shorter_side(structure, size or self.card["size"])
+        vit_input = self._vit_input(working)
+        h, w = working.shape[-2:]
+        padded = _pad(working, self.card["stride"])
+        output = self._run("paint", structure=padded, vit_input=vit_input, tokens=tokens)[..., :h, :w]
+        if (h, w) == full_size:
+            return output
+        if w > full_size[1]:
+            return _resize(output, full_size, BICUBIC).clip(0, 1)
+        return self._run("upsample", output=output, structure=working, full=structure)
+
+    def __call__(self, structure: Any, appearance: Any, size: int | None = None) -> Image.Image:
+        """Paint the structure image with the look of the appearance image.
+
+        Args:
+            structure, appearance: paths, PIL images, or arrays (H, W, 3) of uint8 or of float in [0, 1].
+            size: as for `paint`.
+
+        Returns:
+            A PIL image of the structure image's size, with its alpha.
+        """
+        image = decode_image(structure)
+        tokens = self.embed(decode_image(appearance).rgb[None])
+        output = self.paint(image.rgb[None], tokens, size)[0]
+        if image.alpha is not None:
+            output = np.concatenate([output, image.alpha])
+        return Image.fromarray(np.rint(output.clip(0, 1) * 255).astype(np.uint8).transpose(1, 2, 0))
+
+    def _run(self, graph: str, **inputs: Array) -> Array:
+        result: Array = self._sessions[graph].run(None, inputs)[0]
+        return result
+
+    def _vit_input(self, image: Array) -> Array:
+        """An image as the ViT sees it: whole patches, the rule of `splice_ff.vit.inputs.ViTInput`."""
+        size, patch, sides = self.card["vit_size"], self.card["backbone"]["patch"], image.shape[-2:]
+        factor = min(size / min(sides), MAX_ASPECT * size / max(sides))
+        return _resize(image, [max(2, round(side * factor / patch)) * patch for side in sides], BILINEAR)
+
+
+def _read_card(file: Path) -> dict[str, Any]:
+    try:
+        card: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        if card["format"] != FORMAT:
+            raise CheckpointError(f"{file}: format '{card['format']}', expected '{FORMAT}'; export the model again")
+        return card
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read; name a folder that `splice-ff export` wrote") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{file}: damaged ({first_line(error)}); export the model again") from error
+
+
+def _resize_shorter_side(image: Array, size: int) -> Array:
+    """(1, 3, H, W) with a shorter side of `size`, the longer as torchvision rounds it."""
+    h, w = image.shape[-2:]
+    if min(h, w) == size:
+        return image
+    sides = [size, int(size * w / h)] if h <= w else [int(size * h / w), size]
+    return _resize(image, sides, BICUBIC).clip(0, 1)
+
+
+def _resize(image: Array, sides: Any, how: Image.Resampling) -> Array:
+    """(1, 3, H, W) to other sides; Pillow's filters widen when they reduce: that is antialiasing."""
+    if list(image.shape[-2:]) == list(sides):
+        return image
+    planes = [np.asarray(Image.fromarray(plane).resize((sides[1], sides[0]), how)) for plane in image[0]]
+    return np.stack(planes)[None]
+
+
+def _pad(image: Array, stride: int) -> Array:
+    """(1, 3, H, W), padded below and to the right to multiples of the stride: by reflection, and what lies beyond one
+    image's width of it repeats the edge."""
+    for axis in (2, 3):
+        side = image.shape[axis]
+        missing = -side % stride
+        for mode, most in (("reflect", side - 1), ("edge", missing)):
+            width = [(0, 0)] * 4
+            width[axis] = (0, min(missing, most))
+            image = np.pad(image, width, mode=mode)  # type: ignore[call-overload]
+            missing -= width[axis][1]
+    return np.ascontiguousarray(image)

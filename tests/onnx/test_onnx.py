@@ -1,0 +1,106 @@
+"""ONNX files compute what torch computes, at any size, and run without torch."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.one_shot_model import make_model, picture
+from support.tiny_vit import make_vit
+from typer.testing import CliRunner
+
+from splice_ff.cli import app
+from splice_ff.errors import CheckpointError, InputError
+from splice_ff.vit.features import ViTFeatures
+
+onnx = pytest.importorskip("onnx", reason="needs the extra [onnx]")
+pytest.importorskip("onnxscript", reason="needs the extra [onnx]")
+pytest.importorskip("onnxruntime", reason="needs the extra [onnx]")
+
+from splice_ff.onnx.export import halve_weights  # noqa: E402
+from splice_ff.onnx.runner import OnnxSpliceFF  # noqa: E402
+
+SIZES = [(64, 64), (90, 70), (48, 130)]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_model(ViTFeatures(make_vit()))
+
+
+@pytest.fixture(scope="module")
+def exported(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("splice_ff.one_shot.pipeline.SpliceFF.from_pretrained", lambda *_: model)
+        result = CliRunner().invoke(app, ["export", "any", "-o", str(folder)])
+        assert result.exit_code == 0, result.output
+        assert CliRunner().invoke(app, ["export", "any", "-o", str(folder), "--precision", "int4"]).exit_code == 2
+    return folder
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_it_computes_what_torch_computes(model, exported, size):
+    structure, appearance = picture(0, *size), picture(1, 80, 100)
+    runner = OnnxSpliceFF(exported, threads=1)
+    tokens = model.embed(appearance)
+    np.testing.assert_allclose(runner.embed(appearance.numpy()), tokens.numpy(), atol=1e-4, rtol=1e-4)
+    for working in (64, 48, 96):  # the model's own, reduced, and enlarged
+        expected = model.paint(structure, tokens, size=working).numpy()
+        np.testing.assert_allclose(runner.paint(structure.numpy(), tokens.numpy(), working), expected, atol=1e-4)
+
+
+def test_half_precision_halves_the_files_and_keeps_the_image(exported, tmp_path):
+    shutil.copytree(exported, tmp_path, dirs_exist_ok=True)
+    for name in ("encode", "paint"):
+        graph = onnx.load(exported / f"{name}.onnx")
+        halve_weights(graph)
+        onnx.save(graph, tmp_path / f"{name}.onnx")
+    full, half = ((folder / "paint.onnx").stat().st_size for folder in (exported, tmp_path))
+    assert half < 0.65 * full
+    structure, appearance = picture(0).numpy(), picture(1).numpy()
+    outputs = [r.paint(structure, r.embed(appearance)) for r in (OnnxSpliceFF(exported), OnnxSpliceFF(tmp_path))]
+    assert 0 < np.abs(outputs[0] - outputs[1]).max() < 0.02
+
+
+def test_it_runs_without_torch_and_keeps_alpha(exported, tmp_path):
+    rgba = np.full((40, 50, 4), 200, np.uint8)
+    rgba[:20, :, 3] = 0
+    Image.fromarray(rgba).save(tmp_path / "structure.png")
+    Image.fromarray(rgba[..., :3] // 2).save(tmp_path / "appearance.png")
+    program = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from splice_ff.onnx.runner import OnnxSpliceFF\n"
+        "image = OnnxSpliceFF(sys.argv[1])(sys.argv[2], sys.argv[3])\n"
+        "print(image.mode, image.size, image.getchannel('A').getextrema())"
+    )
+    arguments = [str(exported), str(tmp_path / "structure.png"), str(tmp_path / "appearance.png")]
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "RGBA (50, 40) (0, 200)"
+
+
+@pytest.mark.parametrize("name", ["model.json", "encode.onnx", "paint.onnx", "upsample.onnx"])
+@pytest.mark.parametrize("damage", ["missing", "cut"])
+def test_damaged_folders_are_one_line(exported, tmp_path, name, damage):
+    folder = tmp_path / "copy"
+    shutil.copytree(exported, folder)
+    if damage == "missing":
+        (folder / name).unlink()
+    else:
+        (folder / name).write_bytes((folder / name).read_bytes()[:100])
+    with pytest.raises(CheckpointError, match=name) as caught:
+        OnnxSpliceFF(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_format_and_other_tokens_are_refused(exported, tmp_path):
+    shutil.copytree(exported, tmp_path / "copy")
+    card = json.loads((exported / "model.json").read_text())
+    (tmp_path / "copy" / "model.json").write_text(json.dumps(card | {"format": "splice-ff onnx 0"}))
+    with pytest.raises(CheckpointError, match="format 'splice-ff onnx 0'"):
+        OnnxSpliceFF(tmp_path / "copy")
+    with pytest.raises(InputError, match="appearance tokens of shape"):
+        OnnxSpliceFF(exported).paint(picture(0).numpy(), np.zeros((1, 2, 3), np.float32))
