@@ -149,7 +149,7 @@ def _spread(rgb: Planes, weight: NDArray[Any]) -> Planes:
     if height == width == 1:
         return rgb
     total = _pair_sums(weight)
-    mean: Planes = _pair_sums(rgb * weight) / np.maximum(total, np.float32(1e-12))
+    mean = (_pair_sums(rgb * weight) / np.maximum(total, 1e-12)).astype(np.float32)
     coarse = np.where(total > 0, mean, _spread(mean, total / total.max()))
     planes = [Image.fromarray(plane).resize((width, height), Image.Resampling.BILINEAR) for plane in coarse]
     return np.stack([np.asarray(plane) for plane in planes])
