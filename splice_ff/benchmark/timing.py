@@ -41,7 +41,7 @@ class Timing:
     @property
     def share(self) -> float:
         """Of the time, what the floor is: 1 is as fast as can be."""
-        return self.floor / self.median
+        return self.floor / self.median if self.operations else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""

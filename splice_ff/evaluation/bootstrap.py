@@ -74,7 +74,9 @@ def gap_closed(ours: Values, floor: Values, goal: Values) -> Estimate | None:
     came = np.array([ours[p] - floor[p] for p in common])
     whole = np.array([goal[p] - floor[p] for p in common])
     sample = _resampled(len(common))
-    ratios = came[sample].mean(1) / whole[sample].mean(1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = came[sample].mean(1) / whole[sample].mean(1)
+    ratios = ratios[np.isfinite(ratios)]  # a sample in which floor and goal do not differ has no ratio
     return Estimate(float(came.mean() / whole.mean()), *_interval(ratios, len(common)), len(common))
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import warnings
 from io import StringIO
 from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from splice_ff.errors import printable
 
 Summary = dict[str, Any]
 NO_TIME = 1e-3
@@ -27,10 +30,12 @@ def quality_against_time(summary: Summary) -> str:
             continue
         if seconds is None or seconds < NO_TIME:
             what = "time unknown" if seconds is None else "no time"
-            axes.axhline(estimate["value"], color=color, linestyle="--", linewidth=1.2, label=f"{name} ({what})")
+            axes.axhline(
+                estimate["value"], color=color, linestyle="--", linewidth=1.2, label=_label(f"{name} ({what})")
+            )
         else:
             axes.errorbar(
-                seconds, estimate["value"], yerr=_bars([estimate]), fmt="o", capsize=3, color=color, label=name
+                seconds, estimate["value"], yerr=_bars([estimate]), fmt="o", capsize=3, color=color, label=_label(name)
             )
     if any((m["seconds"] or 0) >= NO_TIME for m in summary["methods"].values()):
         axes.set_xscale("log")
@@ -50,7 +55,14 @@ def layout_against_look(summary: Summary) -> str:
         x, y = (method["means"].get(metric) for metric in ("self_sim", "cls_cosine"))
         if x and y:
             axes.errorbar(
-                x["value"], y["value"], xerr=_bars([x]), yerr=_bars([y]), fmt="o", capsize=3, color=color, label=name
+                x["value"],
+                y["value"],
+                xerr=_bars([x]),
+                yerr=_bars([y]),
+                fmt="o",
+                capsize=3,
+                color=color,
+                label=_label(name),
             )
     axes.set_xlabel("self-sim to the structure image (lower is better)")
     axes.set_ylabel("CLS cosine to the appearance\nimage (higher is better)")
@@ -86,12 +98,12 @@ def gap_by_domain(summary: Summary) -> str | None:
             places, estimates = zip(*known, strict=True)
             axes.bar(
                 places, [e["value"] for e in estimates], width * 0.9, yerr=_bars(list(estimates)), capsize=2,
-                color=color_of[name], label=name, error_kw={"linewidth": 0.8},
+                color=color_of[name], label=_label(name), error_kw={"linewidth": 0.8},
             )  # fmt: skip
         axes.axhline(0, color="black", linewidth=0.8)
         axes.axhline(1, color="black", linewidth=0.8, linestyle=":")
         axes.set_ylabel(labels[metric])
-        axes.set_xticks(range(len(domains)), domains)
+        axes.set_xticks(range(len(domains)), [_label(domain) for domain in domains])
         axes.set_xlim(-0.5, len(domains) - 0.5)  # bars that are not certain leave a place free, not a smaller plot
         axes.spines[["top", "right"]].set_visible(False)
     handles, names_shown = max((axes.get_legend_handles_labels() for axes in panels), key=lambda pair: len(pair[1]))
@@ -108,6 +120,12 @@ def _bars(estimates: list[dict[str, Any]]) -> list[list[float]] | None:
     return [down, [max(0.0, e["high"] - e["value"]) for e in estimates]]
 
 
+def _label(name: str) -> str:
+    """A name as matplotlib shows it: $ begins a formula, and a label with a leading _ is left out of legends."""
+    text = printable(name).replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
 def _colors(summary: Summary) -> list[str]:
     return [COLORS[i % len(COLORS)] for i in range(len(summary["methods"]))]
 
@@ -119,6 +137,7 @@ def _svg(figure: Figure, axes: Axes | None) -> str:
         figure.legend(loc="outside right upper", frameon=False)
     text = StringIO()
     # Outlines instead of text: they look alike whatever fonts the reader has. The salt makes ids reproducible.
-    with matplotlib.rc_context({"svg.fonttype": "path", "svg.hashsalt": "splice-ff"}):
+    with matplotlib.rc_context({"svg.fonttype": "path", "svg.hashsalt": "splice-ff"}), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # letters that the font lacks are drawn as boxes
         figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()[text.getvalue().index("<svg") :]

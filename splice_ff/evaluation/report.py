@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import html
 import json
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -15,11 +14,13 @@ from typing import Any
 from PIL import Image
 from torchvision.transforms.v2 import functional as TF
 
-from splice_ff.errors import InputError
+from splice_ff.errors import InputError, printable
 from splice_ff.evaluation import plots, tables
 from splice_ff.evaluation.rows import Row
+from splice_ff.evaluation.tables import escape
 from splice_ff.images import load_image
-from splice_ff.utils.files import atomic_write
+from splice_ff.utils.files import reason, write_file
+from splice_ff.utils.markdown import escape_cell
 
 Summary = dict[str, Any]
 THUMBNAIL = 220
@@ -28,7 +29,7 @@ TRIVIAL = ("copy", "color")
 
 
 def write_report(folder: Path, summary: Summary, rows: Sequence[Row]) -> Path:
-    """Write all four files; each is whole or absent.
+    """Write all four files, each whole or not at all.
 
     Args:
         folder: of the evaluation; images of rows are found from there.
@@ -37,17 +38,27 @@ def write_report(folder: Path, summary: Summary, rows: Sequence[Row]) -> Path:
 
     Returns:
         The path of report.html.
+
+    Raises:
+        InputError: the folder takes no file, a full disk for one; files of an earlier report stay as they were.
     """
-    _write(folder / "summary.json", json.dumps(summary, indent=1))
-    _write(folder / "summary.md", markdown(summary))
-    atomic_write(folder / "results.parquet", lambda file: _write_parquet(rows, summary, file))
-    _write(folder / "report.html", page(folder, summary, rows))
+    files = {
+        "summary.json": json.dumps(summary, indent=1).encode(),
+        "summary.md": markdown(summary).encode(),
+        "results.parquet": _parquet(rows, summary),
+        "report.html": page(folder, summary, rows).encode(),
+    }
+    for name, data in files.items():
+        try:
+            write_file(folder / name, data)
+        except OSError as error:
+            raise InputError(f"{folder / name}: cannot be written ({reason(error)})") from error
     return folder / "report.html"
 
 
 def markdown(summary: Summary) -> str:
     """Settings and tables."""
-    settings = "\n".join(f"- {name}: {value}" for name, value in _facts(summary).items())
+    settings = "\n".join(f"- {escape_cell(name)}: {escape_cell(value)}" for name, value in _facts(summary).items())
     return "\n".join(["# Evaluation", "", settings, "", *(t.markdown() for t in tables.all_tables(summary))])
 
 
@@ -60,7 +71,9 @@ def page(folder: Path, summary: Summary, rows: Sequence[Row]) -> str:
     names = [metric["name"] for metric in metrics]
     data = {
         "values": {
-            pair: {name: {m: row[m] for m in names if row.get(m) is not None} for name, row in found.items()}
+            printable(pair): {
+                printable(name): {m: row[m] for m in names if row.get(m) is not None} for name, row in found.items()
+            }
             for pair, found in by_pair.items()
         },
         "higher": [metric["name"] for metric in metrics if metric["better"] == "higher"],
@@ -97,8 +110,7 @@ def _plots(summary: Summary) -> str:
         title = f"Gap closed from {summary['floor']} (0) to {summary['baseline']} (1), by domain"
         figures.append((title, gaps, "wide"))
     return "".join(
-        f"<figure class='{kind}' role='img' aria-label='{html.escape(title, quote=True)}'><h3>{html.escape(title)}</h3>"
-        f"{svg}</figure>"
+        f"<figure class='{kind}' role='img' aria-label='{escape(title)}'><h3>{escape(title)}</h3>{svg}</figure>"
         for title, svg, kind in figures
     )
 
@@ -107,8 +119,7 @@ def _problems(summary: Summary) -> str:
     if not summary["errors"]:
         return ""
     items = "".join(
-        f"<li>{html.escape(e['pair'])}, {html.escape(e['method'])}: {html.escape(e['error'])}</li>"
-        for e in summary["errors"]
+        f"<li>{escape(e['pair'])}, {escape(e['method'])}: {escape(e['error'])}</li>" for e in summary["errors"]
     )
     return f"<h3>What could not be measured</h3><ul>{items}</ul>"
 
@@ -122,15 +133,15 @@ def _pair(folder: Path, name: str, found: Mapping[str, Row], methods: Sequence[s
         row = found.get(method)
         source = _thumbnail(folder / row["image"]) if row and row["image"] else None
         figures.append(_figure(method, source, "not measured" if row else "no image", is_method=True))
-    domain = html.escape(any_row["domain"], quote=True)
+    domain = escape(any_row["domain"])
     return (
-        f'<article class="pair" data-pair="{html.escape(name, quote=True)}" data-domain="{domain}">'
-        f"<h4>{html.escape(name)} <span>{domain}</span></h4><div class='strip'>{''.join(figures)}</div></article>"
+        f'<article class="pair" data-pair="{escape(name)}" data-domain="{domain}">'
+        f"<h4>{escape(name)} <span>{domain}</span></h4><div class='strip'>{''.join(figures)}</div></article>"
     )
 
 
 def _figure(name: str, source: str | None, otherwise: str, is_method: bool = False) -> str:
-    label = html.escape(name, quote=True)
+    label = escape(name)
     shown = f'<img src="{source}" alt="{label}" loading="lazy">' if source else f'<div class="none">{otherwise}</div>'
     if not is_method:
         return f"<figure>{shown}<figcaption>{label}</figcaption></figure>"
@@ -150,23 +161,23 @@ def _thumbnail(path: Path) -> str | None:
 
 
 def _definitions(facts: Mapping[str, str]) -> str:
-    return "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>" for name, value in facts.items())
+    return "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
 
 
 def _option(value: str, label: str, is_chosen: bool = False) -> str:
-    return f'<option value="{html.escape(value, quote=True)}"{" selected" * is_chosen}>{html.escape(label)}</option>'
+    return f'<option value="{escape(value)}"{" selected" * is_chosen}>{escape(label)}</option>'
 
 
-def _write_parquet(rows: Sequence[Row], summary: Summary, file: Path) -> None:
+def _parquet(rows: Sequence[Row], summary: Summary) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     texts = ("pair", "domain", "method", "structure_file", "appearance_file", "image", "error")
     numbers = ("seconds", *(metric["name"] for metric in summary["metrics"]))
-    columns = {name: pa.array([row.get(name) for row in rows], pa.string()) for name in texts}
+    columns = {
+        k: pa.array([row[k] if row[k] is None else printable(row[k]) for row in rows], pa.string()) for k in texts
+    }
     columns |= {name: pa.array([row.get(name) for row in rows], pa.float64()) for name in numbers}
-    pq.write_table(pa.table(columns), file)
-
-
-def _write(path: Path, text: str) -> None:
-    atomic_write(path, lambda file: file.write_text(text, encoding="utf-8"))
+    data = BytesIO()
+    pq.write_table(pa.table(columns), data)
+    return data.getvalue()

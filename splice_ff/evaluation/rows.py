@@ -19,6 +19,8 @@ from splice_ff.evaluation.methods import Folder, Method
 from splice_ff.evaluation.metrics import Measurer, Reference
 from splice_ff.images import load_image, save_image
 from splice_ff.utils.console import progress_bar
+from splice_ff.utils.files import reason
+from splice_ff.utils.machine import is_out_of_memory
 from splice_ff.utils.run_folder import claim_folder
 
 Row = dict[str, Any]
@@ -85,6 +87,9 @@ def make_rows(tasks: Sequence[Task], methods: Sequence[Method], measurer: Measur
 
     Rows are appended to `rows-RANK.jsonl`, each as soon as it is known; painted images go to `images/METHOD/PAIR.png`.
     A pair that cannot be used gets a row with its error, and is tried again the next time.
+
+    Raises:
+        InputError: the folder takes no file.
     """
     from accelerate import PartialState
 
@@ -92,32 +97,50 @@ def make_rows(tasks: Sequence[Task], methods: Sequence[Method], measurer: Measur
     done = {(row["pair"], row["method"]) for row in read_rows(folder) if not row["error"]}
     todo = [task for task in tasks if any(_is_open(task, method, done) for method in methods)]
     state.wait_for_everyone()  # nobody writes before all have read
-    folder.mkdir(parents=True, exist_ok=True)
+    is_quiet = quiet or not state.is_main_process
     path = folder / f"rows-{state.process_index:02d}.jsonl"
-    with state.split_between_processes(todo) as share, path.open("a", encoding="utf-8") as file:
-        if path.stat().st_size and not path.read_bytes().endswith(b"\n"):
-            file.write("\n")  # a line cut short by a kill
-        with progress_bar(len(share), "pair", quiet or not state.is_main_process) as bar:
-            for task in share:
-                for row in _rows_of(task, [m for m in methods if _is_open(task, m, done)], measurer, folder):
-                    file.write(json.dumps(row) + "\n")
-                    file.flush()
-                bar.update()
+    with state.split_between_processes(todo) as share, progress_bar(len(share), "pair", is_quiet) as bar:
+        for task in share:
+            for row in _rows_of(task, [m for m in methods if _is_open(task, m, done)], measurer, folder):
+                _append(path, row)
+            bar.update()
     state.wait_for_everyone()
 
 
+def _append(path: Path, row: Row) -> None:
+    line = json.dumps(row) + "\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+b") as file:
+            if file.tell() and path.read_bytes()[-1:] != b"\n":
+                line = "\n" + line  # after one that was cut short by a kill or a full disk
+            file.write(line.encode())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({reason(error)}); the rows before are kept") from error
+
+
 def read_rows(folder: Path) -> list[Row]:
-    """All rows of a folder, one for each pair and method, the latest; lines cut short are left out."""
+    """All rows of a folder, one for each pair and method, the latest; damaged lines are left out.
+
+    Raises:
+        InputError: a file of rows cannot be read.
+    """
     rows: dict[tuple[str, str], Row] = {}
     for path in sorted(folder.glob("rows-*.jsonl"), key=lambda path: path.stat().st_mtime):
-        for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines = path.read_bytes().splitlines()
+        except OSError as error:
+            raise InputError(
+                f"{path}: cannot be read ({reason(error)}); remove it, or choose another folder"
+            ) from error
+        for line in lines:
             try:
                 row = json.loads(line)
-            except ValueError:
+                key = row["pair"], row["method"]
+                if key not in rows or rows[key]["error"] or not row["error"]:  # an error never hides a result
+                    rows[key] = row
+            except (ValueError, KeyError, TypeError, RecursionError):
                 continue
-            key = row["pair"], row["method"]
-            if key not in rows or rows[key]["error"] or not row["error"]:  # an error never hides a result
-                rows[key] = row
     return list(rows.values())
 
 
@@ -150,6 +173,10 @@ def _rows_of(task: Task, methods: Sequence[Method], measurer: Measurer, folder: 
             row |= _paint_and_measure(method, pair.name, reference, measurer, folder)
         except (InputError, DivergedError) as error:
             row["error"] = str(error)
+        except Exception as error:  # torch's and Python's classes differ
+            if not is_out_of_memory(error):
+                raise
+            row["error"] = "out of memory"
         yield row
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from splice_ff.data.pair_list import read_pairs
-from splice_ff.errors import InputError
+from splice_ff.errors import InputError, printable
 from splice_ff.evaluation.bootstrap import MIN_PAIRS
 from splice_ff.evaluation.judges import judge_rows, load_judge
 from splice_ff.evaluation.methods import Folder, Method, parse_method
@@ -154,5 +154,5 @@ def evaluate(
         summary = summarize(rows, names, metrics, baseline, settings, sets, kernel_distances)
         write_report(output, summary, sorted(rows, key=lambda row: row["pair"]))
     for error in summary["errors"]:
-        on_note(f"{error['pair']}, {error['method']}: {error['error']}")
+        on_note(printable(f"{error['pair']}, {error['method']}: {error['error']}"))
     return summary

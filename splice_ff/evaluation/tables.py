@@ -6,6 +6,7 @@ import html
 from dataclasses import dataclass
 from typing import Any
 
+from splice_ff.errors import printable
 from splice_ff.evaluation.perceptual import SET_METRICS
 from splice_ff.utils.markdown import markdown_table
 
@@ -40,12 +41,17 @@ class Table:
 
     def html(self) -> str:
         """As an HTML table under its title."""
-        head = "".join(f"<th>{html.escape(x)}</th>" for x in self.header)
+        head = "".join(f"<th>{escape(x)}</th>" for x in self.header)
         body = "".join(f"<tr>{''.join(_html_cell(c, i) for i, c in enumerate(row))}</tr>" for row in self.rows)
-        note = f"<p>{html.escape(self.note)}</p>" if self.note else ""
+        note = f"<p>{escape(self.note)}</p>" if self.note else ""
         table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-        content = f"<h3>{html.escape(self.title)}</h3>{note}<div class='scroll'>{table}</div>"
+        content = f"<h3>{escape(self.title)}</h3>{note}<div class='scroll'>{table}</div>"
         return f"<section{' class=wide' * self.is_wide}>{content}</section>"
+
+
+def escape(text: str) -> str:
+    """A text for HTML, in elements and in attributes; control characters and broken ones as \\x1b."""
+    return html.escape(printable(text), quote=True)
 
 
 def all_tables(summary: Summary) -> list[Table]:
@@ -181,7 +187,7 @@ def _named(metric: dict[str, str]) -> str:
 
 
 def _html_cell(cell: Cell, column: int) -> str:
-    detail = f"<small>{html.escape(cell.detail)}</small>" if cell.detail else ""
+    detail = f"<small>{escape(cell.detail)}</small>" if cell.detail else ""
     if column == 0:
-        return f"<th>{html.escape(cell.text)}</th>"
-    return f"<td{f' class={cell.verdict}' if cell.verdict else ''}>{html.escape(cell.text)}{detail}</td>"
+        return f"<th>{escape(cell.text)}</th>"
+    return f"<td{f' class={cell.verdict}' if cell.verdict else ''}>{escape(cell.text)}{detail}</td>"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from splice_ff.errors import printable
+
 
 def markdown_table(
     header: Sequence[Any], rows: Iterable[Sequence[Any]], numbers_from: int | None = None, *, is_padded: bool = False
@@ -27,8 +29,8 @@ def markdown_table(
 
 
 def escape_cell(value: Any) -> str:
-    """A value as the text of one cell: no line breaks, no bars that would end it."""
+    """A value as the text of one cell: no line breaks, no bars that would end it, no HTML, no control characters."""
     if value is None:
         return ""
-    text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return " ".join(text.replace("|", "\\|").split())
+    text = f"{value:.4g}" if isinstance(value, float) else " ".join(str(value).split())
+    return printable(text).replace("|", "\\|").replace("<", "&lt;")

@@ -1,7 +1,9 @@
 """Methods, rows, going on after a stop, and the command."""
 
 import csv
+import errno
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import accelerate
@@ -126,6 +128,52 @@ def test_one_bad_pair_does_not_stop_the_rest_and_is_tried_again(tasks, measurer,
     make_rows(tasks, [method], measurer, tmp_path / "out", quiet=True)
     assert [row["error"] for row in rows_of(tmp_path / "out").values()] == [None] * 3
     assert method.seen == ["three", "two", "one", "two"]
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_a_pair_too_large_for_the_memory_does_not_stop_the_rest(tasks, measurer, tmp_path, error):
+    class Greedy(Counting):
+        def __call__(self, pair, structure, appearance):
+            if pair == "three":
+                raise error
+            return super().__call__(pair, structure, appearance)
+
+    make_rows(tasks, [Greedy()], measurer, tmp_path / "out", quiet=True)
+    errors = {pair: row["error"] for (pair, _), row in rows_of(tmp_path / "out").items()}
+    assert errors == {"one": None, "two": None, "three": "out of memory"}
+
+
+def test_damaged_rows_are_measured_again(tasks, measurer, tmp_path):
+    out = tmp_path / "out"
+    make_rows(tasks[:1], [Copy()], measurer, out, quiet=True)
+    [file] = out.glob("rows-*.jsonl")
+    file.write_bytes(b'\xff\xfe\n[1]\n{"pair": "two"}\n' + b"[" * 100_000 + b"\n" + file.read_bytes())
+    assert list(rows_of(out)) == [("one", "copy")]
+    make_rows(tasks, [Copy()], measurer, out, quiet=True)
+    assert len(rows_of(out)) == 3
+
+
+def test_a_folder_in_the_place_of_rows_is_named(tasks, measurer, tmp_path):
+    (tmp_path / "out/rows-00.jsonl").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"rows-00\.jsonl: cannot be read"):
+        make_rows(tasks, [Copy()], measurer, tmp_path / "out", quiet=True)
+
+
+def test_a_full_disk_is_one_line_and_rows_before_are_kept(tasks, measurer, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    make_rows(tasks[:1], [Copy()], measurer, out, quiet=True)
+    opened = Path.open
+
+    def fill(path, *arguments, **options):
+        if path.name.startswith("rows-") and "a+b" in arguments:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", fill)
+    with pytest.raises(InputError, match=r"rows-00\.jsonl: cannot be written \(No space left on device\)"):
+        make_rows(tasks, [Copy()], measurer, out, quiet=True)
+    monkeypatch.undo()
+    assert list(rows_of(out)) == [("one", "copy")]
 
 
 @pytest.mark.parametrize("count", [2, 4])

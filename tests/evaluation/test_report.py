@@ -1,10 +1,12 @@
 """Statistics with known answers, the tables, and the report as a browser shows it."""
 
+import errno
 import json
 import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -98,6 +100,15 @@ def test_gap_closed():
     assert bootstrap.gap_closed(ours, floor, {}) is None
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_gap_of_nothing_has_no_ratio():
+    floor = {str(i): 0.0 for i in range(10)}
+    assert bootstrap.gap_closed(dict.fromkeys(floor, 1.0), floor, dict(floor)) is None
+    goal = {k: -1.0 if k == "0" else 1.0 for k in floor}  # the gap is certain, but nothing in some of the samples
+    gap = bootstrap.gap_closed(dict(floor), floor, goal)
+    assert (gap.value, gap.low, gap.high) == (0, 0, 0)
+
+
 def test_summary(written):
     _, summary, _ = written
     ours = summary["methods"]["<b>ours</b>"]
@@ -143,7 +154,7 @@ def test_markdown_tables_are_whole(written):
     for block in re.split(r"\n(?!\|)", text):
         lines = [line for line in block.splitlines() if line.startswith("|")]
         assert len({line.count("|") for line in lines}) <= 1
-    assert "| objective ↓ |" in text and "command: x < y" in text
+    assert "| objective ↓ |" in text and "command: x &lt; y" in text
 
 
 def test_other_files(rows, written):
@@ -175,6 +186,54 @@ def test_the_page_needs_no_other_file_and_escapes_names(written):
     assert "b" not in parser.tags and "i" not in parser.tags
     assert parser.tags.count("svg") == 3
     assert "@import" not in written[2] and "url(http" not in written[2]
+
+
+NASTY = ["copy", "a$b_{<b>|\x1b[31m", "_hidden", "名前"]
+
+
+def test_no_name_breaks_a_report(tmp_path):
+    """Formulas, bars, HTML, control characters and broken Unicode in names of methods, pairs, domains and files."""
+    values = {m.name: 0.5 for m in METRICS if m.name != "identity"}
+    rows = [
+        {
+            "pair": f"{i}\udcff</script><i>|", "domain": ("$\\frac{", "_\x00|<b>")[i % 2], "method": method,
+            "image": None,
+            "structure_file": "\udcff.png", "appearance_file": "none.png", "seconds": 1.0, "error": None,
+            **{name: value + 0.1 * j + 0.01 * i for name, value in values.items()},
+        }
+        for i in range(12)
+        for j, method in enumerate(NASTY)
+    ]  # fmt: skip
+    summary = summarize(rows, NASTY, METRICS, NASTY[1], {"command": "x \x1b[0m | <b>"})
+    text = report.write_report(tmp_path, summary, rows).read_text(encoding="utf-8")
+    parser = Links()
+    parser.feed(text)
+    assert {"b", "i"}.isdisjoint(parser.tags) and parser.tags.count("script") == 2
+    table = (tmp_path / "summary.md").read_text(encoding="utf-8")
+    assert "<b>" not in table and "\x1b" not in table + text and "\x00" not in table + text
+    blocks = [[line for line in block.splitlines() if line[:1] == "|"] for block in table.split("###")[1:]]
+    assert all(len({line.replace("\\|", "").count("|") for line in block}) == 1 for block in blocks)
+    assert pq.read_table(tmp_path / "results.parquet").num_rows == len(rows)
+    assert "_hidden" in text
+
+
+@pytest.mark.parametrize("name", ["summary.json", "summary.md", "results.parquet", "report.html"])
+def test_a_full_disk_leaves_whole_files(rows, written, tmp_path, monkeypatch, name):
+    _, found = rows
+    (tmp_path / name).write_bytes(b"of an earlier report")
+    write = Path.write_bytes
+
+    def fill(path, data):
+        write(path, data[:9])
+        if path.suffix == Path(name).suffix:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", fill)
+    with pytest.raises(InputError, match=rf"{re.escape(name)}: cannot be written \(No space left"):
+        report.write_report(tmp_path, written[1], found)
+    assert (tmp_path / name).read_bytes() == b"of an earlier report"
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
