@@ -8,7 +8,7 @@ from typing import Any
 
 from splice_ff.errors import printable
 from splice_ff.evaluation.perceptual import SET_METRICS
-from splice_ff.utils.markdown import markdown_table
+from splice_ff.utils.markdown import escape_cell, markdown_table
 
 Summary = dict[str, Any]
 
@@ -35,7 +35,8 @@ class Table:
 
     def markdown(self) -> str:
         """As a Markdown table under its title."""
-        lines = [f"### {self.title}", "", self.note, ""] if self.note else [f"### {self.title}", ""]
+        lines = [f"### {escape_cell(self.title)}", ""]
+        lines += [escape_cell(self.note), ""] if self.note else []
         cells = [[f"{c.text} {c.detail}".strip() for c in row] for row in self.rows]
         return "\n".join([*lines, markdown_table(self.header, cells, numbers_from=1)]) + "\n"
 
