@@ -18,12 +18,12 @@ import torch
 import typer
 
 from splice_ff.analysis.correspondence import WEAK_BUDDIES, WEAK_COSINE, MatchStrength, match_strength
-from splice_ff.analysis.inversion import FeatureInversion, InversionRecipe
+from splice_ff.analysis.inversion import FeatureInversion
 from splice_ff.analysis.pca import pca as principal_colors
+from splice_ff.analysis.recipes import InversionRecipe
 from splice_ff.images import load_image, save_image
-from splice_ff.vit.features import FACETS, ViTFeatures
-from splice_ff.vit.inputs import VIT_SIZE
-from splice_ff.vit.spec import BACKBONES
+from splice_ff.vit.features import ViTFeatures
+from splice_ff.vit.spec import BACKBONES, FACETS, VIT_SIZE
 from splice_ff.vit.weights import load_backbone
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)

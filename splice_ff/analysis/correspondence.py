@@ -15,7 +15,8 @@ from torch import Tensor
 from splice_ff.analysis.patches import patch_descriptors
 from splice_ff.errors import InputError
 from splice_ff.vit.features import ViTFeatures
-from splice_ff.vit.inputs import VIT_SIZE, ViTInput
+from splice_ff.vit.inputs import ViTInput
+from splice_ff.vit.spec import VIT_SIZE
 
 WEAK_COSINE = 0.56
 WEAK_BUDDIES = 0.09

@@ -9,60 +9,27 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from splice_ff.analysis.recipes import InversionRecipe
 from splice_ff.errors import DivergedError, InputError
 from splice_ff.networks.skip_unet import MIN_SIDE, SkipUNet
 from splice_ff.utils.schedules import cosine
 from splice_ff.utils.steps import SteppedRun
 from splice_ff.vit.features import ViTFeatures, self_similarity
-from splice_ff.vit.inputs import VIT_SIZE, ViTInput
+from splice_ff.vit.inputs import ViTInput
 
-Feature = Literal["cls", "keys", "self_similarity"]
-Prior = Literal["cnn", "pixels"]
 NOISE_CHANNELS = 32
 """Of the generator's input, as published."""
 NOISE_SCHEDULE = ((0.5, 10.0), (0.75, 2.0), (1.0, 0.5))
 """Up to which share of the steps noise of which standard deviation is added to the generator's input."""
 PIXEL_START = 0.1
 """Standard deviation of the noise, around mid-gray, from which pixels are optimized (before the sigmoid)."""
-
-
-@dataclass(frozen=True)
-class InversionRecipe:
-    """How features are inverted.
-
-    Published: the CNN prior, Adam at 0.01 throughout, 20 000 steps. For `cls`, every step adds fresh noise to the
-    generator's fixed input (noise of standard deviation 1): 10 for the first 10 000 steps, 2 for the next 5 000, 0.5
-    for the last 5 000. For `keys` the input stays as it is. Ours keeps these shares of however many steps there are,
-    and lowers the learning rate along a cosine to a tenth, which lets a short run settle. Our generator is the
-    per-pair one (five scales, 3x3 kernels); the published one has six scales and larger kernels.
-
-    Raises:
-        InputError: a value that cannot work.
-    """
-
-    feature: Feature = "keys"
-    prior: Prior = "cnn"
-    """cnn: a skip UNet paints the image from noise. pixels: they are optimized directly, for contrast."""
-    steps: int = 300
-    size: int = VIT_SIZE
-    """Shorter side of the images, in pixels; also what the ViT sees."""
-    learning_rate: float = 0.01
-
-    def __post_init__(self) -> None:
-        for name, value, known in (("feature", self.feature, Feature), ("prior", self.prior, Prior)):
-            if value not in get_args(known):
-                raise InputError(f"unknown {name} '{value}'. Known: {', '.join(get_args(known))}")
-        if self.steps < 1:
-            raise InputError(f"steps must be at least 1, not {self.steps}")
-        if self.size < MIN_SIDE:
-            raise InputError(f"size must be at least {MIN_SIDE} pixels, not {self.size}")
 
 
 def noise_std(step: int, steps: int) -> float:

@@ -11,10 +11,11 @@ from einops import rearrange
 from torch import Tensor
 
 from splice_ff.analysis.patches import patch_descriptors
-from splice_ff.vit.features import FACETS, Features, ViTFeatures
-from splice_ff.vit.inputs import VIT_SIZE, ViTInput
+from splice_ff.analysis.recipes import PCA_FACETS
+from splice_ff.vit.features import Features, ViTFeatures
+from splice_ff.vit.inputs import ViTInput
+from splice_ff.vit.spec import FACETS, VIT_SIZE
 
-PCA_FACETS = (*FACETS, "self_similarity")
 CLIPPED = 0.01
 """Share of the patches at either end of a component whose colors are clipped: outliers must not dull the rest."""
 

@@ -10,8 +10,7 @@ from splice_ff.networks.amortized import AmortizedGenerator, GeneratorConfig
 from splice_ff.networks.cross_attention_unet import SIZES
 from splice_ff.one_shot.pipeline import SpliceFF
 from splice_ff.vit.features import ViTFeatures
-from splice_ff.vit.inputs import VIT_SIZE
-from splice_ff.vit.spec import BACKBONES
+from splice_ff.vit.spec import BACKBONES, VIT_SIZE
 from splice_ff.vit.weights import load_backbone
 
 

@@ -15,7 +15,7 @@ from splice_ff.benchmark.report import FLOOR_HEADER, Part, floor_cells, spread
 from splice_ff.benchmark.timing import Work, time_in_turn
 from splice_ff.per_pair.optimizer import PairOptimizer
 from splice_ff.per_pair.recipes import PRESETS, make_recipe
-from splice_ff.vit.inputs import VIT_SIZE
+from splice_ff.vit.spec import VIT_SIZE
 
 
 def measure_steps(

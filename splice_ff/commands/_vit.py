@@ -2,33 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import splice_ff
 from splice_ff.errors import InputError
+from splice_ff.utils.extras import need
 
 if TYPE_CHECKING:
     from splice_ff.vit.features import ViTFeatures
 
-ViTSize = Annotated[
-    int,
-    typer.Option(min=33, max=2048, help="Shorter side, in pixels, of what the ViT sees."),
-]
+ViTSize = Annotated[int, typer.Option(min=33, max=2048, help="Shorter side, in pixels, of what the ViT sees.")]
 Layer = Annotated[int, typer.Option(help="Layer of the ViT, from 0; -1 is the deepest.")]
 
 
-def parse_layers(text: str, vit: ViTFeatures) -> list[int]:
-    """Layers from 0, in order, of numbers with commas between; negative ones count from the end.
+def check_files(images: Sequence[Path], output: Path, backbones: Sequence[str | None], weights: Path | None) -> None:
+    """Refuse what can be refused before torch is imported, which takes seconds.
 
     Raises:
-        InputError: not numbers, or a layer that the ViT does not have.
+        InputError: no matplotlib; an image that cannot be read; an output that cannot be written; a backbone's folder
+            or file that cannot be one.
     """
-    try:
-        numbers = [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise InputError(f"layers '{text}': whole numbers with commas between, like 2,5,8,11") from error
+    need("matplotlib", extra="features")
+    from splice_ff.images import check_readable, check_writable
+    from splice_ff.vit.files import check_backbone, check_weights, weights_file
+
+    check_writable(output)
+    for image in images:
+        check_readable(image)
+    if weights:
+        check_weights(weights_file(weights))
+    for name in filter(None, backbones):
+        check_backbone(name, weights)
+
+
+def check_layers(numbers: Sequence[int], vit: ViTFeatures) -> list[int]:
+    """Layers from 0, in order; negative numbers count from the end.
+
+    Raises:
+        InputError: a layer that the ViT does not have.
+    """
     for number in numbers:
         if not -vit.depth <= number < vit.depth:
             raise InputError(f"layer {number}: {vit.name} has {vit.depth} layers (0 to {vit.depth - 1})")

@@ -20,8 +20,7 @@ from splice_ff.commands._options import (
     load,
     say,
 )
-from splice_ff.commands._vit import Layer, ViTSize, facts_of, parse_layers
-from splice_ff.utils.extras import need
+from splice_ff.commands._vit import Layer, ViTSize, check_files, check_layers, facts_of
 
 
 def attention(
@@ -37,18 +36,14 @@ def attention(
 ) -> None:
     """Show where the [CLS] token looks, head by head."""
     with errors(debug):
-        need("matplotlib", extra="features")
-        from splice_ff.images import check_writable
-
-        check_writable(output)
-        rgb = load(image, quiet).rgb
-
+        check_files([image], output, [backbone], weights)
         from splice_ff.analysis.attention import cls_attention
         from splice_ff.analysis.figures import attention_figure, figure_image
         from splice_ff.images import save_image
 
+        rgb = load(image, quiet).rgb
         vit = find_backbone(backbone, weights).to(find_device(device))
-        (number,) = parse_layers(str(layer), vit)
+        (number,) = check_layers([layer], vit)
         heads = cls_attention(vit, rgb, number, size)[0]
         figure = attention_figure(rgb[0], heads, f"input ({vit.name}, layer {number})")
         save_image(output, figure_image(figure), settings=facts_of(vit) | {"layer": str(number)})

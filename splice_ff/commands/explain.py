@@ -22,8 +22,7 @@ from splice_ff.commands._options import (
     load,
     say,
 )
-from splice_ff.commands._vit import facts_of
-from splice_ff.utils.extras import need
+from splice_ff.commands._vit import check_files, facts_of
 
 
 def explain(
@@ -44,16 +43,12 @@ def explain(
     Example: `splice-ff explain cat.jpg tiger.jpg tiger-cat.png -o explained.png`
     """
     with errors(debug):
-        need("matplotlib", extra="features")
-        from splice_ff.images import check_writable
-
-        check_writable(output)
-        before, target, after = (load(path, quiet).rgb for path in (structure, appearance, result))
-
+        check_files([structure, appearance, result], output, [backbone], weights)
         from splice_ff.analysis.explain import explain as explain_transfer
         from splice_ff.analysis.figures import explanation_figure, figure_image
         from splice_ff.images import save_image
 
+        before, target, after = (load(path, quiet).rgb for path in (structure, appearance, result))
         vit = find_backbone(backbone, weights).to(find_device(device))
         explanation = explain_transfer(vit, before, target, after)
         verdict, loss = explanation.strength.text, explanation.structure_loss

@@ -23,8 +23,7 @@ from splice_ff.commands._options import (
     say,
 )
 from splice_ff.commands._runs import end_run, resume, take_steps
-from splice_ff.commands._vit import ViTSize, parse_layers
-from splice_ff.utils.extras import need
+from splice_ff.commands._vit import ViTSize, check_files, check_layers
 
 if TYPE_CHECKING:
     from splice_ff.analysis.inversion import Inversion
@@ -59,23 +58,22 @@ def invert(
     Example: `splice-ff invert cat.jpg --feature cls --layers 2,5,8,11 --seeds 2 -o inverted`
     """
     with errors(debug):
-        need("matplotlib", extra="features")
-        from splice_ff.images import check_writable
+        from splice_ff.analysis.recipes import InversionRecipe, parse_layers
         from splice_ff.utils.files import check_place
 
-        check_writable(output / "grid.png")
+        # The recipe checks the two names itself.
+        recipe, numbers = InversionRecipe(feature, prior, steps, size), parse_layers(layers)  # type: ignore[arg-type]
+        check_files([image], output / "grid.png", [backbone], weights)
         if state:
             check_place(state)
-        rgb = load(image, quiet).rgb
 
         from splice_ff.analysis.figures import figure_image, inversion_figure
-        from splice_ff.analysis.inversion import FeatureInversion, InversionRecipe
+        from splice_ff.analysis.inversion import FeatureInversion
         from splice_ff.images import save_image
 
-        # The recipe checks the two names itself.
-        recipe = InversionRecipe(feature, prior, steps, size)  # type: ignore[arg-type]
+        rgb = load(image, quiet).rgb
         vit = find_backbone(backbone, weights).to(find_device(device))
-        run = FeatureInversion(vit, rgb, recipe, layers=parse_layers(layers, vit), seeds=range(seed, seed + seeds))
+        run = FeatureInversion(vit, rgb, recipe, layers=check_layers(numbers, vit), seeds=range(seed, seed + seeds))
         resume(run, state, quiet)
 
         def write_grid(name: str) -> list[Inversion]:

@@ -20,8 +20,7 @@ from splice_ff.commands._options import (
     load,
     say,
 )
-from splice_ff.commands._vit import Layer, ViTSize, facts_of, parse_layers
-from splice_ff.utils.extras import need
+from splice_ff.commands._vit import Layer, ViTSize, check_files, check_layers, facts_of
 
 
 def match(
@@ -41,19 +40,15 @@ def match(
     A transfer paints along such ties. Where there are few, or wrong ones, it must fail.
     """
     with errors(debug):
-        need("matplotlib", extra="features")
-        from splice_ff.images import check_writable
-
-        check_writable(output)
-        a, b = (load(path, quiet).rgb for path in (image_a, image_b))
-
+        check_files([image_a, image_b], output, [backbone], weights)
         from splice_ff.analysis.correspondence import match as match_images
         from splice_ff.analysis.correspondence import match_strength
         from splice_ff.analysis.figures import figure_image, matches_figure
         from splice_ff.images import save_image
 
+        a, b = (load(path, quiet).rgb for path in (image_a, image_b))
         vit = find_backbone(backbone, weights).to(find_device(device))
-        (number,) = parse_layers(str(layer), vit)
+        (number,) = check_layers([layer], vit)
         matches = match_images(vit, a, b, number, size)
         verdict = match_strength(vit, a, b).text
         figure = matches_figure(a[0], b[0], matches, (image_a.name, image_b.name), verdict)

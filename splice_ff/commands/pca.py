@@ -21,9 +21,8 @@ from splice_ff.commands._options import (
     load,
     say,
 )
-from splice_ff.commands._vit import ViTSize, facts_of, parse_layers
+from splice_ff.commands._vit import ViTSize, check_files, check_layers, facts_of
 from splice_ff.errors import InputError
-from splice_ff.utils.extras import need
 
 
 def pca(
@@ -60,25 +59,26 @@ def pca(
     Example: `splice-ff pca cat.jpg tiger.jpg --joint --mask -o seen`
     """
     with errors(debug):
-        need("matplotlib", extra="features")
-        from splice_ff.analysis.figures import figure_image, pca_figure
-        from splice_ff.analysis.patches import upsample_map
-        from splice_ff.analysis.pca import PCA_FACETS
-        from splice_ff.analysis.pca import pca as principal_colors
-        from splice_ff.images import check_writable, save_image
+        from splice_ff.analysis.recipes import choose_facets, parse_layers
 
-        chosen = _choose(facets, PCA_FACETS)
+        chosen, numbers = choose_facets(facets), parse_layers(layers) if layers else None
         names: list[str | None] = [*dict.fromkeys(backbone)] if backbone else [None]
         if weights and len(names) > 1:
             raise InputError("--weights belong to one backbone: name only that one")
-        check_writable(output / "grid.png")
+        check_files(images, output / "grid.png", names, weights)
+
+        from splice_ff.analysis.figures import figure_image, pca_figure
+        from splice_ff.analysis.patches import upsample_map
+        from splice_ff.analysis.pca import pca as principal_colors
+        from splice_ff.images import save_image
+
         loaded = [load(path, quiet).rgb for path in images]
         where = find_device(device)
         maps = {}
         for name in names:
             vit = find_backbone(name, weights).to(where)
-            numbers = parse_layers(layers, vit) if layers else None
-            maps[vit.name] = principal_colors(vit, loaded, chosen, numbers, joint=joint, mask=mask, size=size)
+            of_vit = check_layers(numbers, vit) if numbers else None
+            maps[vit.name] = principal_colors(vit, loaded, chosen, of_vit, joint=joint, mask=mask, size=size)
             for folder, rgb, of_image in zip(_folder_names(images), loaded, maps[vit.name], strict=True):
                 for (facet, layer), colors in of_image.items():
                     facts = facts_of(vit) | {"facet": facet, "layer": str(layer), "joint": str(joint)}
@@ -87,17 +87,6 @@ def pca(
         save_image(output / "grid.png", figure_image(pca_figure([rgb[0] for rgb in loaded], maps)))
         if not quiet:
             say(str(output / "grid.png"))
-
-
-def _choose(text: str | None, known: Sequence[str]) -> list[str]:
-    """Facets by name, each once; all without a text."""
-    if text is None:
-        return list(known)
-    parts = [part.strip() for part in text.split(",")]
-    for part in parts:
-        if part not in known:
-            raise InputError(f"unknown facet '{part}'. Known: {', '.join(known)}")
-    return list(dict.fromkeys(parts))
 
 
 def _slug(name: str) -> str:

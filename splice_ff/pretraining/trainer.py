@@ -32,7 +32,7 @@ from splice_ff.utils.resize import resize_shorter_side
 from splice_ff.utils.schedules import cosine, warmed_up
 from splice_ff.utils.seeding import seeded_generator
 from splice_ff.vit.features import ViTFeatures
-from splice_ff.vit.inputs import VIT_SIZE
+from splice_ff.vit.spec import VIT_SIZE
 
 MAX_BAD_STEPS = 10
 """So many steps in a row with NaN or infinite gradients end the run."""

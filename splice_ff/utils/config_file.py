@@ -1,7 +1,10 @@
-"""Settings of a program: a YAML file, checked by a pydantic model, with values replaced on the command line."""
+"""Files of settings, read within bounds and checked by a pydantic model: YAML, whose values the command line may
+replace, and JSON.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +27,7 @@ UserPath = Annotated[Path, AfterValidator(lambda path: Path(os.path.expanduser(p
 Model = TypeVar("Model", bound="Section")
 
 MAX_BYTES = 2**15
+MAX_JSON_BYTES = 2**20
 MAX_DEPTH = 100
 MAX_VALUES = 10_000
 """In a file, aliases counted as often as they are used: a few lines of aliases of aliases can stand for billions."""
@@ -48,15 +52,7 @@ def read_settings(model: type[Model], path: Path, overrides: Sequence[str] = ())
     Raises:
         InputError: no such file, not YAML, out of bounds, or wrong values: one line that names each of them.
     """
-    try:
-        if path.exists() and not path.is_file():
-            raise InputError(f"{path}: not a file")
-        with path.open("rb") as file:
-            text = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({reason(error)})") from error
-    if len(text) > MAX_BYTES:
-        raise InputError(f"{path}: larger than {MAX_BYTES // 2**10} KiB: not a file of settings")
+    text = _read(path, MAX_BYTES)
     try:
         values = parse_yaml(text.decode("utf-8-sig"))
     except (InputError, UnicodeDecodeError) as error:
@@ -67,10 +63,53 @@ def read_settings(model: type[Model], path: Path, overrides: Sequence[str] = ())
         _set(values, override)
     if old := [name for name in model.renamed if _has(values, name)]:
         raise InputError(f"{path}: " + "; ".join(f"{name} is called {model.renamed[name]} now" for name in old))
+    return checked(model, path, values)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The plain values of a JSON file, by name.
+
+    Raises:
+        InputError: no such file, not JSON, out of bounds, or no object.
+    """
+    text = _read(path, MAX_JSON_BYTES)
+    try:
+        decoded = text.decode("utf-8-sig")
+        if _depth(decoded) > MAX_DEPTH:
+            raise InputError(f"{path}: nested too deeply")
+        values = json.loads(decoded)
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError among them
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: not JSON ({first_line(error)})") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: holds no settings")
+    return values
+
+
+def checked(model: type[Model], path: Path, values: Mapping[str, Any]) -> Model:
+    """Values of a file as its model has them.
+
+    Raises:
+        InputError: wrong values: one line that names each of them.
+    """
     try:
         return model.model_validate(values)
     except ValidationError as error:
         raise InputError(f"{path}: {_describe(model, error)}") from error
+
+
+def _read(path: Path, most: int) -> bytes:
+    try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path}: not a file")
+        with path.open("rb") as file:
+            content = file.read(most + 1)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({reason(error)})") from error
+    if len(content) > most:
+        raise InputError(f"{path}: larger than {most // 2**10} KiB: not a file of settings")
+    return content
 
 
 def parse_yaml(text: str) -> Any:

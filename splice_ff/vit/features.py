@@ -20,12 +20,10 @@ from timm.models.eva import Eva, EvaBlock
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from splice_ff.vit.spec import BackboneSpec, PositionInterpolation
+from splice_ff.vit.spec import FACETS, BackboneSpec, PositionInterpolation
 
 PROJECTIONS = ("queries", "keys", "values")
 """What an attention layer makes of its input, in the order in which timm stores the weights."""
-FACETS = ("keys", "queries", "values", "tokens")
-"""What can be asked for of a layer: its projections, and its output."""
 UNUSED = ("head.", "fc_norm.", "attn_pool.")
 """Parts of a ViT after its last block's tokens, by the beginning of their names: not loaded, not fingerprinted."""
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-VIT_SIZE = 224
-"""Shorter side, in pixels, of what the ViT sees, as published."""
+from splice_ff.vit.spec import VIT_SIZE
+
 MAX_ASPECT = 480 / 224
 """Longest shape that is seen at full size, as published; of a longer one, the longer side is bounded instead."""
 

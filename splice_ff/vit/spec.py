@@ -1,8 +1,13 @@
-"""Which backbones there are, as data; the weights of the three losses, and how a backbone scales them."""
+"""Backbones and loss weights as data; needs no torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+
+VIT_SIZE = 224
+"""Shorter side, in pixels, of what the ViT sees, as published."""
+FACETS = ("keys", "queries", "values", "tokens")
+"""What can be asked for of a layer: the projections of its input, and its output."""
 
 
 @dataclass(frozen=True)

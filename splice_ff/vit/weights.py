@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import json
+import pickle
+import re
 from argparse import Namespace
+from collections.abc import Callable
+from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from safetensors.torch import load_file
+from timm.models import get_deprecated_models
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
 from splice_ff.errors import HubError, WeightsError, first_line
-from splice_ff.utils.files import checkpoints_dir
 from splice_ff.utils.hub import cached_file, hub_file
 from splice_ff.vit.features import UNUSED, ViTFeatures
-from splice_ff.vit.spec import BACKBONES, BUNDLED, BackboneSpec, LossWeights
-
-NO_ARGUMENTS = ("architecture", "mean", "std", "loss_scales", "teachers")
-"""Keys of a checkpoint folder's config.json that are not arguments of its ViT."""
-
+from splice_ff.vit.files import check_weights, find_config, read_config, weights_file
+from splice_ff.vit.spec import BACKBONES, BUNDLED, BackboneSpec
 
 def load_backbone(name: str, weights: str | Path | None = None) -> ViTFeatures:
     """A frozen backbone by short name, timm name, bundled checkpoint or folder.
@@ -34,24 +35,25 @@ def load_backbone(name: str, weights: str | Path | None = None) -> ViTFeatures:
         WeightsError: unknown name; damaged file; missing, misshapen or non-finite tensors (file and key named).
         HubError: no file was given and the weights are neither cached nor reachable.
     """
-    folder = checkpoints_dir() / name if name == BUNDLED else Path(name)
-    if (folder / "config.json").is_file():
-        vit, spec, mean, std = _from_config(folder / "config.json")
-        file = _weights_file(weights or folder)
+    make: Callable[[], nn.Module]
+    statistics: dict[str, Any] | None
+    if config_file := find_config(name):
+        config = read_config(config_file)
+        spec, where = config.spec(config_file.parent.name), str(config_file)
+        make, statistics = partial(VisionTransformer, **config.arguments()), config.model_dump()
+        file = weights_file(weights or config_file.parent)
     else:
-        spec = BACKBONES.get(name) or BackboneSpec.of(name)
-        if not timm.is_model(spec.timm_name):
-            known = ", ".join([BUNDLED, *BACKBONES])
-            raise WeightsError(f"unknown backbone '{name}'. Known: {known}, any timm ViT, or a checkpoint folder")
-        file = _weights_file(weights) if weights else _from_hub(spec)
-        vit = timm.create_model(spec.timm_name, pretrained=False, num_classes=0)
-        mean, std = vit.pretrained_cfg["mean"], vit.pretrained_cfg["std"]
+        spec, where = _registered(name), f"backbone '{name}'"
+        make, statistics = partial(timm.create_model, spec.timm_name, pretrained=False, num_classes=0), None
+        file = weights_file(weights) if weights else _from_hub(spec)
+    state = read_state(file)
     try:
-        backbone = ViTFeatures(vit, mean, std, spec)
-    except (TypeError, RuntimeError) as error:  # another kind of model; a mean that is not of three channels
-        where = folder / "config.json" if (folder / "config.json").is_file() else f"backbone '{name}'"
-        raise WeightsError(f"{where}: {error}") from error
-    _load_into(vit, read_state(file), file)
+        vit: Any = _without_weights(make)
+        statistics = statistics or vit.pretrained_cfg
+        backbone = ViTFeatures(vit, statistics["mean"], statistics["std"], spec)
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:  # another kind of model, or odd numbers
+        raise WeightsError(f"{where}: {first_line(error)}") from error
+    _load_into(vit, state, file)
     return backbone
 
 
@@ -79,8 +81,7 @@ def read_state(file: Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: the file is missing, damaged, or holds anything but tensors.
     """
-    if not file.is_file():
-        raise WeightsError(f"{file}: no such weights file")
+    check_weights(file)
     try:
         if file.suffix == ".safetensors":
             state: Any = load_file(file)
@@ -88,39 +89,70 @@ def read_state(file: Path) -> dict[str, Tensor]:
             with torch.serialization.safe_globals([Namespace]):  # DINO's full checkpoints keep their options in one
                 state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle fails in any way: IndexError, struct.error, AssertionError, ...
-        raise WeightsError(f"{file}: not a readable weights file ({first_line(error)})") from error
+        raise WeightsError(f"{file}: {_unreadable(error)}") from error
     for key in ("teacher", "state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
             break
     if not (isinstance(state, dict) and state and all(isinstance(k, str) for k in state)):
         raise WeightsError(f"{file}: holds no dictionary of tensors")
-    if odd := [key for key, tensor in state.items() if not isinstance(tensor, Tensor)]:
-        raise WeightsError(f"{file}: '{odd[0]}' is not a tensor")
+    if odd := [key for key, tensor in state.items() if not _is_plain(tensor)]:
+        raise WeightsError(f"{file}: '{odd[0]}' is not a plain tensor of numbers")
     for prefix in ("module.", "backbone."):
         if any(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): t for key, t in state.items()}
     return state
 
 
-def _from_config(file: Path) -> tuple[nn.Module, BackboneSpec, list[float], list[float]]:
-    """The ViT that a checkpoint folder's config.json describes, without its weights."""
+def _unreadable(error: Exception) -> str:
+    """What is wrong with a file of weights. Torch's own words would advise to let the file run code."""
+    if isinstance(error, pickle.UnpicklingError) and (named := re.search(r"GLOBAL ([\w.]+)", str(error))):
+        return (
+            f"holds more than tensors ({named[1]}), and reading that could run code; where you trust it, load it with "
+            "the program that wrote it and save its state_dict as .safetensors"
+        )
+    detail = type(error).__name__ if isinstance(error, pickle.UnpicklingError) else first_line(error)
+    return f"not a readable weights file, or damaged; download it again ({detail:.200})"
+
+
+def _is_plain(tensor: Any) -> bool:
+    return (
+        isinstance(tensor, Tensor)
+        and tensor.layout == torch.strided
+        and tensor.device.type == "cpu"  # the meta device has shapes but no numbers
+        and not (tensor.is_complex() or tensor.is_quantized)
+    )
+
+
+def _registered(name: str) -> BackboneSpec:
+    """The spec of a short name, or of one in timm's registry, old names included.
+
+    Raises:
+        WeightsError: unknown, or with a tag that timm does not know.
+    """
+    spec = BACKBONES.get(name) or BackboneSpec.of(name, get_deprecated_models().get(name, name))
     try:
-        config = json.loads(file.read_text())
-        arguments = {k: v for k, v in config.items() if k not in NO_ARGUMENTS}
-        if config["architecture"] != "timm.models.VisionTransformer":
-            raise ValueError(f"architecture {config['architecture']!r} is not timm.models.VisionTransformer")
-        vit = VisionTransformer(**arguments)
-        scales = LossWeights(**{"structure": 1.0, "appearance": 1.0, "identity": 1.0, **config.get("loss_scales", {})})
-        spec = BackboneSpec(file.parent.name, loss_scales=scales, teachers=tuple(config.get("teachers", ())))
-        return vit, spec, config["mean"], config["std"]
-    except Exception as error:  # whatever timm makes of a wrong value: it asserts, divides by it, ...
-        raise WeightsError(f"{file}: not a backbone's config ({type(error).__name__}: {first_line(error)})") from error
+        if timm.is_model(spec.timm_name):
+            timm.get_pretrained_cfg(spec.timm_name)
+            return spec
+    except RuntimeError:  # an unknown tag
+        pass
+    known = [BUNDLED, *BACKBONES]
+    close = get_close_matches(name, [*known, *timm.list_models("vit_*", pretrained=True)], n=1)
+    raise WeightsError(
+        f"unknown backbone '{name}'"
+        + (f"; did you mean {close[0]}?" if close else ".")
+        + f" Known: {', '.join(known)}, "
+        "any timm ViT, or a checkpoint folder"
+    )
 
 
-def _weights_file(path: str | Path) -> Path:
-    path = Path(path)
-    return path / "model.safetensors" if path.is_dir() else path
+def _without_weights(make: Callable[[], nn.Module]) -> nn.Module:
+    """A new model; a plain ViT takes no memory and next to no time, as all that it computes with comes from a file."""
+    with torch.device("meta"):
+        model = make()
+    # Others may compute buffers when they are made, rotary embeddings for one.
+    return model if type(model) is VisionTransformer and not list(model.buffers()) else make()
 
 
 def cached_weights(spec: BackboneSpec) -> Path | None:
@@ -169,4 +201,8 @@ def _load_into(vit: nn.Module, state: dict[str, Tensor], file: Path) -> None:
             )
         if not torch.isfinite(state[key]).all():
             raise WeightsError(f"{file}: tensor '{key}' holds NaN or infinite values")
-    vit.load_state_dict({k: state[k].float() for k in expected}, strict=False)
+    # A copy, as what is read may be mapped to the file: the weights must not change with it.
+    vit.load_state_dict({k: state[k].to(torch.float32, copy=True) for k in expected}, strict=False, assign=True)
+    for name, child in vit.named_children():
+        if any(parameter.is_meta for parameter in child.parameters()):  # of UNUSED
+            setattr(vit, name, nn.Identity())

@@ -11,9 +11,9 @@ from timm.models.vision_transformer import VisionTransformer
 from typer.testing import CliRunner
 
 from splice_ff.analysis.correspondence import MatchStrength
-from splice_ff.analysis.pca import PCA_FACETS
+from splice_ff.analysis.recipes import PCA_FACETS
 from splice_ff.cli import app
-from splice_ff.vit.inputs import VIT_SIZE
+from splice_ff.vit.spec import VIT_SIZE
 
 
 @pytest.fixture(scope="module")

@@ -5,13 +5,13 @@ import torch
 import torch.nn.functional as F
 
 from splice_ff.analysis.pca import (
-    PCA_FACETS,
     foreground,
     pca,
     principal_components,
     self_similarity_descriptors,
     spread_layers,
 )
+from splice_ff.analysis.recipes import PCA_FACETS
 from splice_ff.vit.features import self_similarity
 
 

@@ -10,7 +10,8 @@ from support.training_setup import read_config, write_run
 
 from splice_ff.analysis.correspondence import match
 from splice_ff.analysis.explain import explain
-from splice_ff.analysis.inversion import FeatureInversion, InversionRecipe
+from splice_ff.analysis.inversion import FeatureInversion
+from splice_ff.analysis.recipes import InversionRecipe
 from splice_ff.losses import SpliceLoss
 from splice_ff.one_shot.refine import REFINE, PairGenerator
 from splice_ff.per_pair.recipes import PRESETS
