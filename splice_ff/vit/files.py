@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -121,6 +122,17 @@ def check_weights(file: Path) -> None:
         raise WeightsError(f"{file}: only a git-LFS pointer to the weights; fetch them with 'git lfs pull'")
     if start.lstrip().startswith(b"<"):
         raise WeightsError(f"{file}: a web page, not weights; download the file itself")
+    if start.startswith(b"PK") and _is_compressed(file):
+        raise WeightsError(f"{file}: a compressed archive, which PyTorch does not write; unpack it")
+
+
+def _is_compressed(file: Path) -> bool:
+    """Whether a zip archive would take more memory than its size; False of a damaged one."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return False
 
 
 def check_backbone(name: str, weights: str | Path | None) -> None:

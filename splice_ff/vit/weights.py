@@ -24,6 +24,7 @@ from splice_ff.vit.features import UNUSED, ViTFeatures
 from splice_ff.vit.files import check_weights, find_config, read_config, weights_file
 from splice_ff.vit.spec import BACKBONES, BUNDLED, BackboneSpec
 
+
 def load_backbone(name: str, weights: str | Path | None = None) -> ViTFeatures:
     """A frozen backbone by short name, timm name, bundled checkpoint or folder.
 
@@ -40,7 +41,7 @@ def load_backbone(name: str, weights: str | Path | None = None) -> ViTFeatures:
     if config_file := find_config(name):
         config = read_config(config_file)
         spec, where = config.spec(config_file.parent.name), str(config_file)
-        make, statistics = partial(VisionTransformer, **config.arguments()), config.model_dump()
+        make, statistics = partial(VisionTransformer, weight_init="skip", **config.arguments()), config.model_dump()
         file = weights_file(weights or config_file.parent)
     else:
         spec, where = _registered(name), f"backbone '{name}'"
@@ -139,11 +140,9 @@ def _registered(name: str) -> BackboneSpec:
         pass
     known = [BUNDLED, *BACKBONES]
     close = get_close_matches(name, [*known, *timm.list_models("vit_*", pretrained=True)], n=1)
+    guess = f"; did you mean {close[0]}?" if close else "."
     raise WeightsError(
-        f"unknown backbone '{name}'"
-        + (f"; did you mean {close[0]}?" if close else ".")
-        + f" Known: {', '.join(known)}, "
-        "any timm ViT, or a checkpoint folder"
+        f"unknown backbone '{name}'{guess} Known: {', '.join(known)}, any timm ViT, or a checkpoint folder"
     )
 
 

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from splice_ff.errors import HubError, WeightsError
+from splice_ff.vit import weights
 from splice_ff.vit.features import ViTFeatures
 from splice_ff.vit.spec import BACKBONES, LossWeights
 from splice_ff.vit.weights import load_backbone, load_default_backbone
@@ -51,6 +52,23 @@ def test_an_unknown_name_lists_the_known(tmp_path):
         assert not isinstance(caught.value, HubError)  # the bundled one would hide a typing error
     with pytest.raises(WeightsError):
         load_default_backbone("dino_vitx9")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("dino_vitb18", "dino_vitb8"), ("vit_small_patch8_224.dinox", "vit_small_patch8_224.dino"), ("DINO_VITS8", None)],
+)
+def test_a_typing_error_is_answered_with_a_guess(name, meant):
+    with pytest.raises(WeightsError, match=re.escape(name)) as caught:
+        load_backbone(name)
+    assert meant is None or f"did you mean {meant}?" in str(caught.value)
+
+
+def test_an_old_timm_name_means_the_new_one():
+    old = "vit_small_patch16_224_dino"
+    assert old in timm.models.get_deprecated_models() and timm.get_pretrained_cfg(old) is None
+    assert weights._registered(old).timm_name == "vit_small_patch16_224.dino"
+    assert weights._hub_repository(weights._registered(old)) == "timm/vit_small_patch16_224.dino"
 
 
 @pytest.mark.parametrize("name", ["resnet10t", "deit_tiny_distilled_patch16_224"])

@@ -1,6 +1,7 @@
 import contextlib
 import pickle
 import re
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -149,4 +150,58 @@ def test_pickled_code_is_refused_and_not_run(blank_folder, tmp_path, vit_state, 
 
 def test_a_whole_pickled_model_is_refused(blank_folder, tmp_path):
     torch.save(nn.Linear(2, 2), tmp_path / "file.pth")
-    refusal(blank_folder, tmp_path / "file.pth")
+    message = refusal(blank_folder, tmp_path / "file.pth")
+    assert "torch.nn.modules.linear.Linear" in message and "could run code" in message
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "git lfs pull"),
+        (b"\n <!DOCTYPE html><title>404</title>", "web page"),
+        (b"<?xml version='1.0'?><Error>AccessDenied</Error>", "web page"),
+        (b"", "empty"),
+    ],
+    ids=["pointer", "html", "xml", "empty"],
+)
+def test_files_that_people_get_instead_of_weights(blank_folder, tmp_path, suffix, content, word):
+    file = tmp_path / f"file{suffix}"
+    file.write_bytes(content)
+    assert word in refusal(blank_folder, file)
+
+
+@pytest.mark.parametrize("save", [torch.save, lambda content, file: file.write_bytes(pickle.dumps(content, 2))])
+@pytest.mark.parametrize("what", ["code", "class", "text", "truncated"])
+def test_torchs_advice_to_let_files_run_code_is_not_passed_on(blank_folder, tmp_path, save, what):
+    file = tmp_path / "file.pth"
+    content = {"code": Harmful(tmp_path / "mark"), "class": nn.Linear(2, 2), "text": "words", "truncated": [1.0] * 99}
+    save({"teacher": {"a": content[what]}}, file)
+    if what == "truncated":
+        file.write_bytes(file.read_bytes()[:-30])
+    message = refusal(blank_folder, file)
+    assert not any(word in message for word in ("weights_only", "torch.load", "arbitrary", "add_safe_globals"))
+    assert len(message) < 400 + len(str(file))
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.ones(4, 4).to_sparse(),
+        torch.ones(4, device="meta"),
+        torch.ones(4, dtype=torch.complex64),
+    ],
+    ids=["sparse", "meta", "complex"],
+)
+@pytest.mark.filterwarnings("ignore:Validating sparse")
+def test_tensors_of_odd_kinds(blank_folder, tmp_path, vit_state, tensor):
+    torch.save(vit_state | {KEY: tensor}, tmp_path / "file.pth")
+    assert f"'{KEY}'" in refusal(blank_folder, tmp_path / "file.pth")
+
+
+def test_a_bomb_of_zeros_is_not_unpacked(blank_folder, tmp_path):
+    """PyTorch reads compressed archives, which it never writes: a few megabytes may stand for many gigabytes."""
+    with zipfile.ZipFile(tmp_path / "file.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({}))
+        archive.writestr("archive/data/0", bytes(2**24))
+    assert "compressed" in refusal(blank_folder, tmp_path / "file.pth")
