@@ -6,10 +6,9 @@ end the run.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from functools import cache
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +18,8 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
 from splice_ff.errors import ImageError, first_line
-from splice_ff.images import MAX_PIXELS, MIN_SIDE, READABLE, load_image
+from splice_ff.images import READABLE, load_image
+from splice_ff.images.formats import MAX_BYTES, check_size, explained, open_image, quiet_pillow
 
 MAX_ASPECT = 3
 """Of longer images the middle is kept: a 16 x 60 000 strip resized to 144 would take 230 MB."""
@@ -51,13 +51,14 @@ def load_row(row: Mapping[str, Any], side: int) -> Tensor:
     data, path = cell.get("bytes"), cell.get("path")
     name = path or "an image"
     try:
-        with Image.open(_file(data, path), formats=_formats()) as image:
-            if image.width * image.height > MAX_PIXELS or min(image.size) < MIN_SIDE:
-                raise ImageError(f"{name}: {image.width}x{image.height} is too large or too small")
+        with quiet_pillow(), _open(data, path) as image:
+            check_size(image.height, image.width, name)
             image.draft(None, (2 * side, 2 * side))  # JPEG decodes at a half, quarter or eighth of its size
             pixels = _pixels(image)
     except ImageError:
         raise
+    except MemoryError as error:
+        raise ImageError(f"{name}: takes more memory than there is") from error
     except Exception as error:  # Pillow's readers raise whatever their parser trips over
         raise ImageError(f"{name}: {first_line(error)}") from error
     height, width = pixels.shape[-2:]
@@ -84,22 +85,19 @@ def square_crop(image: Tensor, size: int, generator: torch.Generator | None = No
     return square.flip(-1) if mirrored else square.contiguous()
 
 
-@cache
-def _formats() -> list[str]:
-    Image.init()
-    return [name for name in READABLE if name in Image.OPEN]
-
-
-def _file(data: bytes | None, path: str | None) -> Any:
-    if data is not None:
-        return BytesIO(data)
-    assert path is not None
-    if "://" in path:  # a streamed folder on the hub
+def _open(data: bytes | None, path: str | None) -> Image.Image:
+    if data is None and path is not None and "://" not in path:
+        with explained(path):
+            return open_image(Path(path))
+    if data is None:  # of a streamed folder on the hub
         import fsspec
 
         with fsspec.open(path, "rb") as file:
-            return BytesIO(file.read())
-    return os.fspath(path)
+            data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise ImageError(f"{path}: is larger than {MAX_BYTES >> 30} GiB")
+    Image.init()
+    return Image.open(BytesIO(data), formats=[name for name in READABLE if name in Image.OPEN])
 
 
 def _pixels(image: Image.Image) -> Tensor:

@@ -90,7 +90,7 @@ def mine_pairs(
     if output.suffix != ".parquet":
         raise InputError(f"{output}: pairs are written as .parquet; choose such a name")
     check_place(output)
-    dataset = open_dataset(data, split)
+    dataset = open_dataset(data, split, quiet=quiet)
     names = label_names(dataset)
     if names is None and (labels is not None or across_labels):
         raise InputError(f"{data}: has no labels, which --label and --across-labels need; put images into folders")

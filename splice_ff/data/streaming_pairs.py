@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor
 from splice_ff.data.decoding import load_row, side_for_crops, square_crop
 from splice_ff.data.image_dataset import label_name_function
 from splice_ff.data.pairs import PairMix, known_labels, randint
-from splice_ff.errors import ImageError, InputError
+from splice_ff.errors import ImageError, InputError, first_line
 from splice_ff.utils.seeding import seeded_generator
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class StreamingPairs(torch.utils.data.IterableDataset[dict[str, Any]]):
         held: list[Tensor] = []
         labels = np.empty(self.buffer, dtype=object)
         skipped = 0
-        for row in self.dataset:
+        for row in self._rows():
             label = self._label_name(row["label"]) if self._label_name else ""
             if self.labels is not None and label not in self.labels:
                 continue
@@ -114,6 +114,12 @@ class StreamingPairs(torch.utils.data.IterableDataset[dict[str, Any]]):
         for at in torch.randperm(len(held), generator=generator).tolist():
             yield self._pair(held, labels[: len(held)], at, generator) | {"skipped": skipped}
             skipped = 0
+
+    def _rows(self) -> Iterator[Mapping[str, Any]]:
+        try:
+            yield from self.dataset
+        except Exception as error:  # datasets, tarfile, pyarrow and the network raise what they like
+            raise InputError(f"the stream cannot be read to its end ({first_line(error)}); check its files") from error
 
     def _pair(self, held: list[Tensor], labels: NDArray[Any], at: int, generator: torch.Generator) -> dict[str, Any]:
         kind = self.mix.draw(generator)

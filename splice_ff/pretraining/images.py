@@ -24,7 +24,7 @@ class HeldPictures:
     """
 
     def __init__(self, settings: ImagesConfig, device: torch.device, split: str | None = None, quiet: bool = False):
-        dataset = open_dataset(settings.source, split or settings.split)
+        dataset = open_dataset(settings.source, split or settings.split, quiet=quiet)
         self.device = device
         needed = 3 * settings.side**2 * len(dataset)
         if settings.hold_on == "device" and device.type == "cuda":

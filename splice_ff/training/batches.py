@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, cycle, repeat
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
-from tqdm import tqdm
+from torch.utils.data import DataLoader, Sampler
 
 from splice_ff.data.decoding import side_for_crops
 from splice_ff.data.image_dataset import ImageRows, preload
@@ -20,8 +20,12 @@ from splice_ff.data.pairs import PairDataset, PairMix
 from splice_ff.data.sources import open_dataset
 from splice_ff.data.streaming_pairs import StreamingPairs
 from splice_ff.data.teacher_pairs import IMAGES, TeacherPairs
-from splice_ff.errors import InputError
+from splice_ff.errors import InputError, first_line
 from splice_ff.training.config import TrainingConfig
+
+log = logging.getLogger(__name__)
+MAX_BATCH_BYTES = 2**34
+"""Of a process's images in float32: far more than any device can train with."""
 
 
 @dataclass(frozen=True)
@@ -31,16 +35,28 @@ class TeacherBatch:
     structure: Tensor
     appearance: Tensor
     output: Tensor
+    weight: float
+    """Of the mean of a loss over these; see `Batch`."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Pairs of squares, each (B, 3, S, S) in [0, 1], on the device."""
+    """Pairs of squares, each (B, 3, S, S) in [0, 1], on the device.
+
+    A step is taken from the batches of all processes and of gradient accumulation. The identity loss is taken on every
+    so many-th pair of a step, and the teacher's pairs are a share of a step, so that batches may hold different numbers
+    of them, or none. A mean over those of one batch is to be multiplied by a weight; averaged over the batches it is
+    then the mean over the step, as one process with one large batch computes it.
+    """
 
     first: Tensor
     second: Tensor
     skipped: int
     """Images that could not be read, while making these."""
+    identity: slice
+    """Pairs on which the identity loss is taken."""
+    identity_weight: float
+    """Of the mean of the identity loss over these; 0 where there are none."""
     teacher: TeacherBatch | None = None
 
 
@@ -48,32 +64,49 @@ class InfiniteBatchSampler(Sampler[list[tuple[int, int]]]):
     """Batches of consecutive items `(epoch, index)` for one process, without end.
 
     All processes together take the items of every epoch in order: none is missed or given twice, and an epoch's last
-    batch flows over into the next epoch.
+    step flows over into the next epoch.
 
     Args:
         length: items in an epoch.
-        batch_size: a process and batch.
-        start: batches that each process has had already.
+        per_step: items that a step takes, in all its batches. Where they are fewer than the batches, some batches would
+            be empty: these are left out.
+        accumulation: batches that a process takes in a step.
+        steps_taken: where to begin.
         rank, world_size: which process, of how many.
     """
 
-    def __init__(self, length: int, batch_size: int, start: int = 0, rank: int = 0, world_size: int = 1) -> None:
-        self.length, self.batch_size, self.start, self.rank, self.world_size = (
-            length,
-            batch_size,
-            start,
-            rank,
-            world_size,
-        )
+    def __init__(
+        self,
+        length: int,
+        per_step: int,
+        *,
+        accumulation: int = 1,
+        steps_taken: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.length, self.per_step, self.steps_taken = length, per_step, steps_taken
+        self.accumulation, self.rank, self.world_size = accumulation, rank, world_size
+
+    def part(self, batch: int) -> range:
+        """Places in its step of this process's batch number `batch` of a step, from 0."""
+        place, parts = batch * self.world_size + self.rank, self.accumulation * self.world_size
+        return range(place * self.per_step // parts, (place + 1) * self.per_step // parts)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for batch in count(self.start):
-            begin = (batch * self.world_size + self.rank) * self.batch_size
-            yield [divmod(ordinal, self.length) for ordinal in range(begin, begin + self.batch_size)]
+        for step in count(self.steps_taken):
+            for batch in range(self.accumulation):
+                if places := self.part(batch):
+                    yield [divmod(step * self.per_step + place, self.length) for place in places]
 
 
 class TrainingData:
     """Training batches and held-out pairs of a run.
+
+    Args:
+        config: the run's.
+        accelerator: which process this is, of how many, and its device.
+        quiet: no progress bar, no warnings.
 
     Raises:
         InputError: the data cannot be opened, or does not serve the settings.
@@ -82,15 +115,22 @@ class TrainingData:
     def __init__(self, config: TrainingConfig, accelerator: Accelerator, quiet: bool = False) -> None:
         self.config, self.accelerator = config, accelerator
         settings, self.batch_size = config.data, config.optimizer.batch_size
-        self.pairs_a_step = self.batch_size * config.optimizer.gradient_accumulation_steps * accelerator.num_processes
+        self.accumulation = config.optimizer.gradient_accumulation_steps
+        self.pairs_a_step = self.batch_size * self.accumulation * accelerator.num_processes
+        bytes_a_batch = 2 * 3 * settings.size**2 * 4 * self.batch_size
+        if bytes_a_batch > MAX_BATCH_BYTES:
+            raise InputError(
+                f"a batch of {self.batch_size} pairs of {settings.size} px takes {bytes_a_batch / 2**30:.0f} GiB: set "
+                "a smaller optimizer.batch_size, and more optimizer.gradient_accumulation_steps"
+            )
         self.mix = settings.pairs
         side = side_for_crops(settings.size)
-        dataset: Any = open_dataset(settings.source, settings.split, settings.streaming)
+        self.quiet = quiet or not accelerator.is_local_main_process
+        dataset: Any = open_dataset(settings.source, settings.split, settings.streaming, quiet=self.quiet)
         held_out: Any = self._open_held_out()
-        self.pairs: Dataset[dict[str, Any]]
+        self.pairs: PairDataset | StreamingPairs
         self.unreadable = 0
         """Images that could not be decoded while preloading."""
-        hidden = quiet or not accelerator.is_local_main_process
         if settings.streaming:
             self.pairs = StreamingPairs(
                 dataset, settings.size, self._streamable(dataset.features), labels=settings.labels, seed=config.seed,
@@ -102,13 +142,15 @@ class TrainingData:
                 mined = read_mined_pairs(settings.mined_pairs)
                 mined.check(len(dataset), settings.split)
             images = (
-                preload(dataset, side, labels=settings.labels, quiet=hidden)
+                preload(dataset, side, labels=settings.labels, quiet=self.quiet)
                 if settings.preload
                 else ImageRows(dataset, side)
             )
             self.unreadable = len(images.unreadable)
             mix = self._servable(self.mix, images.labels, settings.split)
             self.pairs = PairDataset(images, settings.size, mix, labels=settings.labels, mined=mined, seed=config.seed)
+            if len(self.pairs) < 2 and mix.identity < sum(share for _, share in mix):
+                raise InputError(f"{settings.source}: {settings.split} has 1 image, and pairs need two; add images")
         self.held_out: PairDataset | None = None
         if held_out is not None:
             rows = ImageRows(held_out, side)
@@ -116,17 +158,22 @@ class TrainingData:
             self.held_out = PairDataset(
                 rows, settings.size, mix, labels=settings.labels, seed=config.seed, augment=False
             )
+            if len(self.held_out) < 2:
+                raise InputError(
+                    f"{settings.source}: {settings.held_out} has 1 image, and validation needs pairs of two: hold out "
+                    "more, as data.split='train[:80%]' data.held_out='train[80%:]' does, or none, by data.held_out=null"
+                )
         self.teacher_pairs: TeacherPairs | None = None
         if config.distill:
             self.teacher_pairs = TeacherPairs(config.distill.source, settings.size, seed=config.seed)
-            self.teacher_pairs_a_batch = max(1, round(config.distill.share * self.batch_size))
+            self.teacher_pairs_a_step = max(1, round(config.distill.share * self.pairs_a_step))
 
     def _open_held_out(self) -> Any:
         settings = self.config.data
         if settings.held_out is None:
             return None
         try:
-            return open_dataset(settings.source, settings.held_out)
+            return open_dataset(settings.source, settings.held_out, quiet=self.quiet)
         except InputError as error:
             raise InputError(f"{error} (data.held_out; data.held_out=null trains without validation)") from error
 
@@ -135,8 +182,8 @@ class TrainingData:
         wanted = {str(label) for label in self.config.data.labels or labels or ()}
         if not mix.across or len(wanted & set(labels or ())) > 1:
             return mix
-        if self.accelerator.is_main_process:
-            tqdm.write(f"note: {split} has not two labels: pairs across labels become pairs of any two images of it")
+        if not self.quiet:
+            log.warning("%s has not two labels: pairs across labels become pairs of any two images of it", split)
         return mix.model_copy(update={"across": 0.0, "within": mix.within + mix.across})
 
     def _streamable(self, features: Mapping[str, Any]) -> PairMix:
@@ -157,37 +204,68 @@ class TrainingData:
 
         A stream cannot be entered in the middle: after a resume it starts again, shuffled as another epoch.
         """
-        batches_taken = steps_taken * self.config.optimizer.gradient_accumulation_steps
         pairs = (
             self._stream(steps_taken)
-            if self.config.data.streaming
-            else self._indexed(self.pairs, self.batch_size, batches_taken)
+            if isinstance(self.pairs, StreamingPairs)
+            else self._indexed(self.pairs, self._sampler(len(self.pairs), self.pairs_a_step, steps_taken))
         )
-        teacher_pairs = (
-            self._indexed(self.teacher_pairs, self.teacher_pairs_a_batch, batches_taken) if self.teacher_pairs else None
-        )
-        for raw in pairs:
-            teacher = None
-            if teacher_pairs is not None:
-                painted = next(teacher_pairs)
-                teacher = TeacherBatch(*(self._to_device(painted[name]) for name in IMAGES))
-            skipped = int(raw["skipped"].sum())
-            yield Batch(self._to_device(raw["first"]), self._to_device(raw["second"]), skipped, teacher)
+        places = self._sampler(0, self.pairs_a_step)
+        teacher = self._teacher_batches(steps_taken)
+        every = self.config.loss.identity_every
+        in_step, parts = -(-self.pairs_a_step // every), self.accumulation * self.accelerator.num_processes
+        for raw, batch in zip(pairs, cycle(range(self.accumulation)), strict=False):
+            identity = slice(-places.part(batch).start % every, self.batch_size, every)
+            yield Batch(
+                self._to_device(raw["first"]),
+                self._to_device(raw["second"]),
+                int(raw["skipped"].sum()),
+                identity,
+                len(range(self.batch_size)[identity]) * parts / in_step,
+                next(teacher),
+            )
+
+    def _teacher_batches(self, steps_taken: int) -> Iterator[TeacherBatch | None]:
+        if self.teacher_pairs is None:
+            yield from repeat(None)
+        else:
+            sampler = self._sampler(len(self.teacher_pairs), self.teacher_pairs_a_step, steps_taken)
+            raw = self._indexed(self.teacher_pairs, sampler)
+            weight = self.accumulation * self.accelerator.num_processes / self.teacher_pairs_a_step
+            for batch in cycle(range(self.accumulation)):
+                if size := len(sampler.part(batch)):
+                    images = next(raw)
+                    yield TeacherBatch(*(self._to_device(images[name]) for name in IMAGES), size * weight)
+                else:
+                    yield None
 
     def validation(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """This process's share of the held-out pairs, in batches; always the same ones."""
+        """This process's share of the held-out pairs, in batches; always the same ones.
+
+        Pairs of one image with itself, or with a copy of itself, are left out, as copying solves them: there may be
+        fewer than `run.validation_pairs`, or none.
+        """
         assert self.held_out is not None
         wanted = min(self.config.run.validation_pairs, len(self.held_out))
         indices = range(self.accelerator.process_index, wanted, self.accelerator.num_processes)
         for start in range(0, len(indices), self.batch_size):
             items = [self.held_out[i] for i in indices[start : start + self.batch_size]]
-            first, second = (self._to_device(torch.stack([item[k] for item in items])) for k in ("first", "second"))
-            yield first, second
+            pairs = [(item["first"], item["second"]) for item in items]
+            if differing := [pair for pair in pairs if not torch.equal(*pair)]:
+                first, second = map(torch.stack, zip(*differing, strict=True))
+                yield self._to_device(first), self._to_device(second)
 
-    def _indexed(self, dataset: Any, batch_size: int, batches_taken: int) -> Iterator[dict[str, Tensor]]:
-        ranks = self.accelerator.process_index, self.accelerator.num_processes
-        sampler = InfiniteBatchSampler(len(dataset), batch_size, batches_taken, *ranks)
-        return iter(self._loader(dataset, batch_sampler=sampler))
+    def _sampler(self, length: int, per_step: int, steps_taken: int = 0) -> InfiniteBatchSampler:
+        return InfiniteBatchSampler(
+            length,
+            per_step,
+            accumulation=self.accumulation,
+            steps_taken=steps_taken,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+        )
+
+    def _indexed(self, dataset: Any, sampler: InfiniteBatchSampler) -> Iterator[dict[str, Tensor]]:
+        return _read(self._loader(dataset, batch_sampler=sampler))
 
     def _stream(self, steps_taken: int) -> Iterator[dict[str, Tensor]]:
         assert isinstance(self.pairs, StreamingPairs)
@@ -195,7 +273,7 @@ class TrainingData:
         for epoch in count(steps_taken):  # another order than before a resume
             self.pairs.set_epoch(epoch)
             batch = None
-            for batch in loader:
+            for batch in _read(loader):
                 yield batch
             if batch is None:
                 raise InputError(
@@ -211,6 +289,18 @@ class TrainingData:
     def _to_device(self, pixels: Tensor) -> Tensor:
         """uint8 to [0, 1] on the device."""
         return pixels.to(self.accelerator.device, non_blocking=True).float() / 255
+
+
+def _read(loader: DataLoader[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    """All batches of a loader; what ends one of its workers is an error of one line."""
+    try:
+        yield from loader
+    except InputError as error:  # torch puts a worker's whole traceback before the message
+        raise InputError(str(error).rsplit("InputError: ", 1)[-1]) from error
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise InputError(f"{first_line(error)} Set data.workers to fewer, or to 0") from error
 
 
 def _held_out_mix(mix: PairMix) -> PairMix:

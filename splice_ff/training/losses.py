@@ -10,7 +10,7 @@ from torch import Tensor
 
 from splice_ff.losses import Losses, SpliceLoss, Target
 from splice_ff.networks.amortized import AmortizedGenerator, ImageEncoding
-from splice_ff.training.batches import Batch
+from splice_ff.training.batches import Batch, TeacherBatch
 from splice_ff.training.config import LossConfig, TrainingConfig, weight_at
 from splice_ff.utils.seeding import seeded_generator
 from splice_ff.vit.features import ViTFeatures
@@ -57,21 +57,23 @@ class PairLosses:
         """Splice's losses, and the weighted distillation terms (0 without a teacher), with gradients."""
         settings, count = self.config.loss, len(batch.first)
         images = torch.cat([batch.first, batch.second])
-        again = slice(0, count, settings.identity_every)
+        again = batch.identity
         encoding, target = self.encode_images(images)
         painted = model(*_both_ways(images, encoding, again))
         output, same = painted[: 2 * count], painted[2 * count :]
         box = self.crop_box(images.shape[-1], step)
         if settings.crop < 1:
             _, target = self.encode_images(_crop(images, box))
-        losses = self.at(step)(
+        loss = self.at(step)
+        losses = loss(
             _crop(output, box),
             structure=target,
             appearance=Target(target.keys, target.cls.roll(count, 0)),
-            identity=_crop(same, box),
+            identity=_crop(same, box) if len(same) else None,
             identity_target=Target(target.keys[again], target.cls[again]),
         )
-        return losses, self._distilled(model, batch) if self.config.distill else output.new_zeros(())
+        losses = loss.weigh(losses.structure, losses.appearance, batch.identity_weight * losses.identity)
+        return losses, self._distilled(model, batch.teacher) if batch.teacher else output.new_zeros(())
 
     def crop_box(self, side: int, step: int) -> tuple[int, int, int]:
         """Top, left and side of a step's square: the same in all processes, and in a run that was resumed."""
@@ -81,10 +83,10 @@ class PairLosses:
         top, left = torch.randint(side - size + 1, (2,), generator=random).tolist()
         return top, left, size
 
-    def _distilled(self, model: Model, batch: Batch) -> Tensor:
+    def _distilled(self, model: Model, teacher: TeacherBatch) -> Tensor:
         """Towards the per-pair teacher's images: by pixels, and by deepest keys."""
-        settings, teacher = self.config.distill, batch.teacher
-        assert settings is not None and teacher is not None
+        settings = self.config.distill
+        assert settings is not None
         (structure, _), (appearance, _) = self.encode_images(teacher.structure), self.encode_images(teacher.appearance)
         output = model(teacher.structure, structure.structure_features, appearance.cls, appearance.patches)
         term = settings.image * F.l1_loss(output, teacher.output)
@@ -93,7 +95,7 @@ class PairLosses:
                 self.backbone(self.resize(x), keys=[-1]).keys[self.backbone.depth - 1] for x in (output, teacher.output)
             )
             term = term + settings.features * F.mse_loss(made.float(), wanted.float())
-        return term
+        return teacher.weight * term
 
 
 def weights_at(settings: LossConfig, step: int) -> LossWeights:

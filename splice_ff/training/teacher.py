@@ -96,7 +96,7 @@ def teach(
     if recipe.size is None:
         raise InputError("the teacher keeps images of one size; give one (--size)")
     check_place(output / SETTINGS)
-    tasks, source = _tasks(pairs, data, split, seed)
+    tasks, source = _tasks(pairs, data, split, seed, quiet)
     # Without a GPU accelerate sees a single process, unless told so.
     state = PartialState(cpu=not torch.cuda.is_available() or torch.device(device or "cuda").type == "cpu")
     with lock_folder(output) if state.is_main_process else nullcontext():
@@ -172,12 +172,14 @@ def tasks_of_dataset(mined: MinedPairs, dataset: Dataset, seed: int = 0) -> list
     return [TeacherTask(f"{s}-{a}", partial(row, s), partial(row, a)) for s, a in (pairs[i] for i in order)]
 
 
-def _tasks(pairs: Path, data: str | None, split: str, seed: int) -> tuple[list[TeacherTask], dict[str, str]]:
+def _tasks(
+    pairs: Path, data: str | None, split: str, seed: int, quiet: bool
+) -> tuple[list[TeacherTask], dict[str, str]]:
     """The pairs to paint, and what their names refer to."""
     if pairs.suffix == ".parquet":
         if data is None:
             raise InputError(f"{pairs}: name the dataset that its pairs were mined from with --data")
-        mined, dataset = read_mined_pairs(pairs), open_dataset(data, split)
+        mined, dataset = read_mined_pairs(pairs), open_dataset(data, split, quiet=quiet)
         mined.check(len(dataset), split)
         place = Path(data).expanduser()
         source = {"data": str(place.resolve()) if place.exists() else data, "split": split}

@@ -82,6 +82,11 @@ def lock_folder(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def is_run_folder(folder: Path) -> bool:
+    """Whether a run has written to this folder under `lock_folder`: its files are results, not data."""
+    return (folder / LOCK).is_file()
+
+
 def _read(record: Path) -> dict[str, Any]:
     try:
         text = record.read_text(encoding="utf-8")

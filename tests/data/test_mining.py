@@ -186,6 +186,9 @@ def test_command(tmp_path):
     assert result.exit_code == 0, result.output
     assert "1 images could not be read" in result.output and "10 pairs, for 5 of 6 images" in result.output
     assert len(read_mined_pairs(output).appearance) == 10
-    for change, message in ((["--split", "x"], "Unknown split"), (["-o", "pairs.csv"], "written as .parquet")):
+    for change, message in (
+        (["--split", "x"], "has no split 'x', but train"),
+        (["-o", "pairs.csv"], "written as .parquet"),
+    ):
         result = CliRunner().invoke(app, [*words, *change])
         assert result.exit_code == 2 and message in result.output and "Traceback" not in result.output

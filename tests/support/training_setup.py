@@ -11,6 +11,8 @@ from torch.nn import functional as F
 from splice_ff.images import save_image
 from splice_ff.training.config import load_config
 
+CONFIGS = Path(__file__).parents[2] / "train" / "configs"
+
 
 def write_run(folder: Path, vit_state, pictures: int = 12, **changes) -> Path:
     """Images, a backbone and a config; `changes` are `section__key=value`. Returns the config's path."""

@@ -24,7 +24,7 @@ class Places(torch.utils.data.Dataset):
 
 
 def read(rank, world, batches, start=0, workers=0):
-    sampler = InfiniteBatchSampler(7, 2, start, rank, world)
+    sampler = InfiniteBatchSampler(7, 2 * world, steps_taken=start, rank=rank, world_size=world)
     loader = DataLoader(Places(), batch_sampler=sampler, num_workers=workers, collate_fn=list)
     return [place for batch, _ in zip(loader, range(batches), strict=False) for place in batch]
 
@@ -34,6 +34,17 @@ def test_processes_share_every_epoch_without_overlap_or_loss(world):
     batches = 84 // (2 * world)  # twelve epochs
     seen = [item for rank in range(world) for item in read(rank, world, batches)]
     assert sorted(seen) == [(epoch, index) for epoch in range(12) for index in range(7)]
+
+
+@pytest.mark.parametrize("per_step", [1, 2, 5, 6])
+def test_parts_of_a_step_are_disjoint_and_make_it_up(per_step):
+    samplers = [
+        InfiniteBatchSampler(7, per_step, accumulation=2, steps_taken=1, rank=rank, world_size=2) for rank in (0, 1)
+    ]
+    batches = [samplers[rank].part(batch) for batch in (0, 1) for rank in (0, 1)]
+    assert [place for batch in batches for place in batch] == list(range(per_step))
+    starts = [next(iter(sampler))[0] for sampler in samplers if any(map(sampler.part, (0, 1)))]
+    assert min(starts) == divmod(per_step, 7)
 
 
 def test_workers_do_not_change_the_order():
@@ -48,16 +59,16 @@ def test_a_resumed_run_gets_what_would_have_come():
 def data(tmp_path, vit_state, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
 
-    def make(*overrides, rank=0, world=1, **changes):
-        config = read_config(write_run(tmp_path / "job", vit_state, **changes), *overrides)
+    def make(*overrides, rank=0, world=1, images=12, quiet=False, **changes):
+        config = read_config(write_run(tmp_path / "job", vit_state, images, **changes), *overrides)
         accelerator = SimpleNamespace(
             process_index=rank,
             num_processes=world,
             device=torch.device("cpu"),
             is_main_process=rank == 0,
-            is_local_main_process=False,
+            is_local_main_process=rank == 0,
         )
-        return TrainingData(config, accelerator, quiet=True)
+        return TrainingData(config, accelerator, quiet=quiet)
 
     return make
 
@@ -100,32 +111,32 @@ def test_pixels_are_in_range_and_on_their_way(data):
     assert batch.teacher is None
 
 
-def test_a_folder_of_one_label_trains_and_says_what_becomes_of_pairs_across(data, tmp_path, capsys):
+def test_a_folder_of_one_label_trains_and_says_what_becomes_of_pairs_across(data, tmp_path, caplog):
     data()
     for path in (tmp_path / "job" / "photos" / "b").iterdir():
         path.unlink()
     assert next(data("data.pairs={across: 1}").batches(0)).first.shape == (2, 3, 32, 32)
-    assert "not two labels" in capsys.readouterr().out
+    assert "not two labels" in caplog.text
 
 
 @pytest.mark.parametrize("chosen", ["null", "[a]"])
-def test_a_stream_of_one_label_says_what_becomes_of_pairs_across(data, tmp_path, capsys, chosen):
+def test_a_stream_of_one_label_says_what_becomes_of_pairs_across(data, tmp_path, caplog, chosen):
     data()
     if chosen == "null":
         shutil.rmtree(tmp_path / "job" / "photos" / "b")
     run = data("data.streaming=true", "data.held_out=null", "data.pairs={across: 1}", f"data.labels={chosen}")
     assert next(run.batches(0)).first.shape == (2, 3, 32, 32)
-    assert "not two labels" in capsys.readouterr().out
+    assert "not two labels" in caplog.text
 
 
-def test_a_stream_without_labels_trains_on_any_two(data, tmp_path, capsys):
+def test_a_stream_without_labels_trains_on_any_two(data, tmp_path, caplog):
     data()
     for path in (tmp_path / "job" / "photos").rglob("*.png"):
         path.rename(path.parent.parent / path.name)
     for name in ("a", "b"):
         (tmp_path / "job" / "photos" / name).rmdir()
     batch = next(data("data.streaming=true", "data.held_out=null", "data.pairs={across: 1}").batches(0))
-    assert not torch.equal(batch.first, batch.second) and "not two labels" in capsys.readouterr().out
+    assert not torch.equal(batch.first, batch.second) and "not two labels" in caplog.text
 
 
 def test_a_stream_that_never_fills_a_batch_is_an_error(data):
@@ -147,6 +158,54 @@ def test_mined_pairs_are_of_the_split_that_is_trained_on(data, tmp_path):
         data("data.split=train[6:12]", *wanted)
     with pytest.raises(InputError, match=r"another dataset or split|not 'train'"):
         data("data.split=train", *wanted)
+
+
+@pytest.mark.parametrize(
+    ("images", "held_out", "message"),
+    [
+        (1, "null", "train has 1 image, and pairs need two"),
+        (2, "train[99%:]", "holds no image"),
+        (2, "train[:1]", r"train\[:1\] has 1 image, .* data.split='train\[:80%\]' data.held_out='train\[80%:\]'"),
+        (3, "train[2:]", "has 1 image"),
+    ],
+)
+def test_too_few_images_say_what_to_do(data, tmp_path, images, held_out, message):
+    data()
+    for path in sorted((tmp_path / "job" / "photos").rglob("*.png"))[images:]:
+        path.unlink()
+    with pytest.raises(InputError, match=message):
+        data(f"data.held_out={held_out}")
+
+
+@pytest.mark.parametrize("images", [2, 3, 20])
+@pytest.mark.parametrize("pairs", ["{within: 1}", "{across: 1, within: 0, identity: 0}", "{within: 0, identity: 9}"])
+def test_held_out_pairs_are_of_different_images(data, images, pairs):
+    run = data(f"data.pairs={pairs}", "data.held_out=train", "run.validation_pairs=64", images=images)
+    batches = list(run.validation())
+    assert sum(len(first) for first, _ in batches) == images
+    assert not any(torch.equal(*pair) for first, second in batches for pair in zip(first, second, strict=True))
+
+
+def test_copies_of_one_image_are_no_held_out_pairs(data, tmp_path):
+    data()
+    paths = sorted((tmp_path / "job" / "photos").rglob("*.png"))
+    for path in paths[1:]:
+        path.write_bytes(paths[0].read_bytes())
+    assert list(data("data.held_out=train").validation()) == []
+
+
+def test_a_batch_beyond_any_memory_is_refused(data):
+    with pytest.raises(InputError, match=r"a batch of 65536 pairs of 4096 px takes .* GiB: set a smaller"):
+        data("optimizer.batch_size=65536", "data.size=4096")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_ends_a_loader_is_one_line(data, tmp_path, workers):
+    run = data(f"data.workers={workers}", "data.held_out=null")
+    for path in (tmp_path / "job" / "photos").rglob("*.png"):
+        path.write_bytes(b"not an image")
+    with pytest.raises(InputError, match=r"^no image of the dataset can be read$"):
+        next(run.batches(0))
 
 
 def test_an_empty_held_out_split_is_named_before_anything_is_decoded(data):
