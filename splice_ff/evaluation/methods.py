@@ -135,7 +135,13 @@ class Optimize(Method):
     def __call__(self, pair: str, structure: Tensor, appearance: Tensor) -> Painted:
         """The best image of the run; its generator paints the appearance image too."""
         result = optimize_pair(
-            structure, appearance, preset=self.preset, steps=self.steps, backbone=self.backbone, device=self.device
+            structure,
+            appearance,
+            preset=self.preset,
+            steps=self.steps,
+            backbone=self.backbone,
+            device=self.device,
+            output_type="pt",
         )
         size = PRESETS[self.preset].size
         return Painted(result.image, lambda: apply_generator(result.generator, appearance, size))

@@ -83,6 +83,12 @@ def save_image(
     return path
 
 
+def check_output_type(output_type: str) -> None:
+    """Raise InputError unless `to_output` knows it."""
+    if output_type not in get_args(OutputType):
+        raise InputError(f"unknown output_type '{output_type}'. Known: {', '.join(get_args(OutputType))}")
+
+
 def to_output(rgb: Tensor, alpha: Tensor | None, output_type: OutputType) -> Any:
     """An image for people to work with, with its alpha if it has one.
 
@@ -95,8 +101,7 @@ def to_output(rgb: Tensor, alpha: Tensor | None, output_type: OutputType) -> Any
     Raises:
         InputError: another output type, or an image that is none.
     """
-    if output_type not in get_args(OutputType):
-        raise InputError(f"unknown output_type '{output_type}'. Known: {', '.join(get_args(OutputType))}")
+    check_output_type(output_type)
     if output_type == "pil":
         return Image.fromarray(_to_bytes("output", rgb, alpha))
     planes = _planes("output", rgb, alpha).clamp(0, 1)

@@ -8,7 +8,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -34,12 +34,15 @@ MIN_GAIN = 0.01
 """Share by which the best total must fall for an evaluation to count as progress."""
 
 
+ImageT = TypeVar("ImageT")
+
+
 @dataclass(frozen=True)
-class PairResult:
+class PairResult(Generic[ImageT]):
     """The best image of a run."""
 
-    image: Tensor
-    """(1, 3, H, W) in [0, 1], of the structure image's size."""
+    image: ImageT
+    """Of the structure image's size: a tensor (1, 3, H, W) in [0, 1], or what `optimize_pair` was asked for."""
     losses: dict[str, float]
     """Total, structure, appearance and identity of the whole image, without augmentation."""
     step: int
@@ -119,7 +122,7 @@ class PairOptimizer(SteppedRun[Losses]):
             self.generate = torch.compile(self.generator)
             self.loss.backbone.compile()
         self.adam = torch.optim.Adam(self.generator.parameters(), betas=(recipe.beta1, 0.99), fused=True)
-        self.random = torch.Generator().manual_seed(seed)
+        self.random = torch.Generator().manual_seed(self.seed)
         self.evaluations_without_gain = 0
         self.last_identity = torch.zeros((), device=self.device)
         self._best: _Best | None = None
@@ -241,7 +244,7 @@ class PairOptimizer(SteppedRun[Losses]):
         """Whether the losses of the whole image are finite now."""
         return math.isfinite(self._whole_image()[1]["total"])
 
-    def result(self) -> PairResult:
+    def result(self) -> PairResult[Tensor]:
         """The best image so far, by the total loss of the whole image.
 
         Raises:

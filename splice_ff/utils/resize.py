@@ -31,14 +31,14 @@ def resize_shorter_side(image: Tensor, size: int) -> Tensor:
     return resized.clamp(0, 1)
 
 
-def to_full_size(picture: Tensor, structure: Tensor, full_structure: Tensor) -> Tensor:
+def to_full_size(image: Tensor, structure: Tensor, full_structure: Tensor) -> Tensor:
     """An image of the size of `structure` at the size of `full_structure`."""
     size = list(full_structure.shape[-2:])
-    if list(picture.shape[-2:]) == size:
-        return picture
-    if picture.shape[-1] > size[-1]:
-        return F.interpolate(picture, size, mode="bicubic", antialias=True).clamp(0, 1)
-    return guided_upsample(picture, structure, full_structure)
+    if list(image.shape[-2:]) == size:
+        return image
+    if image.shape[-1] > size[-1]:
+        return F.interpolate(image, size, mode="bicubic", antialias=True).clamp(0, 1)
+    return guided_upsample(image, structure, full_structure)
 
 
 def guided_upsample(output: Tensor, small_guide: Tensor, guide: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 import numpy as np
 import torch
 
@@ -17,7 +19,11 @@ def seeded_generator(*seeds: int) -> torch.Generator:
 
 
 def check_seed(seed: int) -> int:
-    """The seed, if torch and numpy both take it; else InputError."""
-    if not 0 <= seed <= MAX_SEED:
-        raise InputError(f"seed must be from 0 to {MAX_SEED}, not {seed}")
-    return seed
+    """The seed as an int that torch and numpy both take; else InputError."""
+    try:
+        number = operator.index(seed)
+    except TypeError:
+        number = -1
+    if not 0 <= number <= MAX_SEED:
+        raise InputError(f"seed must be a whole number from 0 to {MAX_SEED}, not {seed}")
+    return number

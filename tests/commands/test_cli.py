@@ -25,9 +25,9 @@ QUICK = ["--steps", "2", "--size", "64", "--precision", "fp32", "--device", "cpu
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
+def images(tmp_path_factory):
     """A folder with a structure and an appearance image."""
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     pixels = np.random.default_rng(0).integers(0, 255, (2, 6, 8, 3), dtype=np.uint8)
     for name, small in zip(("structure", "appearance"), pixels, strict=True):
         Image.fromarray(small).resize((96, 72), Image.Resampling.BICUBIC).save(folder / f"{name}.png")
@@ -48,10 +48,10 @@ def backbone_folder(tmp_path_factory):
 
 
 @pytest.fixture
-def optimize(pictures, backbone_folder, tmp_path):
+def optimize(images, backbone_folder, tmp_path):
     """Run `optimize` in this process: (result, output path)."""
 
-    def run(structure=pictures / "structure.png", appearance=pictures / "appearance.png", *options, output=None):
+    def run(structure=images / "structure.png", appearance=images / "appearance.png", *options, output=None):
         output = output or tmp_path / "made" / "out.png"
         backbone = [] if "--backbone" in options else ["--backbone", str(backbone_folder)]
         arguments = ["optimize", str(structure), str(appearance), "-o", str(output), *QUICK, *backbone, *options]
@@ -72,7 +72,7 @@ def assert_refused(result, output, *words):
         assert not list(output.parent.iterdir())
 
 
-def test_a_good_pair(optimize, pictures):
+def test_a_good_pair(optimize, images):
     result, output = optimize()
     assert result.exit_code == 0, result.output
     with Image.open(output) as image:
@@ -83,8 +83,8 @@ def test_a_good_pair(optimize, pictures):
     assert "total" in result.stderr and result.stdout == ""
 
 
-def test_quiet_is_quiet(optimize, pictures):
-    result, output = optimize(pictures / "structure.png", pictures / "appearance.png", "--quiet")
+def test_quiet_is_quiet(optimize, images):
+    result, output = optimize(images / "structure.png", images / "appearance.png", "--quiet")
     assert result.exit_code == 0 and output.exists()
     assert result.output == ""
 
@@ -102,7 +102,7 @@ def test_rgba_keeps_its_alpha(optimize, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["cmyk.jpg", "sixteen.png", "gray.png", "animated.gif"])
-def test_unusual_pictures_work(optimize, tmp_path, kind):
+def test_unusual_images_work(optimize, tmp_path, kind):
     path = tmp_path / kind
     noise = np.random.default_rng(0)
     if kind == "cmyk.jpg":
@@ -137,7 +137,7 @@ def truncated(path):
     path.write_bytes(path.read_bytes()[:2000])
 
 
-BAD_PICTURES = {
+BAD_IMAGES = {
     "missing.png": (lambda path: None, "no such file"),
     "folder.png": (Path.mkdir, "folder"),
     "empty.png": (lambda path: path.write_bytes(b""), "empty"),
@@ -148,10 +148,10 @@ BAD_PICTURES = {
 }
 
 
-@pytest.mark.parametrize("name", BAD_PICTURES)
+@pytest.mark.parametrize("name", BAD_IMAGES)
 @pytest.mark.parametrize("place", ["structure", "appearance"])
-def test_bad_pictures_are_refused(optimize, tmp_path, pictures, name, place):
-    make, word = BAD_PICTURES[name]
+def test_bad_images_are_refused(optimize, tmp_path, images, name, place):
+    make, word = BAD_IMAGES[name]
     make(tmp_path / name)
     result, output = optimize(**{place: tmp_path / name})
     assert_refused(result, output, name, word)
@@ -171,18 +171,18 @@ def test_bad_pictures_are_refused(optimize, tmp_path, pictures, name, place):
         (["--precision", "fp8"], ["fp8"]),
     ],
 )
-def test_bad_settings_are_refused(optimize, pictures, options, words):
-    result, output = optimize(pictures / "structure.png", pictures / "appearance.png", *options)
+def test_bad_settings_are_refused(optimize, images, options, words):
+    result, output = optimize(images / "structure.png", images / "appearance.png", *options)
     assert_refused(result, output, *words)
 
 
-def test_a_word_for_a_number_is_a_usage_error(optimize, pictures):
-    result, output = optimize(pictures / "structure.png", pictures / "appearance.png", "--steps", "many")
+def test_a_word_for_a_number_is_a_usage_error(optimize, images):
+    result, output = optimize(images / "structure.png", images / "appearance.png", "--steps", "many")
     assert result.exit_code == 2 and not output.exists()
 
 
 @pytest.mark.parametrize("damage", ["shape", "nan", "missing", "text"])
-def test_bad_weights_are_refused(optimize, pictures, backbone_folder, tmp_path, damage):
+def test_bad_weights_are_refused(optimize, images, backbone_folder, tmp_path, damage):
     file, key = tmp_path / "bad.safetensors", "blocks.0.attn.qkv.weight"
     state = load_file(backbone_folder / "model.safetensors")
     if damage == "shape":
@@ -194,20 +194,18 @@ def test_bad_weights_are_refused(optimize, pictures, backbone_folder, tmp_path, 
     save_file(state, file)
     if damage == "text":
         file.write_text("hello")
-    result, output = optimize(pictures / "structure.png", pictures / "appearance.png", "--weights", file)
+    result, output = optimize(images / "structure.png", images / "appearance.png", "--weights", file)
     assert_refused(result, output, "bad.safetensors", *([] if damage == "text" else [key]))
 
 
-def test_places_that_take_no_file_are_refused_before_the_work(optimize, pictures, tmp_path):
+def test_places_that_take_no_file_are_refused_before_the_work(optimize, images, tmp_path):
     (tmp_path / "file").write_text("")
     for output in (tmp_path / "file" / "out.png", Path("/proc/out.png"), tmp_path / "out.xyz"):
         result, _ = optimize(output=output)
         assert result.exit_code == 2 and output.name in result.stderr and result.stderr.count("\n") == 1
         assert not output.exists()
     for option in ("--state", "--save-generator"):
-        result, output = optimize(
-            pictures / "structure.png", pictures / "appearance.png", option, tmp_path / "file" / "x"
-        )
+        result, output = optimize(images / "structure.png", images / "appearance.png", option, tmp_path / "file" / "x")
         assert_refused(result, output, "cannot be written")
 
 
@@ -219,35 +217,35 @@ def test_a_read_only_folder_is_refused(optimize, tmp_path):
     assert_refused(result, output, "locked")
 
 
-def test_debug_shows_the_traceback(optimize, tmp_path, pictures):
-    result, _ = optimize(tmp_path / "missing.png", pictures / "appearance.png", "--debug")
+def test_debug_shows_the_traceback(optimize, tmp_path, images):
+    result, _ = optimize(tmp_path / "missing.png", images / "appearance.png", "--debug")
     assert result.exit_code != 0 and type(result.exception).__name__ == "ImageError"
 
 
 # --- longer lives ---------------------------------------------------------------------------------------------
 
 
-def test_previews(optimize, pictures, tmp_path):
+def test_previews(optimize, images, tmp_path):
     result, output = optimize(
-        pictures / "structure.png", pictures / "appearance.png", "--preview-every", "1", output=tmp_path / "p" / "o.png"
+        images / "structure.png", images / "appearance.png", "--preview-every", "1", output=tmp_path / "p" / "o.png"
     )
     assert result.exit_code == 0, result.output
     assert sorted(p.name for p in output.parent.iterdir()) == ["o-step00001.png", "o-step00002.png", "o.png"]
 
 
-def test_a_saved_generator_paints_other_pictures(optimize, pictures, tmp_path):
+def test_a_saved_generator_paints_other_images(optimize, images, tmp_path):
     file = tmp_path / "look.safetensors"
-    result, output = optimize(pictures / "structure.png", pictures / "appearance.png", "--save-generator", file)
+    result, output = optimize(images / "structure.png", images / "appearance.png", "--save-generator", file)
     assert result.exit_code == 0, result.output
     again = tmp_path / "again.png"
-    result = CliRunner().invoke(app, ["apply", str(file), str(pictures / "structure.png"), "-o", str(again)])
+    result = CliRunner().invoke(app, ["apply", str(file), str(images / "structure.png"), "-o", str(again)])
     assert result.exit_code == 0, result.output
     assert torch.equal(load_image(again).rgb, load_image(output).rgb)
     result = CliRunner().invoke(app, ["apply", str(output), str(output), "-o", str(tmp_path / "x" / "no.png")])
     assert_refused(result, tmp_path / "x" / "no.png", "out.png")
 
 
-def test_nan_leaves_the_last_good_picture(optimize, pictures, monkeypatch):
+def test_nan_leaves_the_last_good_image(optimize, images, monkeypatch):
     from splice_ff.errors import DivergedError
     from splice_ff.per_pair.optimizer import PairOptimizer
 
@@ -264,11 +262,11 @@ def test_nan_leaves_the_last_good_picture(optimize, pictures, monkeypatch):
     assert load_image(output).rgb.isfinite().all()
 
 
-def test_ctrl_c_writes_the_best_so_far_and_the_run_can_go_on(optimize, pictures, backbone_folder, tmp_path):
+def test_ctrl_c_writes_the_best_so_far_and_the_run_can_go_on(optimize, images, backbone_folder, tmp_path):
     output, state = tmp_path / "out.png", tmp_path / "run.pt"
     command = [
         sys.executable, "-c", "from splice_ff.cli import main; main()",
-        "optimize", pictures / "structure.png", pictures / "appearance.png", "-o", output,
+        "optimize", images / "structure.png", images / "appearance.png", "-o", output,
         "--backbone", backbone_folder,
         "--size", "64", "--steps", "100000", "--preset", "paper", "--state", state, "--preview-every", "5",
     ]  # fmt: skip
@@ -284,12 +282,12 @@ def test_ctrl_c_writes_the_best_so_far_and_the_run_can_go_on(optimize, pictures,
     steps = torch.load(state, weights_only=True)["step_count"]
     assert steps >= 5
     options = ["--preset", "paper", "--steps", "100000", "--state", state]
-    result, _ = optimize(pictures / "appearance.png", pictures / "appearance.png", *options)
+    result, _ = optimize(images / "appearance.png", images / "appearance.png", *options)
     assert result.exit_code == 2 and "another run" in result.stderr
 
 
-def test_state_goes_on(optimize, pictures, tmp_path):
-    arguments = pictures / "structure.png", pictures / "appearance.png", "--state", tmp_path / "run.pt"
+def test_state_goes_on(optimize, images, tmp_path):
+    arguments = images / "structure.png", images / "appearance.png", "--state", tmp_path / "run.pt"
     first, output = optimize(*arguments)
     before = load_image(output).rgb
     second, output = optimize(*arguments)

@@ -259,7 +259,7 @@ def test_optimize_hands_on_preset_steps_and_backbone(monkeypatch, tiny_backbone)
     monkeypatch.setattr(methods, "optimize_pair", optimize_pair)
     backbone = tiny_backbone()
     painted = parse_method("optimize-fast:20", backbone, "pets-tiny")("", smooth_image(0), smooth_image(1, 64, 96))
-    assert asked == {"preset": "fast", "steps": 20, "backbone": backbone, "device": "cpu"}
+    assert asked == {"preset": "fast", "steps": 20, "backbone": backbone, "device": "cpu", "output_type": "pt"}
     assert painted.identity().shape == (1, 3, 64, 96)
     method = parse_method("optimize-paper", backbone, "pets-tiny")
     method("", smooth_image(0), smooth_image(1))

@@ -78,7 +78,7 @@ def test_a_color_profile_leaves_alpha_alone(tmp_path):
 
 @pytest.mark.parametrize("profile", [gray_profile(), swapped_profile()], ids=["gray", "rgb"])
 @pytest.mark.parametrize("mode", ["L", "LA"])
-def test_gray_pictures_meet_gray_and_rgb_profiles(tmp_path, mode, profile):
+def test_gray_images_meet_gray_and_rgb_profiles(tmp_path, mode, profile):
     gray = noise(channels=1)
     path = saved(Image.fromarray(gray[..., 0]).convert(mode), tmp_path / "a.png", icc_profile=profile)
     loaded = load_image(path)
@@ -116,7 +116,7 @@ def test_animated_uses_the_first_frame_and_says_so(tmp_path, suffix):
     assert loaded.rgb[0, :, 5, 5].tolist() == [1, 0, 0]
 
 
-def test_pages_of_a_tiff_are_noted_and_a_phones_extra_picture_is_not(tmp_path):
+def test_pages_of_a_tiff_are_noted_and_a_phones_extra_image_is_not(tmp_path):
     pages = [Image.new("RGB", (20, 20), color) for color in ("red", "lime")]
     tiff = load_image(saved(pages[0], tmp_path / "a.tif", save_all=True, append_images=pages[1:]))
     assert tiff.notes == ("several pages: first of 2 pages used",)

@@ -1,12 +1,14 @@
+import os
 import struct
 import warnings
 import zlib
+from pathlib import Path
 
 import pytest
 from PIL import Image
 from support.image_files import LOSSLESS, LOSSY, complaint, needs_permissions, noise, saved
 
-from splice_ff.images import load_image
+from splice_ff.images import check_readable, load_image
 
 
 def bomb(path, width, height):
@@ -99,3 +101,81 @@ def test_too_small(tmp_path, size):
 
 def test_the_smallest_side_is_accepted():
     assert load_image(Image.new("RGB", (16, 17))).size == (17, 16)
+
+
+# Files of every kind end in bounded time and memory
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs POSIX")
+@pytest.mark.parametrize("function", [load_image, check_readable])
+def test_a_named_pipe_does_not_hang(tmp_path, function):
+    os.mkfifo(tmp_path / "a.png")
+    assert "is a pipe or a device" in complaint(function, tmp_path / "a.png")
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="needs POSIX")
+@pytest.mark.parametrize("name", ["/dev/zero", "/dev/null", "/dev/urandom"])
+def test_a_device_is_no_image(name):
+    assert "is a pipe or a device" in complaint(load_image, name)
+
+
+def test_a_huge_file_is_not_read(tmp_path):
+    with open(tmp_path / "a.webp", "wb") as file:
+        file.write(b"RIFF\xff\xff\xff\x7fWEBPVP8 ")
+        file.truncate(2**40)  # sparse
+    assert "larger than 1 GiB" in complaint(load_image, tmp_path / "a.webp")
+
+
+@pytest.mark.parametrize("name", ["a\0b.png", "x" * 400 + ".png", "\ud800.png"])
+@pytest.mark.parametrize("function", [load_image, check_readable])
+def test_names_that_no_file_can_have(function, name):
+    complaint(function, name)
+
+
+OTHER_FILES = {
+    "pointer.png": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "git lfs pull"),
+    "photo.heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(50), "HEIC"),
+    "photo.jpg": (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic" + bytes(50), "HEIC"),
+    "drawing.svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
+    "declared.png": (b"<?xml version='1.0'?>\n<!-- a comment -->\n<SVG/>", "SVG"),
+    "page.jpg": (b"\n<!DOCTYPE html><html><body>404", "web page"),
+    "paper.png": (b"%PDF-1.7\n", "PDF"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_FILES)
+@pytest.mark.parametrize("function", [load_image, check_readable])
+def test_files_that_people_take_for_images_are_called_by_their_name(tmp_path, function, name):
+    content, word = OTHER_FILES[name]
+    (tmp_path / name).write_bytes(content)
+    message = complaint(function, tmp_path / name)
+    assert name in message and word in message
+
+
+def test_both_checks_of_a_file_agree(tmp_path):
+    image = Image.fromarray(noise(30, 40))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "a.jpg", exif=exif)
+    assert check_readable(tmp_path / "a.jpg") == load_image(tmp_path / "a.jpg").size == (40, 30)
+    for size in ((15, 400), (8001, 8000)):
+        path = bomb(tmp_path / "a.png", *size)
+        assert complaint(check_readable, path) == complaint(load_image, path)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_pillows_warnings_are_neither_shown_nor_taken_for_damage(tmp_path, strict):
+    image = Image.new("P", (20, 20), 0)
+    image.putpalette([255, 0, 0, 0, 255, 0])
+    image.paste(1, (0, 0, 10, 20))
+    image.save(tmp_path / "a.png", transparency=bytes([255, 100]))
+    with warnings.catch_warnings(record=True) as leaked:
+        warnings.simplefilter("error" if strict else "always")
+        load_image(tmp_path / "a.png")
+    assert not leaked
+
+
+def test_home_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    saved(Image.fromarray(noise()), tmp_path / "a.png")
+    assert load_image("~/a.png").size == (20, 28)

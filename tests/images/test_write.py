@@ -17,8 +17,8 @@ from splice_ff.images.formats import LONGEST_SIDE
 @pytest.mark.parametrize("suffix", [*LOSSLESS, ".PNG"])
 def test_save_and_load(tmp_path, suffix):
     rgb = unit(noise())
-    for picture in (rgb, rgb[0]):
-        path = save_image(str(tmp_path / f"a{suffix}"), picture)
+    for image in (rgb, rgb[0]):
+        path = save_image(str(tmp_path / f"a{suffix}"), image)
         assert path == tmp_path / f"a{suffix}"
         assert torch.equal(load_image(path).rgb, rgb)
     assert os.listdir(tmp_path) == [f"a{suffix}"]
@@ -62,7 +62,7 @@ def test_values_are_rounded_and_clamped(tmp_path):
     assert np.asarray(reopened(path))[0, :4, 0].tolist() == [100, 0, 255, 101]
 
 
-def test_a_picture_fresh_from_a_model(tmp_path):
+def test_a_image_fresh_from_a_model(tmp_path):
     rgb = torch.rand(1, 3, 20, 20, generator=torch.Generator().manual_seed(0)).bfloat16().requires_grad_()
     alpha = torch.full((1, 20, 20), 77 / 255, requires_grad=True)
     loaded = load_image(save_image(tmp_path / "a.png", rgb, alpha=alpha))
@@ -79,7 +79,7 @@ def test_fine_colors_survive_jpeg(tmp_path):
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_a_broken_picture_is_never_written(tmp_path, value):
+def test_a_broken_image_is_never_written(tmp_path, value):
     good, bad = torch.rand(3, 20, 20), torch.rand(3, 20, 20)
     bad[1, 2, 3] = value
     assert "NaN" in complaint(save_image, tmp_path / "a.png", bad)
@@ -113,7 +113,7 @@ def test_settings_are_the_exif_description_elsewhere(tmp_path, suffix):
     assert description.encode("latin-1").decode() == "seed=7; structure=Zoë 猫.png"
 
 
-def test_settings_too_long_for_jpeg_do_not_lose_the_picture(tmp_path):
+def test_settings_too_long_for_jpeg_do_not_lose_the_image(tmp_path):
     path = save_image(tmp_path / "a.jpg", torch.rand(3, 20, 20), settings={"prompt": "x" * 100_000})
     assert reopened(path).getexif()[ExifTags.Base.ImageDescription].startswith("prompt=xxx")
 

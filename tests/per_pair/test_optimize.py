@@ -51,7 +51,7 @@ def test_losses_fall(pair, backbone, preset):
 
 
 def test_output_has_the_structure_images_size_and_range(pair, backbone):
-    result = optimize_pair(*pair, backbone=backbone, steps=1, size=64, device="cpu")
+    result = optimize_pair(*pair, backbone=backbone, steps=1, size=64, device="cpu", output_type="pt")
     assert result.image.shape == pair[0].shape
     assert result.image.min() >= 0 and result.image.max() <= 1
 
@@ -60,10 +60,16 @@ def test_a_seed_repeats_a_run_and_leaves_the_global_one(pair, backbone):
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    first = optimize_pair(*pair, backbone=backbone, steps=3, size=64, seed=3, precision="fp32", device="cpu")
+    first = optimize_pair(
+        *pair, backbone=backbone, steps=3, size=64, seed=3, precision="fp32", device="cpu", output_type="pt"
+    )
     assert torch.rand(1) == expected
-    again = optimize_pair(*pair, backbone=backbone, steps=3, size=64, seed=3, precision="fp32", device="cpu")
-    other = optimize_pair(*pair, backbone=backbone, steps=3, size=64, seed=4, precision="fp32", device="cpu")
+    again = optimize_pair(
+        *pair, backbone=backbone, steps=3, size=64, seed=3, precision="fp32", device="cpu", output_type="pt"
+    )
+    other = optimize_pair(
+        *pair, backbone=backbone, steps=3, size=64, seed=4, precision="fp32", device="cpu", output_type="pt"
+    )
     assert torch.equal(first.image, again.image)
     assert not torch.equal(first.image, other.image)
 
@@ -94,7 +100,7 @@ def test_a_state_of_another_run_is_refused(pair, backbone, tmp_path):
         start(pair, backbone).load(tmp_path / "text.pt")
 
 
-def test_best_picture_is_kept_when_later_ones_are_worse(pair, backbone):
+def test_best_image_is_kept_when_later_ones_are_worse(pair, backbone):
     optimizer = start(pair, backbone, steps=60, ema_decay=0.0, cosine=False, patience=0)
     run(optimizer, EVALUATE_EVERY)
     best = optimizer.result()
@@ -106,7 +112,7 @@ def test_best_picture_is_kept_when_later_ones_are_worse(pair, backbone):
     assert torch.equal(optimizer.result().image, best.image)
 
 
-def test_nan_stops_with_the_last_good_picture(pair, backbone):
+def test_nan_stops_with_the_last_good_image(pair, backbone):
     optimizer = start(pair, backbone, steps=60, ema_decay=0.0)
     run(optimizer, EVALUATE_EVERY)
     with torch.no_grad():
@@ -116,7 +122,7 @@ def test_nan_stops_with_the_last_good_picture(pair, backbone):
     assert optimizer.result().image.isfinite().all()
 
 
-def test_weights_that_were_never_finite_make_no_picture(pair, backbone):
+def test_weights_that_were_never_finite_make_no_image(pair, backbone):
     optimizer = start(pair, backbone, ema_decay=0.0, copy_steps=0)
     with torch.no_grad():
         optimizer.generator.to_rgb.bias.fill_(float("nan"))
@@ -146,7 +152,7 @@ def test_fast_encodes_its_targets_once_and_paper_at_every_step(pair, backbone, m
     assert sum(passes) == 4  # and their two targets
 
 
-def test_paper_adds_the_whole_picture_every_75th_step(pair, backbone, monkeypatch):
+def test_paper_adds_the_whole_image_every_75th_step(pair, backbone, monkeypatch):
     sizes = []
     optimizer = start(pair, backbone, "paper", steps=100)
     generate = optimizer.generate
@@ -217,7 +223,9 @@ def test_the_stand_in_is_announced(pair, monkeypatch):
 
 
 def test_generator_file_round_trip(pair, backbone, tmp_path):
-    result = optimize_pair(*pair, backbone=backbone, steps=2, size=64, generator="refined", device="cpu")
+    result = optimize_pair(
+        *pair, backbone=backbone, steps=2, size=64, generator="refined", device="cpu", output_type="pt"
+    )
     save_generator(result.generator, result.settings, tmp_path / "g.safetensors")
     generator, settings = load_generator(tmp_path / "g.safetensors")
     assert settings == result.settings
