@@ -61,7 +61,7 @@ def run(
 
 def _optimize(
     structure: Tensor, appearance: Tensor, backbone: str, recipe: Recipe, seed: int
-) -> tuple[PairResult, float, list[tuple[int, float, float]]]:
+) -> tuple[PairResult[Tensor], float, list[tuple[int, float, float]]]:
     """The result, its CPU seconds, and step, seconds and best total at every evaluation."""
     start = time.process_time()
     curve = []

@@ -15,6 +15,8 @@ from splice_ff.errors import DivergedError, InputError
 from splice_ff.utils.console import noted_signals, progress_bar
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from splice_ff.images import LoadedImage
     from splice_ff.per_pair.optimizer import PairOptimizer, PairResult
     from splice_ff.utils.steps import SteppedRun
@@ -90,7 +92,7 @@ def take_steps(
 
 def write_best(
     run: PairOptimizer, failure: BaseException | None, output: Path, structure: LoadedImage, facts: Mapping[str, str]
-) -> PairResult:
+) -> PairResult[Tensor]:
     """Write the best image of a run so far, with its losses among the facts.
 
     Raises:
@@ -108,7 +110,9 @@ def write_best(
     return result
 
 
-def end_pair(run: PairOptimizer, failure: BaseException | None, result: PairResult, output: Path, quiet: bool) -> None:
+def end_pair(
+    run: PairOptimizer, failure: BaseException | None, result: PairResult[Tensor], output: Path, quiet: bool
+) -> None:
     """Say what `write_best` wrote, or why the run ended early; see `end_run`."""
     end_run(run, failure, f"the best image so far is in {output}")
     if not quiet:

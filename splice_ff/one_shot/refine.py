@@ -35,7 +35,7 @@ def refine(
     size: int | None = None,
     seed: int = 0,
     on_step: Callable[[PairOptimizer, Losses], None] | None = None,
-) -> PairResult:
+) -> PairResult[Tensor]:
     """Fine-tune a copy of the generator's UNet and the appearance tokens on one pair.
 
     The losses are those of per-pair optimization, with the model's own backbone. The image is the best one met, by
