@@ -106,7 +106,7 @@ class OneShot(Method):
 
     @torch.no_grad()
     def _paint(self, structure: Tensor, appearance: Tensor) -> Tensor:
-        return self.model(structure, appearance)
+        return self.model.paint(structure, self.model.embed(appearance))
 
 
 class Optimize(Method):

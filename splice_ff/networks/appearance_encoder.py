@@ -49,9 +49,10 @@ class AppearanceEncoder(nn.Module):
         """
         if (patches is None) != (self.patch_proj is None):
             raise ValueError("patch tokens are needed with context 'cls+patches', and only then")
-        context = torch.einsum("bld,ldc->blc", self.norm(cls), self.layer_proj) + self.layer_embedding
+        dtype = self.queries.dtype
+        context = torch.einsum("bld,ldc->blc", self.norm(cls).to(dtype), self.layer_proj) + self.layer_embedding
         if self.patch_proj is not None and patches is not None:
-            context = torch.cat([context, self.patch_proj(self.norm(patches))], 1)
+            context = torch.cat([context, self.patch_proj(self.norm(patches).to(dtype))], 1)
         x = self.queries.expand(len(cls), -1, -1)
         for block in self.blocks:
             x = block(x, context)

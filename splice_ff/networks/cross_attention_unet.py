@@ -122,11 +122,13 @@ class CrossAttentionUNet(nn.Module):
         """
         h, w = structure.shape[-2:]
         padded = _pad_to(structure, self.stride)
+        dtype = self.stem.weight.dtype
+        appearance_tokens = appearance_tokens.to(dtype)
         pooled = self.token_pool(appearance_tokens).mean(1)
         normed = self.structure_norm(rearrange(structure_features, "b d h w -> b h w d"))
-        features = self.structure_proj(rearrange(normed, "b h w d -> b d h w"))
+        features = self.structure_proj(rearrange(normed, "b h w d -> b d h w").to(dtype))
 
-        x = self.stem(padded * 2 - 1)
+        x = self.stem((padded * 2 - 1).to(dtype))
         skips = []
         for i, (downsample, stage) in enumerate(zip(self.downsample, self.down, strict=True)):
             skips.append(x)

@@ -12,16 +12,17 @@ from typing import Any, Literal, get_args
 import torch
 from huggingface_hub import hf_hub_url, snapshot_download
 
-from splice_ff.errors import CheckpointError, InputError
+from splice_ff.errors import CheckpointError, InputError, first_line
 from splice_ff.networks.amortized import AmortizedGenerator, GeneratorConfig
 from splice_ff.networks.cross_attention_unet import UNetConfig
 from splice_ff.one_shot.model_card import model_card
-from splice_ff.utils.files import atomic_write, checkpoints_dir
+from splice_ff.utils.files import atomic_write, checkpoints_dir, reason
 from splice_ff.utils.hub import ask_hub
 from splice_ff.utils.tensor_files import read_tensors, write_tensors
 
 FORMAT = "splice-ff amortized generator 2"
 OLD_FORMATS = ("splice-ff amortized generator 1",)
+MAX_CONFIG_BYTES, MAX_SIZE = 2**20, 8000
 FILES = ("config.json", "model.safetensors", "README.md")
 DiskType = Literal["fp32", "fp16"]
 
@@ -48,8 +49,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for name in ("vit_size", "size"):
-            if not (isinstance(value := getattr(self, name), int) and value >= 16):
-                raise InputError(f"{name} must be a number of pixels, at least 16, not {value!r}")
+            value = getattr(self, name)
+            if type(value) is not int or not 16 <= value <= MAX_SIZE:
+                raise InputError(f"{name} must be a number of pixels from 16 to {MAX_SIZE}, not {value!r:.40}")
 
     def to_dict(self) -> dict[str, Any]:
         """As in config.json."""
@@ -85,7 +87,7 @@ class ModelConfig:
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
-            raise InputError(f"missing or wrong entry: {error}") from error
+            raise InputError(f"missing or wrong entry: {first_line(error)}") from error
 
 
 def save_model(folder: Path, generator: AmortizedGenerator, config: ModelConfig, dtype: DiskType = "fp32") -> None:
@@ -119,13 +121,21 @@ def read_config(folder: Path) -> ModelConfig:
     """
     file = folder / "config.json"
     try:
-        return ModelConfig.from_dict(json.loads(file.read_text(encoding="utf-8")))
+        return ModelConfig.from_dict(_read_json(file))
     except InputError as error:
         raise CheckpointError(f"{file}: {error}") from error
     except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise CheckpointError(f"{file}: damaged ({error})") from error
+        raise CheckpointError(f"{file}: cannot be read ({reason(error)})") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file}: damaged ({first_line(error)})") from error
+
+
+def _read_json(file: Path) -> Any:
+    if not file.is_file():  # a named pipe would never end
+        raise OSError("no such file" if not file.exists() else "not a regular file")
+    if file.stat().st_size > MAX_CONFIG_BYTES:
+        raise ValueError(f"larger than {MAX_CONFIG_BYTES >> 20} MiB")
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def load_model(folder: Path) -> tuple[AmortizedGenerator, ModelConfig]:
@@ -136,9 +146,10 @@ def load_model(folder: Path) -> tuple[AmortizedGenerator, ModelConfig]:
     """
     config = read_config(folder)
     try:
-        generator = AmortizedGenerator(config.generator)
-    except (TypeError, ValueError, RuntimeError) as error:  # numbers that no layer can have
-        raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
+        with torch.device("meta"):  # without memory: only the file shows whether these numbers are to be believed
+            generator = AmortizedGenerator(config.generator)
+    except (TypeError, ValueError, RuntimeError) as error:  # numbers that do not go together
+        raise CheckpointError(f"{folder / 'config.json'}: {first_line(error)}") from error
     file = folder / "model.safetensors"
     tensors, _ = read_tensors(file, "weights of an amortized generator", FORMAT)
     expected = generator.state_dict()
@@ -150,11 +161,23 @@ def load_model(folder: Path) -> tuple[AmortizedGenerator, ModelConfig]:
             raise CheckpointError(f"{file}: tensor '{key}' is {found}, config.json calls for {wanted}")
     if surplus := tensors.keys() - expected.keys():
         raise CheckpointError(f"{file}: tensor '{min(surplus)}' has no place in what config.json describes")
-    generator.load_state_dict({k: t.float() for k, t in tensors.items()})
+    # copies: the file's own tensors lie where it maps into memory, unaligned
+    generator.load_state_dict({k: t.to(torch.float32, copy=True) for k, t in tensors.items()}, assign=True)
+    generator.unet.to(memory_format=torch.channels_last)
     return generator.eval(), config
 
 
-def find_model(name: str | Path) -> Path:
+@dataclass(frozen=True)
+class HubOptions:
+    """How to ask the hub; see `huggingface_hub.snapshot_download`."""
+
+    revision: str | None = None
+    token: str | bool | None = None
+    cache_dir: str | Path | None = None
+    local_files_only: bool = False
+
+
+def find_model(name: str | Path, hub: HubOptions = HubOptions()) -> Path:
     """The folder of a model by path, bundled name or hub id, downloaded if it must be.
 
     Raises:
@@ -170,7 +193,7 @@ def find_model(name: str | Path) -> Path:
         return bundled[str(name)]
     parts = str(name).split("/")
     if len(parts) == 2 and all(parts) and not str(name).startswith((".", "~")):
-        return _from_hub(str(name))
+        return _from_hub(str(name), hub)
     known = ", ".join(bundled) or "none"
     raise CheckpointError(f"no model '{name}': neither a bundled one (here: {known}), nor a folder, nor a hub id")
 
@@ -180,26 +203,33 @@ def bundled_models() -> dict[str, Path]:
     found = {}
     for config in sorted(checkpoints_dir().glob("*/config.json")):
         try:
-            if json.loads(config.read_text(encoding="utf-8")).get("format", "").startswith("splice-ff amortized"):
+            if _read_json(config).get("format", "").startswith("splice-ff amortized"):
                 found[config.parent.name] = config.parent
-        except (OSError, ValueError, AttributeError):
+        except (OSError, ValueError, AttributeError, RecursionError):
             continue  # whatever else lies there is no model
     return found
 
 
-def _from_hub(repository: str) -> Path:
+def _from_hub(repository: str, hub: HubOptions) -> Path:
     """The folder of a hub repository in the hub's cache; the newest version if the hub answers."""
+
+    def download(local_files_only: bool) -> Path:
+        options = asdict(hub) | {"local_files_only": local_files_only}
+        return Path(snapshot_download(repository, allow_patterns=list(FILES), **options))
+
+    why: Exception | None = None
+    if not hub.local_files_only:
+        try:  # one short question first: the download retries for minutes
+            ask_hub(hf_hub_url(repository, "config.json", revision=hub.revision), hub.token)
+            return download(False)
+        except Exception as error:  # the HTTP client under huggingface_hub, and with it the exceptions, vary
+            why = error
     try:
-        ask_hub(hf_hub_url(repository, "config.json"))  # one short question: the download retries for minutes
-        return Path(snapshot_download(repository, allow_patterns=list(FILES)))
-    except Exception as error:  # the HTTP client under huggingface_hub, and with it the exceptions, vary
-        try:
-            return Path(snapshot_download(repository, allow_patterns=list(FILES), local_files_only=True))
-        except Exception:
-            raise CheckpointError(
-                f"model '{repository}' is neither a folder here nor cached, and could not be downloaded from the hub "
-                f"({type(error).__name__})"
-            ) from error
+        return download(True)
+    except Exception as error:
+        tried = f"could not be downloaded from the hub ({type(why).__name__})" if why else "the hub was not to be asked"
+        at = f" at revision '{hub.revision}'" if hub.revision else ""
+        raise CheckpointError(f"model '{repository}'{at} is neither a folder here nor cached, and {tried}") from error
 
 
 def fingerprint(generator: AmortizedGenerator) -> str:

@@ -2,137 +2,95 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from huggingface_hub import ModelHubMixin
-from torch import Tensor, nn
 
-from splice_ff.errors import CheckpointError, InputError
-from splice_ff.images import MAX_PIXELS, MIN_SIDE
-from splice_ff.networks.amortized import AmortizedGenerator, ImageEncoding
-from splice_ff.one_shot.model_files import DiskType, ModelConfig, find_model, fingerprint, load_model, save_model
-from splice_ff.one_shot.tiles import MAX_UNTILED, paint_in_tiles
-from splice_ff.utils.resize import resize_shorter_side, to_full_size
+from splice_ff.errors import CheckpointError, InputError, first_line
+from splice_ff.images import ImageInput, OutputType
+from splice_ff.one_shot.call import OneShotCall, Progress, in_the_form_of, read_images
+from splice_ff.one_shot.checks import whole_number
+from splice_ff.one_shot.model import OneShotModel
+from splice_ff.one_shot.model_files import DiskType, HubOptions, find_model, load_model, save_model
+from splice_ff.utils.defaults import torch_defaults
 from splice_ff.vit.features import ViTFeatures
-from splice_ff.vit.inputs import ViTInput
 from splice_ff.vit.weights import load_backbone
 
 
-class SpliceFF(nn.Module, ModelHubMixin):
-    """An amortized generator with the frozen ViT that it was trained with.
+class SpliceFF(OneShotModel, ModelHubMixin):
+    """Splice's appearance transfer in one forward pass: images in, images out; from and to folders and the hub.
 
-    Args:
-        generator: the trained generator.
-        backbone: its ViT.
-        vit_size: shorter side, in pixels, of what the ViT sees, as in training.
-        size: shorter side, in pixels, at which the generator works unless told otherwise.
-        card: facts of the training for config.json and the model card; see `splice_ff.one_shot.model_card`.
-
-    Raises:
-        InputError: sizes that cannot be; a generator made for a ViT of another depth or width.
+    Call it with images (see `forward`); `embed` and `paint` are the same on tensors, in two halves.
     """
 
-    def __init__(
+    _disk_type: DiskType = "fp32"
+
+    def forward(
         self,
-        generator: AmortizedGenerator,
-        backbone: ViTFeatures,
+        structure: ImageInput | Sequence[ImageInput],
+        appearance: ImageInput | Sequence[ImageInput],
         *,
-        vit_size: int,
-        size: int,
-        card: Mapping[str, Any] | None = None,
-    ) -> None:
-        super().__init__()
-        self.generator, self.backbone = generator, backbone
-        self.config = ModelConfig(
-            generator.config, backbone.name, backbone.fingerprint, vit_size, size, dict(card or {})
-        )
-        wanted, found = (generator.config.layers, generator.config.width), (backbone.depth, backbone.width)
-        if wanted != found:
-            raise InputError(f"a generator for a ViT of depth and width {wanted}, not {found} as {backbone.name} has")
-        self._disk_type: DiskType = "fp32"
+        weights: Sequence[float] | None = None,
+        size: int | None = None,
+        strength: float = 1.0,
+        refine: int = 0,
+        seed: int = 0,
+        output_type: OutputType = "pil",
+        callback: Callable[[Progress], object] | None = None,
+    ) -> Any:
+        """Paint structure images with the looks of appearance images.
 
-    @property
-    def device(self) -> torch.device:
-        """Where it computes."""
-        return self.backbone.mean.device
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of the generator's weights, which a look is bound to."""
-        return fingerprint(self.generator)
-
-    def encode_images(self, images: Tensor) -> ImageEncoding:
-        """What the generator takes of images (B, 3, H, W) in [0, 1] of any size: one ViT pass."""
-        inputs = ViTInput(self.config.vit_size).resize(images, self.backbone.patch_size)
-        return self.generator.encode_images(self.backbone, inputs)
-
-    @torch.no_grad()
-    def embed(self, appearance: Tensor) -> Tensor:
-        """Appearance tokens (B, M, C) of images (B, 3, H, W) in [0, 1], any size."""
-        return self.generator.appearance_tokens(self.encode_images(appearance.to(self.device)))
-
-    @torch.no_grad()
-    def paint(
-        self, structure: Tensor, appearance_tokens: Tensor, *, size: int | None = None, strength: float = 1.0
-    ) -> Tensor:
-        """Paint structure images with given looks.
+        >>> from splice_ff import SpliceFF
+        >>> model = SpliceFF.from_pretrained("pets-tiny")
+        >>> image = model("examples/raccoon.jpg", "examples/cat.jpg")
+        >>> image.size  # a PIL image of the structure image's size
+        (600, 500)
+        >>> two = model(["examples/raccoon.jpg", "examples/cat.jpg"], "examples/cat.jpg", size=64, output_type="np")
+        >>> [image.shape for image in two]
+        [(500, 600, 3), (300, 451, 3)]
 
         Args:
-            structure: (B, 3, H, W) in [0, 1].
-            appearance_tokens: (B, M, C), or (1, M, C) for all.
-            size: shorter side, in pixels, at which to work; the model's default if None. Large ones go in tiles.
-            strength: between the structure images' own look (0) and the given one (1), a straight line in the space
-                of appearance tokens.
+            structure, appearance: images as `splice_ff.load_image` takes them: paths, PIL images, arrays (H, W, 3) or
+                tensors (3, H, W), uint8 or float in [0, 1]; or lists of them, arrays (B, H, W, 3), tensors
+                (B, 3, H, W). One appearance image serves all structure images; as many belong to one each.
+            weights: mix all appearance images, by these shares, for every structure image.
+            size: shorter side, in pixels, at which to work; the model's default if None.
+            strength: from 0, the structure image's own look, to 1, the appearance image's.
+            refine: per-pair steps from the one-shot answer on (see `splice_ff.one_shot.refine`); 100 take a while.
+            seed: of refining.
+            output_type: "pil"; "np", float32 arrays (H, W, 3); or "pt", float32 tensors (3, H, W) on the model's
+                device. Transparent structure images come back with their alpha channel.
+            callback: called after every step, that is, after the images painted together or after a refining step.
+                When it returns False the call ends: refining with the best image so far; images of a list that were
+                not yet begun are None.
 
         Returns:
-            (B, 3, H, W) in [0, 1]; detail finer than the working size comes from the structure images.
+            One image, or as many in a list, as `structure` was given; for a tensor or array of four dimensions one of
+            four dimensions, or a list of PIL images.
 
         Raises:
-            InputError: a size or strength that cannot be, or tokens of another model's shape.
+            InputError: an image, a number of images or a value that cannot be used; the message says what was given
+                and what is wanted.
         """
-        size = self.config.size if size is None else size
-        check_size(size, structure)
-        if not 0 <= strength <= 1:
-            raise InputError(f"strength must be between 0 and 1, not {strength}")
-        structure, tokens = structure.to(self.device), self._check_tokens(appearance_tokens.to(self.device))
-        working = resize_shorter_side(structure, size)
-        encoding = self.encode_images(working)  # of what the generator is given, as in training
-        if strength < 1:
-            tokens = torch.lerp(self.generator.appearance_tokens(encoding), tokens, strength)
-        tokens = tokens.expand(len(structure), -1, -1)
-        if working.shape[-2] * working.shape[-1] > MAX_UNTILED:
-            output = paint_in_tiles(self.generator.unet, working, encoding.structure_features, tokens)
-        else:
-            output = self.generator.paint(working, encoding.structure_features, tokens)
-        return to_full_size(output, working, structure)
-
-    def forward(self, structure: Tensor, appearance: Tensor) -> Tensor:
-        """Structure and appearance images, (B, 3, H, W) and (B, 3, H', W') in [0, 1], to (B, 3, H, W) in [0, 1]."""
-        return self.paint(structure, self.embed(appearance))
-
-    def mix(self, looks: Sequence[Tensor], weights: Sequence[float] | None = None) -> Tensor:
-        """Weighted mean of looks, each (B, M, C), in the space of appearance tokens.
-
-        Args:
-            looks: at least one.
-            weights: one a look, not negative, not all 0; brought to a sum of 1. All alike if None.
-
-        Raises:
-            InputError: no look, another number of weights, or weights that cannot be.
-        """
-        weights = [1.0] * len(looks) if weights is None else weights
-        if not looks or len(weights) != len(looks):
-            raise InputError(f"{len(looks)} looks and {len(weights)} weights: give one weight for each look")
-        if not all(0 <= w < float("inf") for w in weights) or not sum(weights):
-            raise InputError(f"weights must not be negative, nor all 0: {', '.join(map(str, weights))}")
-        total = sum(weights)
-        return torch.stack([w / total * self._check_tokens(t) for w, t in zip(weights, looks, strict=True)]).sum(0)
+        if output_type not in get_args(OutputType):
+            raise InputError(f"unknown output_type {output_type!r}. Known: {', '.join(get_args(OutputType))}")
+        steps, seed = whole_number("refine", refine), whole_number("seed", seed)
+        with torch_defaults():
+            structures, appearances = read_images(structure, "structure"), read_images(appearance, "appearance")
+            call = OneShotCall(self, structures, appearances, weights, size, strength, callback)
+            outputs = call.refine(steps, seed) if steps else call.paint()
+            return in_the_form_of(structure, structures, outputs, output_type)
 
     def save_pretrained(self, save_directory: str | Path, *, dtype: DiskType = "fp32", **hub: Any) -> str | None:
         """Write config.json, model.safetensors and README.md; not the backbone, which config.json names.
+
+        >>> from splice_ff import SpliceFF
+        >>> SpliceFF.from_pretrained("pets-tiny").save_pretrained("my-model", dtype="fp16")
+        >>> SpliceFF.from_pretrained("my-model").config.size
+        128
 
         Args:
             save_directory: the folder, made if it is not there.
@@ -158,47 +116,49 @@ class SpliceFF(nn.Module, ModelHubMixin):
         *,
         backbone: ViTFeatures | str | Path | None = None,
         weights: str | Path | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
     ) -> SpliceFF:
-        """Load a model, in eval mode, on the CPU.
+        """Load a model, in eval mode.
+
+        >>> import torch
+        >>> from splice_ff import SpliceFF
+        >>> SpliceFF.from_pretrained("pets-tiny", dtype=torch.bfloat16).dtype
+        torch.bfloat16
 
         Args:
             name: a bundled model, a folder, or a hub id `owner/name`.
             backbone: a loaded one, or where to find it, if not under the name that the model knows.
             weights: file or folder with the backbone's weights.
+            device: where to put it.
+            dtype: of its weights: `torch.float32`, `torch.bfloat16` or `torch.float16`.
+            revision, token, cache_dir, local_files_only: for the hub, as `huggingface_hub.snapshot_download` takes
+                them: branch, tag or commit; access token; where to keep files; never ask the network.
 
         Raises:
             CheckpointError: no such model, damaged or unknown files, NaN weights, or another backbone than the one it
                 was trained with.
             splice_ff.vit.weights.WeightsError: the backbone cannot be loaded.
         """
-        folder = find_model(name)
-        generator, config = load_model(folder)
-        if not isinstance(backbone, ViTFeatures):
-            backbone = load_backbone(str(backbone or config.backbone), weights)
-        if backbone.fingerprint != config.backbone_fingerprint:
-            raise CheckpointError(
-                f"{folder}: trained with backbone {config.backbone} (SHA-256 {config.backbone_fingerprint[:12]}…), "
-                f"which {backbone.name} (SHA-256 {backbone.fingerprint[:12]}…) is not"
-            )
-        return cls(generator, backbone, vit_size=config.vit_size, size=config.size, card=config.training).eval()
-
-    def _check_tokens(self, tokens: Tensor) -> Tensor:
-        shape = tuple(self.generator.encoder.queries.shape)
-        if tokens.ndim != 3 or tuple(tokens.shape[1:]) != shape:
-            raise InputError(f"appearance tokens of shape {tuple(tokens.shape)}; this model's are (B, *{shape})")
-        return tokens
-
-
-def check_size(size: int, image: Tensor) -> None:
-    """Whether one can work on (B, 3, H, W) at a shorter side of `size`.
-
-    Raises:
-        InputError: too small, or more pixels than can be held.
-    """
-    if size < MIN_SIDE:
-        raise InputError(f"size must be at least {MIN_SIDE} pixels, not {size}")
-    short, long = min(image.shape[-2:]), max(image.shape[-2:])
-    if size * size * long / short > MAX_PIXELS:
-        raise InputError(
-            f"a size of {size} makes {image.shape[-1]}x{image.shape[-2]} more than {MAX_PIXELS // 1_000_000} megapixels"
-        )
+        if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            raise InputError(f"unknown dtype {dtype!r:.60}; use torch.float32, torch.bfloat16 or torch.float16")
+        hub = HubOptions(revision, token, cache_dir, local_files_only)
+        with torch_defaults():
+            folder = find_model(name, hub)
+            generator, config = load_model(folder)
+            if not isinstance(backbone, ViTFeatures):
+                backbone = load_backbone(str(backbone or config.backbone), weights)
+            if backbone.fingerprint != config.backbone_fingerprint:
+                raise CheckpointError(
+                    f"{folder}: trained with backbone {config.backbone} (SHA-256 {config.backbone_fingerprint[:12]}…), "
+                    f"which {backbone.name} (SHA-256 {backbone.fingerprint[:12]}…) is not"
+                )
+            model = cls(generator, backbone, vit_size=config.vit_size, size=config.size, card=config.training).eval()
+            try:
+                return model.to(torch.device(device), dtype)
+            except (RuntimeError, AssertionError) as error:
+                raise InputError(f"device '{device}' cannot be used here: {first_line(error)}") from error

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from splice_ff.losses import Losses
-from splice_ff.one_shot.pipeline import SpliceFF, check_size
+from splice_ff.one_shot.checks import check_size
+from splice_ff.one_shot.model import OneShotModel
 from splice_ff.per_pair.optimizer import PairOptimizer, PairResult
 from splice_ff.per_pair.recipes import PRESETS, Recipe
 
@@ -27,7 +28,7 @@ same time.
 
 
 def refine(
-    model: SpliceFF,
+    model: OneShotModel,
     structure: Tensor,
     appearance: Tensor,
     *,
@@ -62,12 +63,13 @@ def refine(
 
 
 def refiner(
-    model: SpliceFF, structure: Tensor, appearance: Tensor, *, steps: int, size: int | None = None, seed: int = 0
+    model: OneShotModel, structure: Tensor, appearance: Tensor, *, steps: int, size: int | None = None, seed: int = 0
 ) -> PairOptimizer:
     """The optimizer behind `refine`, for those who take the steps themselves."""
-    size = model.config.size if size is None else size
-    check_size(size, structure)
+    size = check_size(model.config.size if size is None else size, structure)
     check_size(size, appearance)
+    if model.dtype != torch.float32:  # steps are smaller than what half precision can tell apart
+        model = copy.deepcopy(model).float()
     recipe: Recipe = replace(REFINE, steps=steps, size=size, backbone=model.backbone.name)
     generator = PairGenerator(model, model.embed(appearance))
     return PairOptimizer(
@@ -83,7 +85,7 @@ class PairGenerator(nn.Module):
         appearance_tokens: (1, M, C).
     """
 
-    def __init__(self, model: SpliceFF, appearance_tokens: Tensor) -> None:
+    def __init__(self, model: OneShotModel, appearance_tokens: Tensor) -> None:
         super().__init__()
         self.unet = copy.deepcopy(model.generator.unet).requires_grad_(True)
         self.appearance_tokens = nn.Parameter(appearance_tokens.clone())
@@ -101,7 +103,7 @@ class _StructureFeatures:
     Not a module, and one with its copies: neither the ViT nor the memory belongs to the generator's state.
     """
 
-    def __init__(self, model: SpliceFF) -> None:
+    def __init__(self, model: OneShotModel) -> None:
         self.model = model
         self.known: dict[int, tuple[Tensor, Tensor]] = {}  # with the images, so that no other can get their id
 

@@ -82,10 +82,10 @@ def freeze_statistics(
         def hook(norm: nn.GroupNorm, inputs: tuple[Tensor]) -> None:
             groups = inputs[0].float().unflatten(1, (norm.num_groups, -1)).flatten(2)
             variance, mean = torch.var_mean(groups, -1, correction=0)
-            twin = nn.BatchNorm2d(norm.num_channels, norm.eps).to(mean.device)
+            twin = nn.BatchNorm2d(norm.num_channels, norm.eps).to(mean.device, norm.weight.dtype)
             size = norm.num_channels // norm.num_groups
-            twin.running_mean = mean[0].repeat_interleave(size)
-            twin.running_var = variance[0].repeat_interleave(size)
+            twin.running_mean = mean[0].repeat_interleave(size).to(norm.weight.dtype)
+            twin.running_var = variance[0].repeat_interleave(size).to(norm.weight.dtype)
             twin.weight, twin.bias = norm.weight, norm.bias
             fixed[name] = twin.eval()
 

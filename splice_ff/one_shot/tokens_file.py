@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from splice_ff.errors import CheckpointError
-from splice_ff.one_shot.pipeline import SpliceFF
+from splice_ff.one_shot.model import OneShotModel
 from splice_ff.utils.tensor_files import read_tensors, write_tensors
 
 FORMAT = "splice-ff look 2"
 
 
-def save_look(path: str | Path, model: SpliceFF, tokens: Tensor, facts: Mapping[str, str] | None = None) -> None:
+def save_look(path: str | Path, model: OneShotModel, tokens: Tensor, facts: Mapping[str, str] | None = None) -> None:
     """Write a look, whole or not at all, with the fingerprint of the model that made it.
 
     Args:
@@ -35,7 +35,7 @@ def save_look(path: str | Path, model: SpliceFF, tokens: Tensor, facts: Mapping[
     write_tensors(Path(path), {"tokens": tokens.float()}, metadata)
 
 
-def load_look(path: str | Path, model: SpliceFF) -> tuple[Tensor, dict[str, str]]:
+def load_look(path: str | Path, model: OneShotModel) -> tuple[Tensor, dict[str, str]]:
     """Read what `save_look` wrote.
 
     Returns:

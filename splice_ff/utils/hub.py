@@ -14,7 +14,7 @@ HUB_TIMEOUT = 10.0
 """Seconds without an answer after which the hub counts as unreachable."""
 
 
-def ask_hub(url: str) -> None:
+def ask_hub(url: str, token: str | bool | None = None) -> None:
     """Return if the hub has this file; raise what huggingface_hub raises, or TimeoutError after HUB_TIMEOUT.
 
     In a thread, because a socket's timeout starts anew with every address of a host and every byte received, and
@@ -24,7 +24,7 @@ def ask_hub(url: str) -> None:
 
     def ask() -> None:
         try:
-            get_hf_file_metadata(url, timeout=HUB_TIMEOUT)
+            get_hf_file_metadata(url, token=token, timeout=HUB_TIMEOUT)
             answers.put(None)
         except Exception as error:
             answers.put(error)

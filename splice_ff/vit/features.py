@@ -196,7 +196,8 @@ class ViTFeatures(nn.Module):
         last_projected = max((i for layers in projected.values() for i in layers), default=-1)
         last_output = max(outputs | ({self.depth - 1} if cls else set()), default=-1)
 
-        x, grid, rope = self._embed((images - self.mean) / self.std)
+        inputs = (images - self.mean) / self.std
+        x, grid, rope = self._embed(inputs.to(self.vit.patch_embed.proj.weight.dtype))
         facets: dict[str, dict[int, Tensor]] = {facet: {} for facet in FACETS}
         cls_tokens = []
         for i, block in enumerate(self.vit.blocks[: max(last_projected, last_output) + 1]):
@@ -262,7 +263,8 @@ class ViTFeatures(nn.Module):
             target = {"scale_factor": tuple((n + how.offset) / m for n, m in zip(grid, native, strict=True))}
         patches = rearrange(positions[:, prefix:].float(), "1 (h w) d -> 1 d h w", h=native[0])
         patches = F.interpolate(patches, mode="bicubic", antialias=how.antialias, **target)
-        return torch.cat([positions[:, :prefix], rearrange(patches, "1 d h w -> 1 (h w) d")], 1)
+        patches = rearrange(patches, "1 d h w -> 1 (h w) d").to(positions.dtype)
+        return torch.cat([positions[:, :prefix], patches], 1)
 
 
 def _project(attention: Any, x: Tensor, facet: str) -> Tensor:

@@ -31,19 +31,19 @@ def folder(model, tmp_path):
 
 def test_output_depends_on_both_pictures(model):
     a, b, c = picture(1), picture(2), picture(3)
-    output = model(a, b)
+    output = model(a, b, output_type="pt")
     assert output.shape == a.shape and output.min() >= 0 and output.max() <= 1
     assert (output - a).abs().mean() > 0.02
-    assert (output - model(c, b)).abs().mean() > 0.02
-    assert (output - model(a, c)).abs().mean() > 1e-3
+    assert (output - model(c, b, output_type="pt")).abs().mean() > 0.02
+    assert (output - model(a, c, output_type="pt")).abs().mean() > 1e-3
 
 
 @pytest.mark.parametrize("context", ["cls", "cls+patches"])
 def test_a_batch_is_its_samples(tiny_backbone, context):
     model = make_model(tiny_backbone(), context=context)
     structure, appearance = picture(1, 72, 90, batch=3), picture(2, 64, 80, batch=3)
-    together = model(structure, appearance)
-    apart = torch.cat([model(structure[i : i + 1], appearance[i : i + 1]) for i in range(3)])
+    together = model(structure, appearance, output_type="pt")
+    apart = torch.cat([model(structure[i : i + 1], appearance[i : i + 1], output_type="pt") for i in range(3)])
     torch.testing.assert_close(together, apart, atol=1e-5, rtol=0)
 
 
@@ -55,7 +55,7 @@ def test_one_look_serves_a_batch(model):
 
 @pytest.mark.parametrize(("h", "w"), [(16, 17), (75, 201), (200, 64), (20, 1600)])
 def test_any_size_comes_back(model, h, w):
-    assert model(picture(1, h, w), picture(2, w, h)).shape == (1, 3, h, w)
+    assert model(picture(1, h, w), picture(2, w, h), output_type="pt").shape == (1, 3, h, w)
 
 
 def test_works_at_the_size_asked_for(model):
@@ -74,9 +74,9 @@ def test_large_sizes_go_in_tiles(model, monkeypatch):
     structure, tokens = picture(1, 64, 96), model.embed(picture(2))
     whole = model.paint(structure, tokens)
     calls = []
-    monkeypatch.setattr("splice_ff.one_shot.pipeline.MAX_UNTILED", 64 * 95)
+    monkeypatch.setattr("splice_ff.one_shot.model.MAX_UNTILED", 64 * 95)
     monkeypatch.setattr(
-        "splice_ff.one_shot.pipeline.paint_in_tiles", lambda *a: calls.append(a) or paint_in_tiles(*a, core=32)
+        "splice_ff.one_shot.model.paint_in_tiles", lambda *a: calls.append(a) or paint_in_tiles(*a, core=32)
     )
     torch.testing.assert_close(model.paint(structure, tokens), whole, atol=2e-5, rtol=0)
     assert len(calls) == 1
@@ -119,7 +119,7 @@ def test_a_generator_for_another_vit_is_refused(tiny_backbone):
 def test_a_saved_model_paints_the_same(model, folder):
     again = SpliceFF.from_pretrained(folder, backbone=model.backbone)
     assert not again.training
-    assert torch.equal(again(picture(1), picture(2)), model(picture(1), picture(2)))
+    assert torch.equal(again(picture(1), picture(2), output_type="pt"), model(picture(1), picture(2), output_type="pt"))
     assert again.config == model.config and again.fingerprint == model.fingerprint
     assert sorted(p.name for p in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
 
@@ -132,7 +132,9 @@ def test_half_precision_on_disk(model, tmp_path):
     again = SpliceFF.from_pretrained(tmp_path / "half", backbone=model.backbone)
     assert again.fingerprint == model.fingerprint  # so looks go with both
     assert all(p.dtype == torch.float32 for p in again.parameters())
-    assert (again(picture(1), picture(2)) - model(picture(1), picture(2))).abs().max() < 0.02
+    assert (
+        again(picture(1), picture(2), output_type="pt") - model(picture(1), picture(2), output_type="pt")
+    ).abs().max() < 0.02
     with pytest.raises(CheckpointError, match="int8"):
         model.save_pretrained(tmp_path / "other", dtype="int8")
 
@@ -172,6 +174,11 @@ def test_the_backbone_may_lie_elsewhere(tmp_path, vit_folder, blank_folder):
         SpliceFF.from_pretrained(tmp_path / "model", backbone=blank_folder)
 
 
+def with_unet(config, **changes):
+    generator = config["generator"]
+    return config | {"generator": generator | {"unet": generator["unet"] | changes}}
+
+
 def refusal(folder, model, *words):
     with pytest.raises(CheckpointError) as caught:
         SpliceFF.from_pretrained(folder, backbone=model.backbone)
@@ -189,7 +196,24 @@ def refusal(folder, model, *words):
         (lambda c: c | {"format": "splice-ff amortized generator 9"}, ["generator 9"]),
         (lambda c: c | {"format": "splice-ff amortized generator 1"}, ["older splice-ff"]),
         (lambda c: {k: v for k, v in c.items() if k != "backbone"}, ["backbone"]),
-        (lambda c: c | {"vit_size": "large"}, ["vit_size"]),
+        *[
+            (lambda c, name=name, value=value: c | {name: value}, [name])
+            for name in ("vit_size", "size")
+            for value in ("large", 0, -1, 1.5, True, None, 10**9, 10**40, float("inf"), [64])
+        ],
+        (lambda c: '{"a":' * 100_000 + "1" + "}" * 100_000, ["damaged"]),
+        (lambda c: json.dumps(c) + " " * 2**20, ["damaged", "MiB"]),
+        (lambda c: json.dumps(c).replace('"layers": 3', '"layers": 1' + "0" * 5000), ["damaged"]),
+        (
+            lambda c: c | {"generator": c["generator"] | {"unet": c["generator"]["unet"] | {"blocks": 10**9}}},
+            ["blocks"],
+        ),
+        (
+            lambda c: c | {"generator": c["generator"] | {"unet": c["generator"]["unet"] | {"tokens": 8192}}},
+            ["queries"],
+        ),
+        (lambda c: with_unet(c, heads=7), ["7 heads"]),
+        (lambda c: c | {"generator": c["generator"] | {"unet": "tiny"}}, ["wrong entry"]),
         (lambda c: c | {"generator": c["generator"] | {"context": "huge"}}, ["huge"]),
         (lambda c: c | {"generator": c["generator"] | {"width": -1}}, ["config.json"]),
         (lambda c: c | {"generator": c["generator"] | {"depth": 3}}, ["depth"]),
@@ -260,20 +284,33 @@ def test_bundled_models_go_by_name(folder, model, monkeypatch):
 def test_hub_ids_are_downloaded_and_then_cached(folder, model, monkeypatch):
     asked, hub = [], {"reachable": True}
 
-    def ask(url):
+    def ask(url, token):
         asked.append(url)
         if not hub["reachable"]:
             raise TimeoutError
 
-    def download(repository, allow_patterns, local_files_only=False):
+    def download(repository, allow_patterns, local_files_only, **options):
         assert repository == "someone/cats" and local_files_only is not hub["reachable"]
+        assert options == {"revision": "v2", "token": "secret", "cache_dir": "here"}
         return str(folder)
 
     monkeypatch.setattr("splice_ff.one_shot.model_files.ask_hub", ask)
     monkeypatch.setattr("splice_ff.one_shot.model_files.snapshot_download", download)
     for hub["reachable"] in (True, False):
-        assert SpliceFF.from_pretrained("someone/cats", backbone=model.backbone).config == model.config
-    assert "someone/cats" in asked[0]
+        again = SpliceFF.from_pretrained(
+            "someone/cats", backbone=model.backbone, revision="v2", token="secret", cache_dir="here"
+        )
+        assert again.config == model.config
+    assert "someone/cats" in asked[0] and "v2" in asked[0]
+    monkeypatch.setattr("splice_ff.one_shot.model_files.ask_hub", lambda *_: pytest.fail("asked the network"))
+    SpliceFF.from_pretrained(
+        "someone/cats",
+        backbone=model.backbone,
+        revision="v2",
+        token="secret",
+        cache_dir="here",
+        local_files_only=True,
+    )
 
 
 def test_an_unreachable_hub_is_one_line(model, monkeypatch):

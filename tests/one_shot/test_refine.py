@@ -23,7 +23,7 @@ def test_the_first_candidate_is_the_one_shot_picture(model):
     structure, appearance = picture(1, 80, 100), picture(2, 90, 70)
     result = refiner(model, structure, appearance, steps=5).result()
     assert result.step == 0
-    torch.testing.assert_close(result.image, model(structure, appearance), atol=1e-5, rtol=0)
+    torch.testing.assert_close(result.image, model(structure, appearance, output_type="pt"), atol=1e-5, rtol=0)
 
 
 def test_losses_fall(model):
@@ -43,17 +43,17 @@ def test_the_result_is_never_worse(model):
     while not run.done:
         run.step()
     assert run.step_count == 3
-    assert (run.preview() - model(structure, appearance)).abs().max() > 0.01
+    assert (run.preview() - model(structure, appearance, output_type="pt")).abs().max() > 0.01
     assert run.result().step == 0
-    assert torch.equal(run.result().image, model(structure, appearance))
+    assert torch.equal(run.result().image, model(structure, appearance, output_type="pt"))
 
 
 def test_the_model_is_left_as_it_is(model):
     structure, appearance = picture(1), picture(2)
-    before, fingerprint = model(structure, appearance), model.fingerprint
+    before, fingerprint = model(structure, appearance, output_type="pt"), model.fingerprint
     refine(model, structure, appearance, steps=2)
     assert model.fingerprint == fingerprint
-    assert torch.equal(model(structure, appearance), before)
+    assert torch.equal(model(structure, appearance, output_type="pt"), before)
 
 
 def test_the_same_seed_the_same_picture(model):
@@ -68,7 +68,7 @@ def test_the_pairs_generator_has_no_vit_in_its_state(model):
     assert generator.state_dict().keys() == {"appearance_tokens"} | {
         f"unet.{k}" for k in model.generator.unet.state_dict()
     }
-    assert torch.equal(generator(picture(1)), model(picture(1), picture(2)))
+    assert torch.equal(generator(picture(1)), model(picture(1), picture(2), output_type="pt"))
     passes = []
     model.backbone.register_forward_hook(lambda *_: passes.append(1))
     image = picture(3)

@@ -72,7 +72,7 @@ def test_transfer(run, place, model, tmp_path):
     result = run("transfer", "a", "b", "-o", output)
     assert result.exit_code == 0, result.output
     a, b = (load_image(place / name).rgb for name in ("a.png", "b.png"))
-    assert_same(output, model(a, b))
+    assert_same(output, model(a, b, output_type="pt"))
     with Image.open(output) as image:
         assert image.size == (96, 72)
         text = image.text
@@ -210,8 +210,8 @@ def test_bad_files_do_not_stop_a_batch(run, pairs, place, model, tmp_path):
     assert "three" in lines[0] and "missing.png" in lines[0] and "four" in lines[1] and "damaged.png" in lines[1]
     assert sorted(p.name for p in folder.iterdir()) == ["batch.json", "five.png", "one.png", "two.png"]
     a, b, c = (load_image(place / f"{name}.png").rgb for name in "abc")
-    assert_same(folder / "one.png", model(a, b))
-    assert_same(folder / "five.png", model(c, a))
+    assert_same(folder / "one.png", model(a, b, output_type="pt"))
+    assert_same(folder / "five.png", model(c, a, output_type="pt"))
     assert Image.open(folder / "five.png").text["structure"] == "c.png"
 
 
@@ -262,7 +262,7 @@ def test_a_list_that_is_none(run, tmp_path):
 
 
 def test_a_size_that_one_shape_cannot_have_fails_those_pairs(run, place, tmp_path, monkeypatch):
-    monkeypatch.setattr("splice_ff.one_shot.pipeline.MAX_PIXELS", 1_000_000)
+    monkeypatch.setattr("splice_ff.images.MAX_PIXELS", 1_000_000)
     Image.fromarray(np.zeros((16, 4000, 3), np.uint8)).save(tmp_path / "long.png")
     rows = f"one,{place / 'a.png'},{place / 'b.png'}\nlong,{tmp_path / 'long.png'},{place / 'b.png'}\n"
     (tmp_path / "pairs.csv").write_text("name,structure,appearance\n" + rows)

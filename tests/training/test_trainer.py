@@ -65,8 +65,10 @@ def test_a_run_lowers_the_losses_and_leaves_everything(start):
     picture = torch.rand(1, 3, 32, 32)
     first, second = next(trainer.data.validation())
     for model in made:
-        assert model(picture, picture).shape == picture.shape
-    torch.testing.assert_close(made[1](first, second), trainer.paint(first, second), atol=2e-2, rtol=0)  # fp16 on disk
+        assert model(picture, picture, output_type="pt").shape == picture.shape
+    torch.testing.assert_close(
+        made[1](first, second, output_type="pt"), trainer.paint(first, second), atol=2e-2, rtol=0
+    )  # fp16 on disk
 
 
 def test_the_losses_are_splices_in_both_directions(start):
