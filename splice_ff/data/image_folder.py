@@ -124,7 +124,8 @@ def image_datasets(folder: Path, images: Sequence[PurePath]) -> dict[str, Datase
     """
     splits = split_folders(images)
     labels = _labels(images, skip=splits is not None)
-    return {name: _image_dataset(folder, paths, labels) for name, paths in (splits or {"train": images}).items()}
+    parts = splits or {"train": list(images)}
+    return {name: _image_dataset(folder, paths, labels) for name, paths in parts.items()}
 
 
 def _image_dataset(folder: Path, images: Sequence[PurePath], labels: Mapping[PurePath, str | None]) -> Dataset:

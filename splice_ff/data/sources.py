@@ -30,6 +30,9 @@ MAX_BYTES_AN_IMAGE = 2**28
 ROWS_AT_A_TIME = 256
 """Rows of parquet that are read at once, whatever the size of its row groups."""
 
+MOST_KINDS = 8
+"""Of files left out that are named in a warning."""
+
 
 def open_dataset(
     source: str, split: str = "train", streaming: bool = False, *, quiet: bool = False
@@ -88,7 +91,7 @@ def open_dataset(
 def _open_folder(source: str, folder: Path, split: str, streaming: bool, quiet: bool) -> Any:
     """A folder holds images or shards: what there is more of."""
     listing = list_folder(folder)
-    kinds: dict[str, Sequence[PurePath]] = {"": listing.images, **listing.shards}
+    kinds = {"": listing.images, **listing.shards}
     kind = max(kinds, key=lambda suffix: len(kinds[suffix]))
     left_out = listing.left_out + Counter({f"{k or 'image'} file": len(v) for k, v in kinds.items() if k != kind})
     files = kinds[kind]
@@ -119,10 +122,10 @@ def _open_shards(source: str, splits: Mapping[str, Sequence[Path]], split: str, 
         options["batch_size"] = ROWS_AT_A_TIME
     # `datasets` reads patterns; these are paths.
     files = {name: [glob.escape(str(file)) for file in files] for name, files in splits.items()}
+    _check_cache()
     if streaming:
         name = _known_split(source, split, splits)
         return datasets.load_dataset(BUILDERS[suffix], data_files=files, split=name, streaming=True, **options)
-    _check_cache()
     return _select(source, datasets.load_dataset(BUILDERS[suffix], data_files=files, **options), split)
 
 
@@ -132,8 +135,7 @@ def _open_hub(source: str, split: str, streaming: bool) -> Any:
     if source.startswith((".", "/", "~")) or source.endswith("/") or source.count("/") > 1:
         raise InputError(f"{source}: no such file or folder; check the path")
     _check_hub(source)
-    if not streaming:
-        _check_cache()
+    _check_cache()
     return datasets.load_dataset(source, split=split, streaming=streaming)
 
 
@@ -292,8 +294,9 @@ def _warn(message: str) -> None:
 
 def _listed(counts: Counter[str], before: str) -> str:
     """`3 .txt files, 1 hidden image`, the most first; nothing if there is nothing."""
-    most = [f"{count} {name}{'s' * (count > 1)}" for name, count in counts.most_common(6) if count]
-    rest = sum(count > 0 for count in counts.values()) - len(most)
+    kinds = sorted((-count, name) for name, count in counts.items() if count)
+    most = [f"{-count} {name}{'s' * (count < -1)}" for count, name in kinds[:MOST_KINDS]]
+    rest = len(kinds) - len(most)
     return before + ", ".join(most) + (f" and {rest} other kinds" if rest else "") if most else ""
 
 

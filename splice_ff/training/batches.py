@@ -234,7 +234,8 @@ class TrainingData:
             for batch in cycle(range(self.accumulation)):
                 if size := len(sampler.part(batch)):
                     images = next(raw)
-                    yield TeacherBatch(*(self._to_device(images[name]) for name in IMAGES), size * weight)
+                    structure, appearance, output = (self._to_device(images[name]) for name in IMAGES)
+                    yield TeacherBatch(structure, appearance, output, size * weight)
                 else:
                     yield None
 

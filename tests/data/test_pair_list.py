@@ -1,5 +1,10 @@
 """Lists of pairs: folders, CSV, JSON lines."""
 
+import csv
+import io
+import json
+import locale
+import time
 from pathlib import Path
 
 import pytest
@@ -100,3 +105,102 @@ def test_missing_source_empty_folder_and_broken_pair_folders(tmp_path):
     put(tmp_path / "a" / "appearance.webp")
     with pytest.raises(InputError, match=r"appearance.png and appearance.webp; keep one"):
         read_pairs(tmp_path)
+
+
+ODD = {
+    "u2028": "a\u2028b",
+    "u0085": "a\u0085b",
+    "tab": "a\tb\x1b[31m",
+    "null": "a\0b",
+    "surrogate": "a\ud800b",
+    "snow": "Зима ☃",
+    "dash": "-rf",
+    "percent": "100%",
+}
+
+
+def write_list(path, rows):
+    """The same list as .jsonl or .csv."""
+    if path.suffix == ".jsonl":
+        text = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+        return put_bytes(path, text.encode("utf-8", "surrogatepass"))
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, ["structure", "appearance", "name"])
+    writer.writeheader(), writer.writerows(rows)
+    return put_bytes(path, file.getvalue().encode("utf-8", "surrogatepass"))
+
+
+def put_bytes(path, data):
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+@pytest.mark.parametrize("name", [name for key, name in ODD.items() if key not in ("surrogate", "null")])
+def test_names_with_odd_characters_are_usable(tmp_path, suffix, name):
+    row = {"structure": "s.png", "appearance": "a.png", "name": name}
+    (pair,) = read_pairs(write_list(tmp_path / f"pairs{suffix}", [row]))
+    assert pair.name.isprintable() and len(pair.name) == len(name)
+    assert pair.name == name or not name.isprintable()
+    (tmp_path / f"{pair.name}.png").touch()
+
+
+@pytest.mark.parametrize("name", [ODD["surrogate"], ODD["null"]])
+def test_escaped_halves_of_characters_and_nulls(tmp_path, name):
+    (pair,) = read_pairs(put(tmp_path / "p.jsonl", json.dumps({"structure": "s", "appearance": "a", "name": name})))
+    assert pair.name == "a_b"
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_long_names_are_shortened_apart_and_do_not_end_a_batch(tmp_path, suffix):
+    rows = [{"structure": "s.png", "appearance": "a.png", "name": "ü" * 400 + end} for end in ("x", "y")]
+    rows += [{"structure": f"{'s' * 250}.png", "appearance": f"{'a' * 250}.png", "name": ""}] * 2
+    names = [pair.name for pair in read_pairs(write_list(tmp_path / f"p{suffix}", rows))]
+    assert len({*names}) == 4 and names == [p.name for p in read_pairs(tmp_path / f"p{suffix}")]
+    for name in names:
+        (tmp_path / f"pair-{name}.parquet").touch()  # a name that the file system takes
+
+
+def test_names_that_become_alike_are_told_apart(tmp_path):
+    rows = [{"structure": "s", "appearance": "a", "name": name} for name in ("a\tb", "a_b", "a\nb")]
+    rows.append({"structure": "a_b", "appearance": "x", "name": ""})
+    names = [pair.name for pair in read_pairs(write_list(tmp_path / "p.jsonl", rows))]
+    assert names == ["a_b", "a_b-2", "a_b-3", "a_b--x"]
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("p.csv", ["structure,appearance,name", "~/é.png,b/a.png,ñ"]),
+        ("p.jsonl", ['{"structure": "~/é.png", "appearance": "b/a.png", "name": "ñ"}']),
+    ],
+)
+def test_utf8_line_ends_home_and_relative_paths_whatever_the_locale(tmp_path, monkeypatch, newline, mark, name, lines):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(locale, "getencoding", lambda: "ascii")
+    put_bytes(tmp_path / name, (mark + newline.join(lines) + newline).encode())
+    assert read_pairs(tmp_path / name) == [PairFiles("ñ", tmp_path / "home" / "é.png", tmp_path / "b" / "a.png")]
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"structure": ' + "9" * 5000 + "}", "{'structure': 1}", "NaN"])
+def test_lines_out_of_bounds_are_one_line(tmp_path, line):
+    with pytest.raises(InputError, match=r"line 1: no") as caught:
+        read_pairs(put(tmp_path / "p.jsonl", line))
+    assert len(str(caught.value)) < 400
+
+
+def test_a_home_that_is_unknown_is_a_plain_path(tmp_path):
+    (pair,) = read_pairs(put(tmp_path / "p.jsonl", '{"structure": "~nobody-here/s.png", "appearance": "a.png"}'))
+    assert pair.structure == tmp_path / "~nobody-here" / "s.png"
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_a_hundred_thousand_unnamed_pairs_in_seconds(tmp_path, suffix):
+    rows = [{"structure": "s.png", "appearance": "a.png", "name": ""}] * 100_000
+    write_list(tmp_path / f"p{suffix}", rows)
+    start = time.process_time()
+    pairs = read_pairs(tmp_path / f"p{suffix}")
+    assert time.process_time() - start < 5
+    assert len({pair.name for pair in pairs}) == 100_000 and pairs[-1].name == "s--a-100000"

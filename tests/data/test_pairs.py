@@ -1,5 +1,7 @@
 """Drawing pairs from indexed and streamed datasets."""
 
+import io
+import tarfile
 from collections import Counter
 
 import datasets
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
-from support.image_folders import LABELS, color, index_of, make_dataset
+from support.image_folders import LABELS, color, encoded, index_of, make_dataset
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from splice_ff.data.image_dataset import ImageCache, ImageRows, preload
@@ -203,6 +205,39 @@ def test_stream_two_processes_see_every_image_once(tmp_path, files, workers):
         assert len(part) >= 5
         seen += part
     assert sorted(seen) == list(range(23))
+
+
+@pytest.mark.parametrize("shards", [3, 5])
+def test_webdataset_shards_stream_without_overlap_or_loss(tmp_path, shards):
+    """Two processes, two loader workers each; neither 3 nor 5 shards divide among them."""
+    for shard in range(shards):
+        with tarfile.open(tmp_path / f"{shard}.tar", "w") as file:
+            for i in range(shard, 29, shards):
+                info = tarfile.TarInfo(f"{i:03d}.png")
+                info.size = len(encoded(i))
+                file.addfile(info, io.BytesIO(encoded(i)))
+    for epoch in (0, 1):
+        counts = Counter()
+        for rank in range(2):
+            stream = open_dataset(str(tmp_path / "*.tar"), "train", streaming=True)
+            pairs = StreamingPairs(stream, 16, WITHIN, buffer=3, rank=rank, world_size=2)
+            pairs.set_epoch(epoch)
+            part = [index_of(x) for batch in DataLoader(pairs, 2, num_workers=2) for x in batch["first"]]
+            assert 8 <= len(part) <= 21
+            counts.update(part)
+        assert counts == Counter(range(29))
+
+
+@pytest.mark.parametrize("images", [1, 2, 29])
+def test_a_folder_streams_without_overlap_or_loss(tmp_path, images):
+    for i in range(images):
+        (tmp_path / f"{i}.png").write_bytes(encoded(i))
+    counts = Counter()
+    for rank in range(2):
+        stream = open_dataset(str(tmp_path), "train", streaming=True)
+        pairs = StreamingPairs(stream, 16, WITHIN, buffer=3, rank=rank, world_size=2)
+        counts.update(index_of(x) for batch in DataLoader(pairs, 2, num_workers=2) for x in batch["first"])
+    assert counts == Counter(range(images))
 
 
 @pytest.mark.parametrize(("mix", "same"), [(WITHIN, True), (ACROSS, False)])
