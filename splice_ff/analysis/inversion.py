@@ -158,6 +158,11 @@ class FeatureInversion(SteppedRun[Tensor]):
         rows = zip(self.runs, images.cpu(), self.start, distances, strict=True)
         return [Inversion(layer, seed, image, start, now) for (layer, seed), image, start, now in rows]
 
+    @property
+    def side(self) -> int:
+        """Shorter side, in pixels, of the images."""
+        return min(self.image.shape[-2:])
+
     @torch.no_grad()
     def is_sound(self) -> bool:
         """Whether all distances are finite now."""

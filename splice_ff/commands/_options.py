@@ -95,13 +95,19 @@ def errors(debug: bool) -> Iterator[None]:
         raise typer.Exit(2) from error
 
 
-def out_of_memory(error: BaseException) -> str | None:
-    """What to say of an error that means too little memory; None of any other."""
+def out_of_memory(error: BaseException, side: int | None = None) -> str | None:
+    """What to say of an error that means too little memory, for images with a shorter side of so many pixels.
+
+    None of any other error.
+    """
     if "torch" not in sys.modules and not isinstance(error, MemoryError):
         return None
     from splice_ff.utils.machine import is_out_of_memory
 
-    return "out of memory; work at a smaller --size" if is_out_of_memory(error) else None
+    if not is_out_of_memory(error):
+        return None
+    at, size = (f" at {side} pixels", f"--size {max(64, side // 2)}") if side else ("", "a smaller --size")
+    return f"out of memory{at}; try {size}, or a smaller --backbone"
 
 
 def say(message: str) -> None:

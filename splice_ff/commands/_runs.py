@@ -133,7 +133,7 @@ def end_run(run: SteppedRun[Any], failure: BaseException | None, kept: str) -> N
     if isinstance(failure, KeyboardInterrupt):
         say(f"interrupted at step {run.step_count}; {kept}")
         raise typer.Exit(128 + (failure.args[0] if isinstance(failure, Interrupted) else signal.SIGINT))
-    if message := out_of_memory(failure):
+    if message := out_of_memory(failure, run.side):
         raise InputError(f"{message}; {kept}") from failure
     if isinstance(failure, (InputError, DivergedError)):
         raise InputError(f"{failure}; {kept}") from failure

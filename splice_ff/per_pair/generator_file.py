@@ -33,9 +33,11 @@ def load_generator(path: str | Path) -> tuple[SkipUNet, dict[str, str]]:
     path = Path(path)
     tensors, metadata = read_tensors(path, "a generator saved by --save-generator", FORMAT)
     try:
-        settings = json.loads(metadata["settings"])
+        settings = {str(key): str(value) for key, value in json.loads(metadata["settings"]).items()}
+        if settings["size"] != "None":
+            int(settings["size"])
         generator = SkipUNet(settings["generator"])
         generator.load_state_dict(tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: a damaged generator file") from error
     return generator.eval().requires_grad_(False), settings

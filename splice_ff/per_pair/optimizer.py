@@ -240,6 +240,11 @@ class PairOptimizer(SteppedRun[Losses]):
         """Losses of the best whole image so far; empty before the first evaluation."""
         return self._best.losses if self._best else {}
 
+    @property
+    def side(self) -> int:
+        """Shorter side, in pixels, of the structure image at working size."""
+        return min(self.structure.shape[-2:])
+
     def is_sound(self) -> bool:
         """Whether the losses of the whole image are finite now."""
         return math.isfinite(self._whole_image()[1]["total"])

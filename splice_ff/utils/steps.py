@@ -38,6 +38,11 @@ class SteppedRun(ABC, Generic[StepResult]):
             DivergedError: a loss is NaN or infinite; the weights are those of before the step.
         """
 
+    @property
+    @abstractmethod
+    def side(self) -> int:
+        """Shorter side, in pixels, of the images that it works on."""
+
     @abstractmethod
     def is_sound(self) -> bool:
         """Whether its losses are finite now: only such a state is worth keeping."""

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,14 @@ from typer.testing import CliRunner
 
 from splice_ff.cli import app
 from splice_ff.images import load_image
+from splice_ff.per_pair.recipes import PRESETS
 
 QUICK = ["--steps", "2", "--size", "64", "--precision", "fp32", "--device", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def short_preset(monkeypatch):
+    monkeypatch.setitem(PRESETS, "fast", replace(PRESETS["fast"], copy_steps=1, views=2))
 
 
 @pytest.fixture(scope="module")
@@ -260,6 +267,72 @@ def test_nan_leaves_the_last_good_image(optimize, images, monkeypatch):
     result, output = optimize()
     assert result.exit_code == 2 and "no longer finite at step 2" in result.stderr
     assert load_image(output).rgb.isfinite().all()
+
+
+FAILURES = {
+    "GPU memory": (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "try --size 64"),
+    "memory": (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate"), "try --size 64"),
+    "a bug": (ZeroDivisionError("a bug"), "stopped by an error at step 2"),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_whatever_ends_a_run_leaves_image_generator_and_state(optimize, images, monkeypatch, tmp_path, name):
+    from splice_ff.per_pair.optimizer import PairOptimizer
+
+    step, (error, says) = PairOptimizer.step, FAILURES[name]
+
+    def failing(self):
+        if self.step_count == 1:
+            raise error
+        return step(self)
+
+    arguments = images / "structure.png", images / "appearance.png", "--state", tmp_path / "run.pt"
+    with monkeypatch.context() as patch:
+        patch.setattr(PairOptimizer, "step", failing)
+        result, output = optimize(*arguments, "--save-generator", tmp_path / "g.safetensors")
+    assert result.exit_code and says in result.stderr and f"the best image so far is in {output}" in result.stderr
+    assert load_image(output).size == (72, 96) and (tmp_path / "g.safetensors").exists()
+    result, output = optimize(*arguments, "--steps", "3")
+    assert result.exit_code == 0 and "going on from step 1" in result.stderr, result.stderr
+    assert Image.open(output).text["step"] == "3"
+
+
+def test_no_memory_to_begin_with_is_one_line(optimize, images, monkeypatch):
+    from splice_ff.per_pair.optimizer import PairOptimizer
+
+    def failing(*_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr(PairOptimizer, "_encode", failing)
+    assert_refused(*optimize(), "out of memory", "--size")
+
+
+def test_a_state_goes_on_with_more_steps_but_not_with_fewer(optimize, images, tmp_path):
+    arguments = images / "structure.png", images / "appearance.png", "--state", tmp_path / "run.pt"
+    assert optimize(*arguments)[0].exit_code == 0
+    result, output = optimize(*arguments, "--steps", "4")
+    assert result.exit_code == 0 and "going on from step 2" in result.stderr
+    assert Image.open(output).text["steps"] == "4"
+    output.unlink()
+    assert_refused(*optimize(*arguments, "--steps", "3"), "has taken 4 steps already")
+
+
+@pytest.mark.parametrize("device", ["mps", "cuda:99", "tpu", "cpu:x", "xpu"])
+def test_devices_that_are_not_there_are_one_short_line(optimize, images, device):
+    if device == "mps" and torch.backends.mps.is_available():
+        pytest.skip("it is there")
+    result, output = optimize(images / "structure.png", images / "appearance.png", "--device", device)
+    assert_refused(result, output, device, "cpu")
+    assert len(result.stderr) < 200
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names are bytes on POSIX systems only")
+def test_names_that_are_no_text_are_no_reason_to_lose_an_image(optimize, images, tmp_path):
+    source = tmp_path / os.fsdecode(b"bad\xff.png")
+    source.write_bytes((images / "structure.png").read_bytes())
+    result, output = optimize(source, images / "appearance.png", output=tmp_path / os.fsdecode(b"made\xff.png"))
+    assert result.exit_code == 0 and load_image(output).size == (72, 96)
 
 
 def test_ctrl_c_writes_the_best_so_far_and_the_run_can_go_on(optimize, images, backbone_folder, tmp_path):

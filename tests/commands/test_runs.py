@@ -30,6 +30,8 @@ class Run(SteppedRun[int]):
     def result(self):
         raise DivergedError("never finite")
 
+    side = 500
+
     def is_sound(self):
         return self.sound
 
@@ -96,7 +98,7 @@ def test_too_little_memory_keeps_the_state_and_is_one_line_with_the_way_out(tmp_
     run = Run(error, at=4)
     failure = take_steps(run, figures, True, state=tmp_path / "run.pt")
     assert saved_step(tmp_path / "run.pt") == 4
-    with pytest.raises(InputError, match=r"^out of memory.*--size.*; the image is in out\.png$"):
+    with pytest.raises(InputError, match=r"^out of memory at 500 pixels; try --size 250.*; the image is in out\.png$"):
         end_run(run, failure, "the image is in out.png")
 
 

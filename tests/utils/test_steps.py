@@ -18,6 +18,8 @@ class Counter(SteppedRun[int]):
         self.total += self.step_count
         return self.step_count
 
+    side = 500
+
     def is_sound(self):
         return True
 
