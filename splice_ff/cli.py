@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from splice_ff import __version__
+from splice_ff.commands import app as page
 from splice_ff.commands import (
     attention,
     batch,
@@ -69,6 +70,7 @@ for command in (
     evaluate.evaluate,
     benchmark.benchmark,
     export.export,
+    page.app,
     pca.pca,
     invert.invert,
     attention.attention,
