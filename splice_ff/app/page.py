@@ -19,18 +19,7 @@ MAX_WAITING = 16
 MAX_UPLOAD = "24mb"
 KEPT = 3600
 """Seconds after which uploads and results are deleted."""
-UPLOAD: dict[str, Any] = {"type": "filepath", "sources": ["upload", "clipboard"], "buttons": []}
 THEME = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
-
-
-class UploadedImage(gr.Image):
-    """An image input that hands over the file as it was uploaded: the library's reader opens it, nothing before."""
-
-    is_template = True  # gradio draws it as its base class
-
-    def preprocess(self, payload: Any) -> str | None:
-        """The path of the upload."""
-        return None if payload is None else payload.path
 
 
 def make_page(work: Work) -> gr.Blocks:
@@ -42,8 +31,8 @@ def make_page(work: Work) -> gr.Blocks:
     with gr.Blocks(title="splice-ff", analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
         gr.Markdown("# splice-ff\nThe layout of one image with the look of another.")
         with gr.Row():
-            structure = UploadedImage(label="Structure: its layout stays", elem_id="structure", **UPLOAD)
-            appearance = UploadedImage(label="Appearance: its look is taken", elem_id="appearance", **UPLOAD)
+            structure = _upload("Structure: its layout stays", "structure")
+            appearance = _upload("Appearance: its look is taken", "appearance")
             output = gr.Image(label="Result", format="png", interactive=False, buttons=["fullscreen"], elem_id="output")
         message = gr.Markdown(elem_id="message")
         with gr.Row():
@@ -57,7 +46,7 @@ def make_page(work: Work) -> gr.Blocks:
             steps = gr.Slider(10, 300, 100, step=10, label="Steps of Refine", elem_id="steps")
             seed = gr.Number(0, label="Seed of Refine", precision=0, minimum=0, maximum=2**31 - 1)
         with gr.Accordion("Mix in a second look", open=False), gr.Row():
-            second = UploadedImage(label="Second appearance", elem_id="second", **UPLOAD)
+            second = _upload("Second appearance", "second")
             mix = gr.Slider(0, 1, 0.5, step=0.05, label="Share of the second look", elem_id="mix")
         with gr.Tab("Examples"):
             gr.Examples(_examples(), [structure, appearance], label="Pairs to begin with")
@@ -85,6 +74,13 @@ def make_page(work: Work) -> gr.Blocks:
         stop.click(None, cancels=runs)
         explain.click(_readable(work.explain), [structure, appearance], [matches, components, verdict])
     return page.queue(max_size=MAX_WAITING, default_concurrency_limit=1, api_open=False)
+
+
+def _upload(label: str, elem_id: str) -> gr.Image:
+    """An image input that hands over the file as it was uploaded: the library's reader opens it, nothing before."""
+    image = gr.Image(label=label, elem_id=elem_id, sources=["upload", "clipboard"], buttons=[])
+    image.preprocess = lambda payload: payload and payload.path
+    return image
 
 
 def _once(work: Callable[..., Shown]) -> Callable[..., list[Any]]:
