@@ -1,13 +1,13 @@
-"""What README and docs tell people to type does run: every fenced shell and Python block, at tiny settings.
+"""What README, docs and notebook tell people to type does run: every shell and Python block, at tiny settings.
 
 Commands run in a folder with small images under the names that the pages use, one page after another in order, so that
 a line may use what an earlier one wrote. `pip` and `make` are only checked against pyproject.toml and the Makefile.
 """
 
+import json
 import re
 import shlex
 import shutil
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,14 +16,15 @@ import torch
 import torch.nn.functional as F
 import yaml
 from PIL import Image
+from support.extras import EXTRAS, PROJECT
 from typer.testing import CliRunner
 
 from splice_ff.cli import app
 from splice_ff.images import save_image
 
 ROOT = Path(__file__).parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]
+NOTEBOOK = "examples/splice_ff.ipynb"
 TINY_TRAINING = [
     "data.size=32", "data.workers=0", "loss.vit_size=32", "generator.size=tiny", "optimizer.steps=1",
     "optimizer.batch_size=2", "optimizer.warmup_steps=0", "run.validation_pairs=2", "run.validate_every=1",
@@ -52,7 +53,8 @@ TINY = {
 SHORTER = {
     "--refine 100": "--refine 1",
     "steps=200": "steps=1, size=64, backbone='vit_mini'",
-    "refine=100": "refine=1",
+    "steps=100": "steps=1, size=64",
+    "refine=100": "refine=1, size=64",
     "dino_vitb8": "vit_mini",
     'InversionRecipe("cls")': 'InversionRecipe("cls", steps=1)',
 }
@@ -74,7 +76,15 @@ def blocks():
             yield Block(page, text.count("\n", 0, found.start()) + 1, found[1], found[2])
 
 
-BLOCKS = list(blocks())
+def cells():
+    """Code cells of the notebook."""
+    for i, cell in enumerate(json.loads((ROOT / NOTEBOOK).read_text(encoding="utf-8"))["cells"]):
+        text = "".join(cell["source"])
+        if cell["cell_type"] == "code":
+            yield Block(NOTEBOOK, i, "sh" if text.startswith(("!", "%")) else "python", text)
+
+
+BLOCKS = [*blocks(), *cells()]
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +122,8 @@ def test_block_runs(block, folder, names, monkeypatch):
     if block.language == "python":
         exec(compile(text, block.page, "exec"), names.setdefault(block.page, {"__name__": "reader"}))
         return
+    if block.page == NOTEBOOK:  # its shell lines may hold Python names
+        text = text.lstrip("!%").format(**names.get(block.page, {}))
     for line in text.replace("\\\n", " ").splitlines():
         if words := shlex.split(line, comments=True):
             run_line(words)
@@ -129,7 +141,7 @@ def run_line(words):
         case ["make", target]:
             assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
         case ["tensorboard", "--logdir", _]:
-            assert any(name.startswith("tensorboard") for name in PROJECT["optional-dependencies"]["train"])
+            assert any(name.startswith("tensorboard") for name in EXTRAS["train"])
         case _:
             pytest.fail(f"no rule for: {shlex.join(words)}")
 
@@ -150,12 +162,11 @@ def run_launched(words):
 
 
 def check_pip(words):
-    extras = PROJECT["optional-dependencies"].keys()
     for word in words:
         if word.endswith(".whl"):
             assert word == f"{PROJECT['name'].replace('-', '_')}-{PROJECT['version']}-py3-none-any.whl"
-        elif named := re.fullmatch(r"(?:\.|splice-ff)\[([\w,-]+)\]", word):
-            assert {*named[1].split(",")} <= extras
+        elif named := re.fullmatch(r"(?:\.|splice-ff)\[([\w,-]+)\](?: @ .*)?", word):
+            assert {*named[1].split(",")} <= EXTRAS.keys()
 
 
 def test_pages_show_files_that_exist():

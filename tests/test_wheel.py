@@ -8,12 +8,12 @@ from email import message_from_string
 from pathlib import Path
 
 import pytest
+from support.extras import OPTIONAL
 
 pytest.importorskip("hatchling", reason="builds the wheel")
 pytest.importorskip("hatch_fancy_pypi_readme", reason="builds the wheel")
 
 ROOT = Path(__file__).parents[1]
-OPTIONAL = "accelerate datasets gradio matplotlib onnx onnxruntime pyarrow tensorboard torch_fidelity torchmetrics"
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def run(site, folder, *command):
 
 def test_demo_paints_with_nothing_but_what_a_plain_install_brings(site, tmp_path):
     program = (
-        f"import sys; sys.modules.update(dict.fromkeys({OPTIONAL.split()!r}))\n"
+        f"import sys; sys.modules.update(dict.fromkeys({OPTIONAL!r}))\n"
         "import splice_ff.cli; print(splice_ff.__file__); splice_ff.cli.main()"
     )
     said = run(site, tmp_path, sys.executable, "-c", program, "demo", "--device", "cpu")
