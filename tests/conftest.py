@@ -1,5 +1,7 @@
 """What several test modules share: tiny ViTs and folders with their weights, and the original code's numbers."""
 
+import logging
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -15,6 +17,15 @@ from timm.models.vision_transformer import VisionTransformer
 from splice_ff.vit.features import ViTFeatures
 
 GOLDEN = Path(__file__).parent / "golden" / "splice_reference.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def loud_again():
+    """What a command's `--quiet` silences, which is its whole process, speaks again after the test."""
+    yield
+    logging.disable(logging.NOTSET)
+    for library in ("DATASETS", "HUB"):
+        os.environ.pop(f"HF_{library}_DISABLE_PROGRESS_BARS", None)
 
 
 @pytest.fixture(scope="session")

@@ -7,20 +7,33 @@ from typing import Annotated
 
 import typer
 
-from splice_ff.commands._options import Backbone, Debug, Device, Quiet, Weights, errors, find_backbone, find_device, say
+from splice_ff.commands._options import (
+    Backbone,
+    Debug,
+    Device,
+    Quiet,
+    Weights,
+    errors,
+    expanded,
+    find_backbone,
+    find_device,
+    say,
+)
 from splice_ff.utils.extras import need
 
 
 def pairs(
     data: Annotated[str, typer.Argument(help="Folder of images, .parquet or .tar files, or a dataset on the hub.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="File to write (.parquet).")] = Path("pairs.parquet"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write (.parquet).", callback=expanded)] = Path(
+        "pairs.parquet"
+    ),
     neighbors: Annotated[int, typer.Option(min=1, help="Neighbors of each image.")] = 8,
     split: Annotated[str, typer.Option(help="Part of the dataset; train on the same one: 'train[:95%]'.")] = "train",
     label: Annotated[list[str] | None, typer.Option(help="Only images with this label; may be repeated.")] = None,
     across_labels: Annotated[bool, typer.Option("--across-labels", help="Only neighbors with another label.")] = False,
     backbone: Backbone = None,
     weights: Weights = None,
-    size: Annotated[int, typer.Option(min=16, help="Pixels of the square that the ViT sees.")] = 224,
+    size: Annotated[int, typer.Option(min=16, max=2048, help="Pixels of the square that the ViT sees.")] = 224,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 32,
     device: Device = None,
     quiet: Quiet = False,
@@ -34,8 +47,9 @@ def pairs(
     """
     with errors(debug):
         need("datasets", extra="train")
-        from splice_ff.data.mining import mine_pairs
+        from splice_ff.data.mining import check_output, mine_pairs
 
+        check_output(output)  # before anything is downloaded
         report = mine_pairs(
             data,
             find_backbone(backbone, weights),

@@ -17,6 +17,7 @@ from splice_ff.commands._options import (
     Seed,
     Weights,
     errors,
+    expanded,
     find_backbone,
     find_device,
     say,
@@ -32,6 +33,7 @@ def teach(
             help="Folder of folders with structure.* and appearance.*; .csv or .jsonl of their paths; or .parquet from "
             "`splice-ff pairs`, with --data.",
             show_default=False,
+            callback=expanded,
         ),
     ],
     output: Folder = Path("teacher"),

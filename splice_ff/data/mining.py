@@ -33,6 +33,8 @@ DUPLICATE = 0.9999
 """Above this cosine images are copies of each other; a pair of them teaches nothing that identity pairs do not."""
 PART = 256
 """Images per file of embeddings: what an interrupted run may lose."""
+MAX_SIZE = 2048
+"""Pixels: attention among the patches of larger squares takes hours."""
 ROWS, COLUMNS = 1024, 16384
 """Block of similarities computed at a time: 64 MiB in float32."""
 
@@ -87,9 +89,9 @@ def mine_pairs(
         InputError: data that cannot be opened, an unknown label, no labels where they are needed, fewer than two
             images, an output that cannot be written, or `<output>.parts/` of a run with other settings.
     """
-    if output.suffix != ".parquet":
-        raise InputError(f"{output}: pairs are written as .parquet; choose such a name")
-    check_place(output)
+    check_output(output)
+    if not 16 <= size <= MAX_SIZE:
+        raise InputError(f"size {size}: the ViT sees squares of 16 to {MAX_SIZE} pixels")
     dataset = open_dataset(data, split, quiet=quiet)
     names = label_names(dataset)
     if names is None and (labels is not None or across_labels):
@@ -119,6 +121,10 @@ def mine_pairs(
             embeddings[readable], neighbors, not_among=groups, device=device, quiet=quiet
         )
         is_neighbor = cosine > -torch.inf
+        if not is_neighbor.any():
+            raise InputError(
+                f"{data}: no image has a neighbor: they are copies of each other, or of one label, or damaged"
+            )
         structure = rows[:, None].expand_as(nearest)[is_neighbor]
         appearance, similarity = rows[nearest[is_neighbor]], cosine[is_neighbor]
         about["across_labels"] = across_labels
@@ -129,6 +135,13 @@ def mine_pairs(
     (parts / LOCK).unlink(missing_ok=True)
     parts.rmdir()
     return MiningReport(len(structure), len(dataset), int(is_neighbor.any(1).sum()), int((~readable).sum()))
+
+
+def check_output(path: Path) -> None:
+    """Raise InputError unless `mine_pairs` can write this file."""
+    if path.suffix != ".parquet":
+        raise InputError(f"{path}: pairs are written as .parquet; choose such a name")
+    check_place(path)
 
 
 def nearest_neighbors(

@@ -149,6 +149,7 @@ def test_damaged_part_is_named(rows, tiny_backbone, tmp_path, monkeypatch):
         ({"labels": ["elk"]}, "no label elk in the dataset; it has ant, bee"),
         ({"labels": []}, "fewer than two images"),
         ({"path": "p.csv"}, "written as .parquet"),
+        ({"size": 10**9}, "squares of 16 to 2048 pixels"),
         ({"path": "folder.parquet"}, "cannot be written"),
     ],
 )
@@ -192,3 +193,36 @@ def test_command(tmp_path):
     ):
         result = CliRunner().invoke(app, [*words, *change])
         assert result.exit_code == 2 and message in result.output and "Traceback" not in result.output
+
+
+def put_images(folder, count, kind="folder", step=50):
+    folder.mkdir()
+    images = [{"bytes": encoded(step * i), "path": None} for i in range(count)]
+    if kind == "parquet":
+        features = datasets.Features({"image": datasets.Image(decode=False)})
+        datasets.Dataset.from_dict({"image": images}, features=features).to_parquet(folder / "rows.parquet")
+    else:
+        for i, image in enumerate(images):
+            (folder / f"{i}.png").write_bytes(image["bytes"])
+        (folder / "notes.txt").touch()
+    return str(folder)
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet"])
+def test_quiet_is_quiet_and_numbers_beyond_the_data_are_bounded(tmp_path, kind):
+    datasets.enable_progress_bars()
+    source = put_images(tmp_path / "photos", 3, kind)
+    words = ["pairs", source, "-o", str(tmp_path / "p.parquet"), "--backbone", "vit_mini", "--size", "32", "--quiet"]
+    result = CliRunner().invoke(app, [*words, "--batch-size", "100000000", "--neighbors", "100000000"])
+    assert result.exit_code == 0 and result.output == "", result.output
+    assert len(read_mined_pairs(tmp_path / "p.parquet").appearance) == 6
+
+
+@pytest.mark.parametrize(
+    ("count", "step", "message"),
+    [(1, 50, "fewer than two images"), (2, 0, "copies of each other"), (3, 0, "copies of each other")],
+)
+def test_too_few_images_that_differ(tiny_backbone, tmp_path, count, step, message):
+    with pytest.raises(InputError, match=rf"photos: .*{message}"):
+        mine(put_images(tmp_path / "photos", count, step=step), tiny_backbone(), tmp_path / "p.parquet")
+    assert not (tmp_path / "p.parquet").exists()
