@@ -20,6 +20,7 @@ from splice_ff.commands.transfer import (
     load_model,
 )
 from splice_ff.errors import InputError
+from splice_ff.images.formats import MIN_SIDE
 from splice_ff.utils.console import progress_bar
 
 SETTINGS = "batch.json"
@@ -57,6 +58,8 @@ def batch(
         from splice_ff.utils.files import check_place
 
         check_strength(strength)
+        if size is not None and size < MIN_SIDE:
+            raise InputError(f"size must be at least {MIN_SIDE} pixels, not {size}")
         listed = read_pairs(pairs)
         check_place(output / SETTINGS)
         splice = load_model(model, backbone, backbone_weights, device)
