@@ -1,4 +1,26 @@
-"""Semantic appearance transfer: the layout of one image with the look of another."""
+"""Semantic appearance transfer: the layout of one image with the look of another.
+
+The method is these files; a reader who knows the paper (Tumanyan et al., CVPR 2022) finds each equation by its name:
+
+    vit/features.py                    keys, [CLS] tokens and self-similarity of a frozen ViT
+    vit/inputs.py                      what that ViT is given to see
+    losses.py                          structure, appearance and identity loss, and their sum
+    networks/skip_unet.py              the generator that is trained on one pair
+    per_pair/optimizer.py, recipes.py  one step of that training; the published recipe and a fast one, as data
+    networks/cross_attention_unet.py   the generator that is trained on many pairs
+    networks/appearance_encoder.py     [CLS] tokens of all layers to the appearance tokens that it attends to
+    training/losses.py                 the same losses over a batch of pairs, in both directions
+    one_shot/pipeline.py               any pair in one forward pass
+
+What is around them:
+
+    images/       files and arrays to tensors and back         data/         folders, data sets and pairs of images
+    one_shot/     tiles, batches, refining, model files        training/     the trainer, its settings, the teacher
+    pretraining/  a backbone of one's own                      analysis/     PCA, attention, matches, inversion
+    evaluation/   methods, metrics, reports                    benchmark/    time and memory
+    onnx/         painting without torch                       commands/     the command line, one file a command
+    utils/        files, hub, machine, console: what every room may use, and itself uses none
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -35,10 +57,10 @@ __all__ = [
 
 _MODULES = {
     "PRESETS": "per_pair.recipes",
-    "DivergedError": "per_pair.optimizer",
+    "DivergedError": "errors",
     "Features": "vit.features",
     "InputError": "errors",
-    "LossWeights": "losses",
+    "LossWeights": "vit.spec",
     "Losses": "losses",
     "PairOptimizer": "per_pair.optimizer",
     "PairResult": "per_pair.optimizer",

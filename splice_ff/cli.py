@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from splice_ff import __version__
 from splice_ff.commands import app as page
 from splice_ff.commands import (
+    apply,
     attention,
     batch,
     benchmark,
@@ -63,7 +64,7 @@ for command in (
     transfer.embed,
     batch.batch,
     optimize.optimize,
-    optimize.apply,
+    apply.apply,
     pairs.pairs,
     train.train,
     teach.teach,

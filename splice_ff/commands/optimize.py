@@ -1,4 +1,4 @@
-"""`splice-ff optimize` and `apply`: the per-pair mode."""
+"""`splice-ff optimize`: the per-pair mode."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ from splice_ff.commands._options import (
     say,
 )
 from splice_ff.commands._runs import end_pair, resume, take_steps, write_best
-from splice_ff.errors import InputError
 
 
 def optimize(
@@ -101,40 +100,3 @@ def optimize(
         if save_generator_to:
             save_generator(result.generator, result.settings, save_generator_to)
         end_pair(run, failure, result, output, quiet)
-
-
-def apply(
-    generator: Annotated[Path, typer.Argument(help="File written by `optimize --save-generator`.", show_default=False)],
-    image: Annotated[Path, typer.Argument(help="Image to repaint.", show_default=False)],
-    output: Output = Path("out.png"),
-    size: Size = None,
-    device: Device = None,
-    quiet: Quiet = False,
-    debug: Debug = False,
-) -> None:
-    """Run a generator that `optimize` trained on another image: well under a second.
-
-    It has learned one look on one layout; expect good results on images like its own.
-    """
-    with errors(debug):
-        from splice_ff.images import check_readable, check_writable
-
-        if not generator.is_file():
-            raise InputError(f"{generator}: no such file; name one written by `optimize --save-generator`")
-        check_writable(output, check_readable(image))
-
-        from splice_ff.images import save_image
-        from splice_ff.per_pair.generator_file import load_generator
-        from splice_ff.per_pair.optimize import apply_generator
-
-        net, settings = load_generator(generator)
-        loaded = load(image, quiet)
-        painted = apply_generator(net.to(find_device(device)), loaded.rgb, size or _trained_size(settings))
-        facts = settings | {"splice_ff": splice_ff.__version__, "applied_to": image.name}
-        save_image(output, painted, alpha=loaded.alpha, settings=facts)
-        if not quiet:
-            say(str(output))
-
-
-def _trained_size(settings: dict[str, str]) -> int | None:
-    return None if settings["size"] == "None" else int(settings["size"])

@@ -1,1 +1,1 @@
-"""Files, hub, machine, console, resizing and color: helpers that every room may import; they import no room."""
+"""Files, hub, machine, console, resizing, color, runs of steps: every room may import them; they import no room."""
