@@ -54,7 +54,7 @@ def run(
             "seconds": seconds, "losses": result.losses, "curve": curve,
         }  # fmt: skip
         save_image(rows.parent / f"{folder.name}-{label}.png", result.image)
-        with rows.open("a") as file:
+        with rows.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         typer.echo(f"{folder.name} {label}: {seconds:.0f} s, {result.losses}")
 
@@ -94,7 +94,7 @@ def table(rows: Annotated[Path, typer.Argument()], reference: str = "paper") -> 
 
 def read(rows: Path) -> list[dict[str, Any]]:
     """The rows of a JSONL file."""
-    return [json.loads(line) for line in rows.read_text().splitlines()]
+    return [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()]
 
 
 def _terms(row: dict[str, Any]) -> str:

@@ -49,7 +49,7 @@ def read_domains(source: Path, pairs: Sequence[PairFiles]) -> list[Task]:
     found: dict[str, str] = {}
     if source.is_dir() and (source / "pairs.json").is_file():
         try:
-            found = {e["name"]: e["domain"] for e in json.loads((source / "pairs.json").read_text())}
+            found = {e["name"]: e["domain"] for e in json.loads((source / "pairs.json").read_text(encoding="utf-8"))}
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{source / 'pairs.json'}: not a list of objects with name and domain") from error
     elif source.is_file():

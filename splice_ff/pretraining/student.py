@@ -134,8 +134,10 @@ def save_backbone(folder: Path, student: Student, card: Mapping[str, Any], scale
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / "model.safetensors", {k: t.half() for k, t in state.items()}, {"format": "pt"})
     text = _card(config, sum(t.numel() for t in state.values()), card)
-    atomic_write(folder / "config.json", lambda file: file.write_text(json.dumps(config, indent=1) + "\n"))
-    atomic_write(folder / "README.md", lambda file: file.write_text(text))
+    atomic_write(
+        folder / "config.json", lambda file: file.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    )
+    atomic_write(folder / "README.md", lambda file: file.write_text(text, encoding="utf-8"))
 
 
 def _card(config: Mapping[str, Any], parameters: int, facts: Mapping[str, Any]) -> str:

@@ -234,7 +234,7 @@ def _check_and_write(config: PretrainingConfig) -> None:
     file, now = config.output / "config.yaml", json.loads(config.model_dump_json())
     stages = [name for name in ("distillation", "dino") if newest_checkpoint(config.output / name) is not None]
     if stages and file.is_file():
-        before = yaml.safe_load(file.read_text())
+        before = yaml.safe_load(file.read_text(encoding="utf-8"))
         for section in ("student", "seed", *stages):
             if before[section] != now[section]:
                 raise InputError(f"{config.output}: holds a run with another {section} ({before[section]})")

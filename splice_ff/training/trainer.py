@@ -277,7 +277,7 @@ class Trainer:
             return
         file, now = self.config.output / CONFIG, self.config.model_dump(mode="json")
         try:
-            settings = yaml.safe_load(file.read_text())
+            settings = yaml.safe_load(file.read_text(encoding="utf-8"))
             before = {section: settings[section] for section in FIXED}
         except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
             raise InputError(
@@ -293,7 +293,7 @@ class Trainer:
     def _write_config(self) -> None:
         if self.accelerator.is_main_process:
             text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
-            atomic_write(self.config.output / CONFIG, lambda file: file.write_text(text))
+            atomic_write(self.config.output / CONFIG, lambda file: file.write_text(text, encoding="utf-8"))
 
     def _is_due(self, every: int) -> bool:
         return self.step_count % every == 0 or self.step_count == self.config.optimizer.steps

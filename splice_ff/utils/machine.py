@@ -86,7 +86,7 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     # Linux hands a parent's ru_maxrss on to its children; the high-water mark is a process's own.
     status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
+    lines = status.read_text(encoding="utf-8").splitlines() if status.exists() else []
     own = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
     if own:
         return own
@@ -135,5 +135,5 @@ def _git(*arguments: str) -> str:
 
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     return next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), platform.machine())
