@@ -18,8 +18,8 @@ What is around them:
     one_shot/     tiles, batches, refining, model files        training/     the trainer, its settings, the teacher
     pretraining/  a backbone of one's own                      analysis/     PCA, attention, matches, inversion
     evaluation/   methods, metrics, reports                    benchmark/    time and memory
-    onnx/         painting without torch                       commands/     the command line, one file a command
-    utils/        files, hub, machine, console: what every room may use, and itself uses none
+    onnx/         painting without torch                       app/          the page that `splice-ff app` serves
+    commands/     the command line, one file a command         utils/        files, machine, console: for all rooms
 """
 
 from importlib import import_module
