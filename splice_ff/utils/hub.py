@@ -10,6 +10,12 @@ from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, t
 
 from splice_ff.errors import HubError
 
+CUT_SHORT = ("RemoteProtocolError", "ChunkedEncodingError")
+"""What httpx and requests, one of which is under huggingface_hub, raise where a download ends too soon.
+
+It tries again by itself after other failures of the network, but not after these.
+"""
+DOWNLOAD_ATTEMPTS = 5
 HUB_TIMEOUT = 10.0
 """Seconds without an answer after which the hub counts as unreachable."""
 
@@ -44,16 +50,33 @@ def cached_file(repository: str, name: str) -> Path | None:
     return Path(cached) if isinstance(cached, str) else None
 
 
-def hub_file(repository: str, name: str) -> Path:
+def hub_file(repository: str, name: str, *, again: bool = False) -> Path:
     """A file of a repository in the hub's cache, downloaded if it is not there yet.
 
+    Args:
+        repository, name: of the file.
+        again: download it though it is cached, as it is damaged there.
+
     Raises:
-        HubError: it is not cached and cannot be downloaded; the message is the end of a sentence about the file.
+        HubError: it cannot be downloaded; the message is the end of a sentence about the file.
     """
-    if (cached := cached_file(repository, name)) is not None:
+    cached = cached_file(repository, name)
+    if cached and not again:
         return cached
     try:
         ask_hub(hf_hub_url(repository, name))  # the download itself retries for minutes where nobody answers
-        return Path(hf_hub_download(repository, name))
+        return _download(repository, name, again)
     except Exception as error:  # the HTTP client under huggingface_hub, and with it the exceptions, vary
-        raise HubError(f"are not cached and could not be downloaded ({type(error).__name__})") from error
+        fault = f"are damaged in the cache ({cached})" if cached else "are not cached"
+        raise HubError(f"{fault} and could not be downloaded ({type(error).__name__})") from error
+
+
+def _download(repository: str, name: str, again: bool) -> Path:
+    """Download a file, going on where the connection was cut."""
+    for _ in range(DOWNLOAD_ATTEMPTS - 1):
+        try:
+            return Path(hf_hub_download(repository, name, force_download=again))
+        except Exception as error:
+            if type(error).__name__ not in CUT_SHORT:
+                raise
+    return Path(hf_hub_download(repository, name, force_download=again))

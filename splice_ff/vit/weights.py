@@ -36,26 +36,10 @@ def load_backbone(name: str, weights: str | Path | None = None) -> ViTFeatures:
         WeightsError: unknown name; damaged file; missing, misshapen or non-finite tensors (file and key named).
         HubError: no file was given and the weights are neither cached nor reachable.
     """
-    make: Callable[[], nn.Module]
-    statistics: dict[str, Any] | None
-    if config_file := find_config(name):
-        config = read_config(config_file)
-        spec, where = config.spec(config_file.parent.name), str(config_file)
-        make, statistics = partial(VisionTransformer, weight_init="skip", **config.arguments()), config.model_dump()
-        file = weights_file(weights or config_file.parent)
-    else:
-        spec, where = _registered(name), f"backbone '{name}'"
-        make, statistics = partial(timm.create_model, spec.timm_name, pretrained=False, num_classes=0), None
-        file = weights_file(weights) if weights else _from_hub(spec)
-    state = read_state(file)
     try:
-        vit: Any = _without_weights(make)
-        statistics = statistics or vit.pretrained_cfg
-        backbone = ViTFeatures(vit, statistics["mean"], statistics["std"], spec)
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:  # another kind of model, or odd numbers
-        raise WeightsError(f"{where}: {first_line(error)}") from error
-    _load_into(vit, state, file)
-    return backbone
+        return _load(name, weights)
+    except HubError as error:
+        raise HubError(f"{error}. Two ways on: --weights FILE, or the bundled --backbone {BUNDLED}") from error
 
 
 def load_default_backbone(name: str) -> tuple[ViTFeatures, str | None]:
@@ -65,13 +49,35 @@ def load_default_backbone(name: str) -> tuple[ViTFeatures, str | None]:
         The backbone, and a notice to show to the user if it is the stand-in.
     """
     try:
-        return load_backbone(name), None
-    except HubError:
-        return load_backbone(BUNDLED), (
-            f"{name} weights are neither cached nor reachable: using the bundled {BUNDLED}, a much smaller stand-in "
-            f"that is not DINO. Expect blurrier, less exact images. For the real ones: go online once, or give "
-            f"--backbone {name} --weights FILE."
+        return _load(name), None
+    except HubError as error:
+        return _load(BUNDLED), (
+            f"{error}: using the bundled {BUNDLED}, a much smaller stand-in that is not DINO. Expect blurrier, less "
+            f"exact images. For the real ones: go online once, or give --backbone {name} --weights FILE."
         )
+
+
+def _load(name: str, weights: str | Path | None = None) -> ViTFeatures:
+    """`load_backbone`, whose HubError does not name the ways on."""
+    make: Callable[[], nn.Module]
+    statistics: dict[str, Any] | None
+    if config_file := find_config(name):
+        config = read_config(config_file)
+        spec, where = config.spec(config_file.parent.name), str(config_file)
+        make, statistics = partial(VisionTransformer, weight_init="skip", **config.arguments()), config.model_dump()
+        state, file = _read(weights or config_file.parent)
+    else:
+        spec, where = _registered(name), f"backbone '{name}'"
+        make, statistics = partial(timm.create_model, spec.timm_name, pretrained=False, num_classes=0), None
+        state, file = _read(weights) if weights else _read_from_hub(spec)
+    try:
+        vit: Any = _without_weights(make)
+        statistics = statistics or vit.pretrained_cfg
+        backbone = ViTFeatures(vit, statistics["mean"], statistics["std"], spec)
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:  # another kind of model, or odd numbers
+        raise WeightsError(f"{where}: {first_line(error)}") from error
+    _load_into(vit, state, file)
+    return backbone
 
 
 def read_state(file: Path) -> dict[str, Tensor]:
@@ -166,16 +172,23 @@ def _hub_repository(spec: BackboneSpec) -> str:
     return config.hf_hub_id
 
 
-def _from_hub(spec: BackboneSpec) -> Path:
-    """The weights file in the hub's cache, downloaded if it is not there yet."""
-    repo = _hub_repository(spec)
+def _read(path: str | Path) -> tuple[dict[str, Tensor], Path]:
+    """The tensors of a file or folder, and the file."""
+    file = weights_file(path)
+    return read_state(file), file
+
+
+def _read_from_hub(spec: BackboneSpec) -> tuple[dict[str, Tensor], Path]:
+    """The same from the hub's cache; downloaded if it is not there yet, and again if it is damaged there."""
+    repository = _hub_repository(spec)
     try:
-        return hub_file(repo, "model.safetensors")
+        file = hub_file(repository, "model.safetensors")
+        try:
+            return _read(file)
+        except WeightsError:
+            return _read(hub_file(repository, "model.safetensors", again=True))
     except HubError as error:
-        raise HubError(
-            f"weights of {spec.name} (hub repository {repo}) {error}. Two ways on: --weights FILE, or the bundled "
-            f"--backbone {BUNDLED}"
-        ) from error
+        raise HubError(f"weights of {spec.name} (hub repository {repository}) {error}") from error
 
 
 def _load_into(vit: nn.Module, state: dict[str, Tensor], file: Path) -> None:

@@ -20,12 +20,20 @@ ROOT = Path(__file__).parents[2]
 class FakeHub:
     """A hub on this machine that answers for a few repositories, as well as its `mode` lets it.
 
+    Its address is `endpoint`, a mirror's: a path on the server. As on the real hub, large files are said to lie
+    elsewhere: another host, here another name of this one.
+
     Modes: serve; hang (accepts, never answers); drip (a byte of headers now and then); garbage (not HTTP); broken
-    (status 503); missing (404); cut (closes the first download halfway); stall (sends half of it, then nothing).
+    (status 503); missing (404); cut (closes the first download halfway); stall (sends half of it, then nothing);
+    slow (sends it in pieces with pauses).
+
+    Args:
+        files: contents by path, `/owner/name/resolve/main/file`.
     """
 
     def __init__(self, files):
-        self.files, self.mode, self.requests, self.cuts, self.over = files, "serve", [], 0, threading.Event()
+        self.files, self.mode, self.over = files, "serve", threading.Event()
+        self.forget()
         hub = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -43,7 +51,12 @@ class FakeHub:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
+        self.endpoint = f"http://127.0.0.1:{self.port}/mirror"
         self.server = None
+
+    def forget(self):
+        """Begin the counts anew."""
+        self.requests, self.cuts, self.sent = [], 0, []
 
     def start(self):
         self.over.clear()
@@ -70,27 +83,48 @@ class FakeHub:
                 request.wfile.write(b"H")
         elif mode == "broken":
             request.send_error(503)
-        elif mode == "missing" or request.path not in self.files:
+        elif mode == "missing":
             request.send_error(404)
+        elif (path := request.path.removeprefix("/mirror")) in self.files and path != request.path:
+            self.point_to(request, path)
+        elif (path := request.path.removeprefix("/elsewhere")) in self.files and path != request.path:
+            self.send(request, self.files[path], mode)
         else:
-            self.send(request, self.files[request.path], mode)
+            request.send_error(404)
+
+    def point_to(self, request, path):
+        """Say which file it is, and that it lies elsewhere."""
+        content = self.files[path]
+        request.send_response(302)
+        request.send_header("Location", f"http://localhost:{self.port}/elsewhere{path}")
+        request.send_header("X-Repo-Commit", "0123456789abcdef0123456789abcdef01234567")
+        request.send_header("X-Linked-ETag", f'"{sha256(content).hexdigest()}"')
+        request.send_header("X-Linked-Size", str(len(content)))
+        request.send_header("Content-Length", "0")
+        request.end_headers()
 
     def send(self, request, content, mode):
-        request.send_response(200)
+        """The file, or what was asked for of it; `sent` counts the bytes."""
+        start = int(request.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
+        request.send_response(206 if start else 200)
+        if start:
+            request.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        content = content[start:]
         request.send_header("Content-Length", str(len(content)))
-        request.send_header("ETag", f'"{sha256(content).hexdigest()}"')
-        request.send_header("X-Repo-Commit", "0123456789abcdef0123456789abcdef01234567")
         request.send_header("Connection", "close")
         request.end_headers()
         if request.command == "HEAD":
             return
         if mode == "stall" or (mode == "cut" and self.cuts == 0):
             self.cuts += 1
-            request.wfile.write(content[: len(content) // 2])
-            if mode == "stall":
-                self.over.wait(60)
-        else:
-            request.wfile.write(content)
+            content = content[: len(content) // 2]
+        self.sent.append(len(content))
+        for piece in range(8):
+            request.wfile.write(content[len(content) * piece // 8 : len(content) * (piece + 1) // 8])
+            if mode == "slow":
+                self.over.wait(0.1)
+        if mode == "stall":
+            self.over.wait(60)
 
 
 CLIENT = """
@@ -139,6 +173,7 @@ class Client:
     """
 
     def __init__(self, cache, endpoint):
+        self.cache = cache
         clean = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and not k.lower().endswith("_proxy")}
         clean |= {"HF_HOME": str(cache), "HF_ENDPOINT": endpoint, "PYTHONPATH": str(ROOT)}
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115
