@@ -26,7 +26,7 @@ lint: .venv/installed
 	@$(BIN)/mypy
 
 docs: .venv/docs-installed
-	@$(BIN)/mkdocs build --strict --quiet --site-dir out/site
+	@$(BIN)/mkdocs build --strict --site-dir out/site
 	@echo "open $(CURDIR)/out/site/index.html"
 
 .venv/installed: pyproject.toml

@@ -80,10 +80,11 @@ class OneShotModel(nn.Module):
     def embed(self, appearance: Tensor) -> Tensor:
         """Appearance tokens (B, M, C) of images (B, 3, H, W) in [0, 1], any size.
 
-        >>> from splice_ff import SpliceFF, load_image
-        >>> model = SpliceFF.from_pretrained("pets-tiny")
-        >>> model.embed(load_image("examples/cat.jpg").rgb).shape
-        torch.Size([1, 32, 192])
+        Examples:
+            >>> from splice_ff import SpliceFF, load_image
+            >>> model = SpliceFF.from_pretrained("pets-tiny")
+            >>> model.embed(load_image("examples/cat.jpg").rgb).shape
+            torch.Size([1, 32, 192])
 
         Raises:
             InputError: tensors of another shape or type, or values outside [0, 1].
@@ -107,11 +108,12 @@ class OneShotModel(nn.Module):
         Returns:
             (B, 3, H, W) in [0, 1]; detail finer than the working size comes from the structure images.
 
-        >>> from splice_ff import SpliceFF, load_image
-        >>> model = SpliceFF.from_pretrained("pets-tiny")
-        >>> tokens = model.embed(load_image("examples/cat.jpg").rgb)
-        >>> model.paint(load_image("examples/raccoon.jpg").rgb, tokens, size=64).shape
-        torch.Size([1, 3, 500, 600])
+        Examples:
+            >>> from splice_ff import SpliceFF, load_image
+            >>> model = SpliceFF.from_pretrained("pets-tiny")
+            >>> tokens = model.embed(load_image("examples/cat.jpg").rgb)
+            >>> model.paint(load_image("examples/raccoon.jpg").rgb, tokens, size=64).shape
+            torch.Size([1, 3, 500, 600])
 
         Raises:
             InputError: images of another shape, type or range; a size or strength that cannot be; tokens of another
@@ -139,11 +141,12 @@ class OneShotModel(nn.Module):
     def mix(self, looks: Sequence[Tensor], weights: Sequence[float] | None = None) -> Tensor:
         """Weighted mean of looks, each (B, M, C), in the space of appearance tokens.
 
-        >>> from splice_ff import SpliceFF, load_image
-        >>> model = SpliceFF.from_pretrained("pets-tiny")
-        >>> looks = [model.embed(load_image(f"examples/{name}.jpg").rgb) for name in ("cat", "raccoon")]
-        >>> model.mix(looks, [2, 1]).shape
-        torch.Size([1, 32, 192])
+        Examples:
+            >>> from splice_ff import SpliceFF, load_image
+            >>> model = SpliceFF.from_pretrained("pets-tiny")
+            >>> looks = [model.embed(load_image(f"examples/{name}.jpg").rgb) for name in ("cat", "raccoon")]
+            >>> model.mix(looks, [2, 1]).shape
+            torch.Size([1, 32, 192])
 
         Args:
             looks: at least one.

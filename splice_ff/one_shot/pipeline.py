@@ -43,14 +43,15 @@ class SpliceFF(OneShotModel, ModelHubMixin):
     ) -> Any:
         """Paint structure images with the looks of appearance images.
 
-        >>> from splice_ff import SpliceFF
-        >>> model = SpliceFF.from_pretrained("pets-tiny")
-        >>> image = model("examples/raccoon.jpg", "examples/cat.jpg")
-        >>> image.size  # a PIL image of the structure image's size
-        (600, 500)
-        >>> two = model(["examples/raccoon.jpg", "examples/cat.jpg"], "examples/cat.jpg", size=64, output_type="np")
-        >>> [image.shape for image in two]
-        [(500, 600, 3), (300, 451, 3)]
+        Examples:
+            >>> from splice_ff import SpliceFF
+            >>> model = SpliceFF.from_pretrained("pets-tiny")
+            >>> image = model("examples/raccoon.jpg", "examples/cat.jpg")
+            >>> image.size  # a PIL image of the structure image's size
+            (600, 500)
+            >>> two = model(["examples/raccoon.jpg", "examples/cat.jpg"], "examples/cat.jpg", size=64, output_type="np")
+            >>> [image.shape for image in two]
+            [(500, 600, 3), (300, 451, 3)]
 
         Args:
             structure, appearance: images as `splice_ff.load_image` takes them: paths, PIL images, arrays (H, W, 3) or
@@ -87,10 +88,11 @@ class SpliceFF(OneShotModel, ModelHubMixin):
     def save_pretrained(self, save_directory: str | Path, *, dtype: DiskType = "fp32", **hub: Any) -> str | None:
         """Write config.json, model.safetensors and README.md; not the backbone, which config.json names.
 
-        >>> from splice_ff import SpliceFF
-        >>> SpliceFF.from_pretrained("pets-tiny").save_pretrained("my-model", dtype="fp16")
-        >>> SpliceFF.from_pretrained("my-model").config.size
-        128
+        Examples:
+            >>> from splice_ff import SpliceFF
+            >>> SpliceFF.from_pretrained("pets-tiny").save_pretrained("my-model", dtype="fp16")
+            >>> SpliceFF.from_pretrained("my-model").config.size
+            128
 
         Args:
             save_directory: the folder, made if it is not there.
@@ -125,10 +127,11 @@ class SpliceFF(OneShotModel, ModelHubMixin):
     ) -> SpliceFF:
         """Load a model, in eval mode.
 
-        >>> import torch
-        >>> from splice_ff import SpliceFF
-        >>> SpliceFF.from_pretrained("pets-tiny", dtype=torch.bfloat16).dtype
-        torch.bfloat16
+        Examples:
+            >>> import torch
+            >>> from splice_ff import SpliceFF
+            >>> SpliceFF.from_pretrained("pets-tiny", dtype=torch.bfloat16).dtype
+            torch.bfloat16
 
         Args:
             name: a bundled model, a folder, or a hub id `owner/name`.

@@ -42,9 +42,10 @@ def optimize_pair(
 ) -> PairResult[Any]:
     """Paint the structure image with the look of the appearance image, by training a generator on the pair.
 
-    >>> from splice_ff import optimize_pair
-    >>> result = optimize_pair("examples/raccoon.jpg", "examples/cat.jpg", backbone="vit_mini", size=64, steps=1)
-    >>> result.image.save("raccoon-as-cat.png")
+    Examples:
+        >>> from splice_ff import optimize_pair
+        >>> result = optimize_pair("examples/raccoon.jpg", "examples/cat.jpg", backbone="vit_mini", size=64, steps=1)
+        >>> result.image.save("raccoon-as-cat.png")
 
     Args:
         structure, appearance: paths, PIL images, arrays or tensors; see `splice_ff.images.load_image`.
