@@ -310,8 +310,8 @@ def _keep_columns(data: Any, source: str) -> Any:
     images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     column = "image" if "image" in features else images[0] if len(images) == 1 else None
     if column is None:
-        found = "several columns of images" if images else "no column of images"
-        raise InputError(f"{source}: {found} among {', '.join(features)}; name one 'image'")
+        columns = "several columns of images" if images else "no column of images"
+        raise InputError(f"{source}: {columns} among {', '.join(features)}; name one 'image'")
     if column != "image":
         data = data.rename_column(column, "image")
     if "label" not in features and "cls" in features:

@@ -49,7 +49,7 @@ def row_of(image, kind="PNG", **options):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_folder_of_pictures_labeled_by_subfolder(tmp_path, streaming):
+def test_folder_of_images_labeled_by_subfolder(tmp_path, streaming):
     for i in range(4):
         path = tmp_path / "photos" / LABELS[i % 2] / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ def test_slices_of_a_split_cover_it_without_overlap(parquet_folder):
     assert len(tail) == 2
 
 
-def test_single_column_of_pictures_by_another_name(tmp_path):
+def test_single_column_of_images_by_another_name(tmp_path):
     make_dataset(3, labels=None).rename_column("image", "photo").to_parquet(tmp_path / "photos.parquet")
     data = open_dataset(str(tmp_path / "photos.parquet"))
     assert colors(data) == [0, 1, 2]

@@ -94,7 +94,7 @@ def test_validation_pairs_are_shared_and_always_the_same(data):
 
 
 @pytest.mark.parametrize("preload", ["false", "true"])
-def test_corrupt_pictures_are_skipped_and_counted(data, tmp_path, preload):
+def test_corrupt_images_are_skipped_and_counted(data, tmp_path, preload):
     run = data(f"data.preload={preload}")
     for path in sorted((tmp_path / "job" / "photos").rglob("*.png"))[:3]:
         path.write_bytes(b"not an image")

@@ -32,7 +32,7 @@ TINY = {"depth": 2, "patch_size": 24}
 CPU = ["--steps", "2", "--size", "64", "--device", "cpu", "--quiet"]
 
 
-def picture(path, seed, size=(96, 72)):
+def write_image(path, seed, size=(96, 72)):
     path.parent.mkdir(parents=True, exist_ok=True)
     small = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype=np.uint8)
     Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).save(path)
@@ -47,8 +47,8 @@ def own_cache(tmp_path, monkeypatch):
 def pairs(tmp_path):
     """A folder of three pairs: a, b, c."""
     for i, name in enumerate("abc"):
-        picture(tmp_path / "pairs" / name / "structure.png", 2 * i)
-        picture(tmp_path / "pairs" / name / "appearance.png", 2 * i + 1, (72, 80))
+        write_image(tmp_path / "pairs" / name / "structure.png", 2 * i)
+        write_image(tmp_path / "pairs" / name / "appearance.png", 2 * i + 1, (72, 80))
     return tmp_path / "pairs"
 
 
@@ -176,7 +176,7 @@ def test_two_runs_do_not_share_a_folder(paint, tmp_path):
         paint()
 
 
-def test_pictures_made_otherwise_are_not_mixed(paint, tmp_path, pairs):
+def test_images_made_otherwise_are_not_mixed(paint, tmp_path, pairs):
     paint()
     with pytest.raises(InputError, match=r"steps: 2 before, 3 now; generator: 'published' before, 'refined' now"):
         paint(recipe=replace(RECIPE, steps=3, generator="refined"))
@@ -189,7 +189,7 @@ def test_pictures_made_otherwise_are_not_mixed(paint, tmp_path, pairs):
 
 def test_pairs_of_a_dataset(tmp_path, tiny_backbone):
     for i in range(4):
-        picture(tmp_path / "photos" / f"{i}.png", i)
+        write_image(tmp_path / "photos" / f"{i}.png", i)
     data = open_dataset(str(tmp_path / "photos"))
     mined = MinedPairs(np.array([0, 0, 1, 2, 3]), np.array([1, 2, 3, 0, 1]), np.ones(5, np.float32), {"rows": 4})
     tasks = tasks_of_dataset(mined, data)
@@ -318,7 +318,7 @@ def test_the_command_refuses_in_one_line(command, pairs, tmp_path, arguments, wo
 
 def test_mined_pairs_need_their_dataset(command, tmp_path):
     for i in range(2):
-        picture(tmp_path / "photos" / f"{i}.png", i)
+        write_image(tmp_path / "photos" / f"{i}.png", i)
     columns = {"structure": [0, 1], "appearance": [1, 0], "similarity": [0.5, 0.5]}
     table = pyarrow.table(columns, metadata={"splice_ff": json.dumps({"rows": 2})})
     pyarrow.parquet.write_table(table, tmp_path / "pairs.parquet")
