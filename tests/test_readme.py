@@ -179,6 +179,16 @@ def test_pages_show_files_that_exist():
     assert not missing
 
 
+def test_files_named_in_prose_exist():
+    """A path in backquotes in the pages that contributors read is one of this tree."""
+    missing = []
+    for page in ("README.md", "CONTRIBUTING.md"):
+        text = (ROOT / page).read_text(encoding="utf-8").replace("NAME.py", "transfer.py")
+        named = re.findall(r"`((?:splice_ff|tests|docs|train|eval|examples)/[\w./-]+)", text)
+        missing += [f"{page}: {name}" for name in named if not (ROOT / name).exists()]
+    assert not missing
+
+
 def test_the_map_names_what_exists():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     drawn = re.search(r"^```\nsplice_ff/\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)[1]
