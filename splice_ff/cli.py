@@ -18,6 +18,7 @@ from splice_ff.commands import (
     benchmark,
     demo,
     doctor,
+    embed,
     evaluate,
     explain,
     export,
@@ -61,7 +62,7 @@ app = typer.Typer(
 for command in (
     demo.demo,
     transfer.transfer,
-    transfer.embed,
+    embed.embed,
     batch.batch,
     optimize.optimize,
     apply.apply,

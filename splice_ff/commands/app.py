@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
+from splice_ff.commands._one_shot import DEFAULT_MODEL, Backbone, BackboneWeights, Model, load_model
 from splice_ff.commands._options import Debug, Device, Quiet, errors, say
-from splice_ff.commands.transfer import DEFAULT_MODEL, Backbone, BackboneWeights, Model, load_model
 
 
 def app(

@@ -1,115 +1,141 @@
-"""`splice-ff batch`: the one-shot mode on many pairs."""
+"""`splice-ff batch`: the one-shot mode on many images."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-import splice_ff
-from splice_ff.commands._options import Debug, Device, Folder, Quiet, Size, errors, say
-from splice_ff.commands.transfer import (
+from splice_ff.commands._one_shot import (
     DEFAULT_MODEL,
     Backbone,
     BackboneWeights,
     Model,
+    Precision,
     Strength,
-    check_strength,
+    check_precision,
+    facts_of,
     load_model,
 )
+from splice_ff.commands._options import Debug, Device, Folder, Quiet, Size, errors, expanded, say
 from splice_ff.errors import InputError
-from splice_ff.images.formats import MIN_SIDE
 from splice_ff.utils.console import progress_bar
 
-SETTINGS = "batch.json"
+if TYPE_CHECKING:
+    from splice_ff.data.pair_list import PairFiles
+
+RECORD = "batch.json"
+MAX_BATCH = 1024
 
 
 def batch(
-    pairs: Annotated[
-        Path,
+    inputs: Annotated[
+        list[Path],
         typer.Argument(
-            help="Folder of folders with structure.* and appearance.*, or .csv or .jsonl of their paths.",
+            help="A list of pairs: .csv, .jsonl, or a folder of folders with structure.* and appearance.*. With --look "
+            "or --structure: images, folders of images, patterns in quotes, or .txt files with a path a line.",
             show_default=False,
+            callback=expanded,
         ),
     ],
     output: Folder = Path("painted"),
+    look: Annotated[
+        Path | None,
+        typer.Option(help="Paint all inputs with this look: an image, or what `embed` wrote.", callback=expanded),
+    ] = None,
+    structure: Annotated[
+        Path | None, typer.Option(help="Paint this image with the looks of all inputs.", callback=expanded)
+    ] = None,
     model: Model = DEFAULT_MODEL,
     strength: Strength = 1.0,
     size: Size = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images of one size that are painted together.")] = 8,
+    precision: Precision = "fp32",
+    batch_size: Annotated[
+        int, typer.Option(min=1, max=MAX_BATCH, help="Images of one size that are painted together.")
+    ] = 8,
     backbone: Backbone = None,
     backbone_weights: BackboneWeights = None,
     device: Device = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Paint many pairs in one pass each, as DIR/NAME.png.
+    """Paint many images in one pass each, as DIR/NAME.png.
 
-    Images that are there already are kept: interrupted, the same command goes on. Pairs that cannot be painted do
-    not stop the others; each gets a line, and the exit status is 2.
+    Finished images are kept: interrupted, the same command goes on. Images that cannot be painted do not stop the
+    others; each gets a line, and the exit status is 2.
 
-    Example: `splice-ff batch pairs.csv -o painted`
+    Examples: `splice-ff batch pairs.csv -o painted`, `splice-ff batch --look tiger.jpg photos/ -o tigers`
     """
     with errors(debug):
-        from splice_ff.data.pair_list import read_pairs
-        from splice_ff.one_shot.batch import paint_pairs
+        from splice_ff.one_shot.checks import check_size, check_strength
         from splice_ff.utils.files import check_place
+        from splice_ff.utils.run_folder import claim_folder, lock_folder
 
         check_strength(strength)
-        if size is not None and size < MIN_SIDE:
-            raise InputError(f"size must be at least {MIN_SIDE} pixels, not {size}")
-        listed = read_pairs(pairs)
-        check_place(output / SETTINGS)
-        splice = load_model(model, backbone, backbone_weights, device)
+        if size is not None:
+            check_size(size)
+        check_precision(precision)
+        pairs = _list_pairs(inputs, look, structure, quiet)
+        check_place(output / RECORD)
+
+        from splice_ff.one_shot.batch import paint_pairs
+
+        splice = load_model(model, backbone, backbone_weights, device, precision)
         settings = {
             "model_sha256": splice.fingerprint,
             "size": str(size or splice.config.size),
             "strength": f"{strength:g}",
+            "precision": precision,
+            **{name: _identity(path) for name, path in (("look", look), ("structure", structure))},
         }
-        _open_folder(output, settings)
-        todo = [pair for pair in listed if not (output / f"{pair.name}.png").exists()]
-        facts = {"splice_ff": splice_ff.__version__, "model": model, "backbone": splice.backbone.name, **settings}
         failed = 0
-        try:
-            with progress_bar(len(listed), "picture", quiet, len(listed) - len(todo)) as shown:
-                for outcome in paint_pairs(
-                    splice, todo, output, size=size, strength=strength, batch_size=batch_size, settings=facts
-                ):
-                    shown.update()
-                    if outcome.error:
-                        failed += 1
-                        shown.clear()
-                        say(f"error: {outcome.name}: {outcome.error}")
-        except KeyboardInterrupt:
-            say(f"interrupted; the finished images are in {output}, and the same command goes on from there")
-            raise
+        with lock_folder(output):
+            claim_folder(output / RECORD, settings, holds="images")
+            todo = [pair for pair in pairs if not (output / f"{pair.name}.png").exists()]
+            finished = len(pairs) - len(todo)
+            facts = facts_of(model, splice, size) | {"strength": f"{strength:g}"}
+            try:
+                with progress_bar(len(pairs), "image", quiet, finished) as bar:
+                    for outcome in paint_pairs(
+                        splice, todo, output, size=size, strength=strength, batch_size=batch_size, settings=facts
+                    ):
+                        bar.update()
+                        if outcome.error:
+                            failed += 1
+                            bar.clear()
+                            say(f"error: {outcome.name}: {outcome.error}")
+            except KeyboardInterrupt:
+                say(f"interrupted; the finished images are in {output}, and the same command goes on from there")
+                raise
         if not quiet:
-            there = len(listed) - len(todo)
-            say(f"{output}: {len(todo) - failed} images painted, {there} were there, {failed} failed")
+            say(f"{output}: {len(todo) - failed} images painted, {finished} kept, {failed} failed")
         if failed:
             raise typer.Exit(2)
 
 
-def _open_folder(folder: Path, settings: dict[str, str]) -> None:
-    """Note what makes the images of a folder; refuse to mix them with others.
+def _list_pairs(inputs: Sequence[Path], look: Path | None, structure: Path | None, quiet: bool) -> list[PairFiles]:
+    from splice_ff.data.image_list import list_images
+    from splice_ff.data.pair_list import PairFiles, read_pairs
+    from splice_ff.images import SUFFIXES, check_readable
 
-    Raises:
-        InputError: the folder's images were made with another model or other settings.
-    """
-    from splice_ff.utils.files import atomic_write
+    if look and structure:
+        raise InputError("give --look or --structure, not both: one of them is the same for all inputs")
+    if not (look or structure):
+        if len(inputs) > 1 or inputs[0].suffix.lower() in SUFFIXES:
+            raise InputError("give --look or --structure with images; without them, one list of pairs")
+        return read_pairs(inputs[0])
+    if structure or (look and look.suffix.lower() in SUFFIXES):
+        check_readable(structure or look)  # type: ignore[arg-type]
+    elif look and not look.is_file():
+        raise InputError(f"{look}: no such file; check the path")
+    listed = list_images(inputs)
+    if listed.left_out and not quiet:
+        say("note: left out: " + ", ".join(f"{count} × {kind}" for kind, count in listed.left_out.items() if count))
+    return [PairFiles(name, structure or path, look or path) for name, path in listed.images]
 
-    file = folder / SETTINGS
-    if file.exists():
-        try:
-            before = dict(json.loads(file.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            raise InputError(f"{file}: damaged; remove it, or choose another folder") from error
-        if changed := [key for key, value in settings.items() if before.get(key) != value]:
-            raise InputError(
-                f"{folder}: holds images made with another {', '.join(changed).replace('model_sha256', 'model')}; "
-                "choose another folder"
-            )
-        return
-    atomic_write(file, lambda path: path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8"))
+
+def _identity(path: Path | None) -> str | None:
+    return f"{path.name}, SHA-256 {sha256(path.read_bytes()).hexdigest()[:16]}" if path else None

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
+from splice_ff.commands._one_shot import DEFAULT_MODEL
 from splice_ff.commands._options import Backbone, Debug, Device, Folder, Quiet, Weights, errors, find_device, say
-from splice_ff.commands.transfer import DEFAULT_MODEL
 from splice_ff.errors import InputError
 from splice_ff.utils.extras import need
 

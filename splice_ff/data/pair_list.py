@@ -67,7 +67,7 @@ def read_pairs(source: Path) -> list[PairFiles]:
 
 
 def _from_folders(source: Path) -> list[PairFiles]:
-    pairs, names = [], _Names()
+    pairs, names = [], Names()
     for folder in sorted(path for path in source.iterdir() if path.is_dir() and not path.name.startswith(".")):
         files = sorted(os.listdir(folder))
         structure, appearance = (_image(folder, files, role) for role in ("structure", "appearance"))
@@ -124,7 +124,7 @@ def _from_lines(source: Path, lines: Iterator[tuple[int, Any]]) -> list[PairFile
             raise InputError(f"{source}, line {number}: the name '{name:.80}' is given twice")
         if name:
             given[name] = None
-    names = _Names(given)
+    names = Names(given)
     return [
         PairFiles(names.of(name) if name else names.free(f"{structure.stem}--{appearance.stem}"), structure, appearance)
         for _, name, structure, appearance in entries
@@ -147,7 +147,7 @@ def _entry(source: Path, number: int, line: Any) -> tuple[int, str, Path, Path]:
     return number, name, paths["structure"], paths["appearance"]
 
 
-class _Names:
+class Names:
     """Names that are usable as file names, each given out once.
 
     Args:

@@ -1,9 +1,9 @@
-"""Many pairs through the one-shot model: equal sizes together, each image written as soon as it is there."""
+"""Many pairs through the one-shot model: equal sizes together, each image written as soon as it is painted."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,10 @@ from torch import Tensor
 from splice_ff.data.pair_list import PairFiles
 from splice_ff.errors import InputError
 from splice_ff.images import LoadedImage, load_image, save_image
-from splice_ff.one_shot.pipeline import SpliceFF
+from splice_ff.one_shot.call import images_a_pass
+from splice_ff.one_shot.model import OneShotModel
+from splice_ff.one_shot.tokens_file import SUFFIX, load_look
+from splice_ff.utils.machine import is_out_of_memory
 
 MAX_WAITING = 64_000_000
 """Pixels of structure images that may wait for others of their size."""
@@ -31,23 +34,23 @@ class Outcome:
 
 
 def paint_pairs(
-    model: SpliceFF,
+    model: OneShotModel,
     pairs: Sequence[PairFiles],
     folder: Path,
     *,
     size: int | None = None,
     strength: float = 1.0,
     batch_size: int = 8,
-    settings: dict[str, str] | None = None,
+    settings: Mapping[str, str] | None = None,
 ) -> Iterator[Outcome]:
     """Paint each pair into `folder/NAME.png`, in the order in which batches fill up; a bad file fails its pair alone.
 
     Args:
         model: the one-shot model.
-        pairs: which structure and appearance files.
-        folder: made if it is not there.
-        size, strength: see `SpliceFF.paint`.
-        batch_size: structure images of one size that are painted together, at most.
+        pairs: which structure and appearance files; an appearance may also be a look that `save_look` wrote.
+        folder: created if it is missing.
+        size, strength: see `OneShotModel.paint`.
+        batch_size: structure images of one size that are painted together, at most; fewer of large ones.
         settings: for the images' text entries.
     """
     looks: OrderedDict[Path, Tensor] = OrderedDict()
@@ -55,7 +58,8 @@ def paint_pairs(
 
     def look_of(path: Path) -> Tensor:
         if path not in looks:
-            looks[path] = model.embed(load_image(path).rgb)
+            is_look = path.suffix.lower() == SUFFIX
+            looks[path] = load_look(path, model)[0] if is_look else model.embed(load_image(path).rgb)
         looks.move_to_end(path)
         if len(looks) > LOOKS_KEPT:
             looks.popitem(last=False)
@@ -65,14 +69,17 @@ def paint_pairs(
         group = waiting.pop(shape)
         try:
             images, tokens = torch.cat([image.rgb for _, image, _ in group]), torch.cat([look for *_, look in group])
-            pictures = model.paint(images, tokens, size=size, strength=strength)
-        except InputError as error:  # about their size, which they share
-            yield from (Outcome(pair.name, f"{pair.structure}: {error}") for pair, *_ in group)
+            outputs = model.paint(images, tokens, size=size, strength=strength)
+        except Exception as error:
+            if not isinstance(error, InputError) and not is_out_of_memory(error):
+                raise
+            why = error if isinstance(error, InputError) else "out of memory; work at a smaller size"
+            yield from (Outcome(pair.name, f"{pair.structure}: {why}") for pair, *_ in group)  # it is of their size
             return
-        for (pair, image, _), picture in zip(group, pictures, strict=True):
+        for (pair, image, _), output in zip(group, outputs, strict=True):
             facts = {**(settings or {}), "structure": pair.structure.name, "appearance": pair.appearance.name}
             try:
-                save_image(folder / f"{pair.name}.png", picture, alpha=image.alpha, settings=facts)
+                save_image(folder / f"{pair.name}.png", output, alpha=image.alpha, settings=facts)
                 yield Outcome(pair.name, None)
             except InputError as error:
                 yield Outcome(pair.name, str(error))
@@ -85,7 +92,7 @@ def paint_pairs(
             yield Outcome(pair.name, str(error))
             continue
         waiting.setdefault(image.size, []).append((pair, image, look))
-        if len(waiting[image.size]) >= batch_size:
+        if len(waiting[image.size]) >= min(batch_size, images_a_pass(*image.size, size or model.config.size)):
             yield from paint(image.size)
         while sum(h * w * len(group) for (h, w), group in waiting.items()) > MAX_WAITING:
             yield from paint(max(waiting, key=lambda shape: shape[0] * shape[1] * len(waiting[shape])))

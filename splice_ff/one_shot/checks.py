@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def check_size(size: int, image: Tensor) -> int:
-    """The size, as an int, if one can work on (B, 3, H, W) at a shorter side of as many pixels.
+def check_size(size: int, image: Tensor | None = None) -> int:
+    """The size, as an int, if one can work at a shorter side of as many pixels: on (B, 3, H, W), if it is known.
 
     Raises:
         InputError: no whole number, too small, or more pixels than can be held.
@@ -22,6 +22,8 @@ def check_size(size: int, image: Tensor) -> int:
     size = whole_number("size", size)
     if size < images.MIN_SIDE:
         raise InputError(f"size must be at least {images.MIN_SIDE} pixels, not {size}")
+    if image is None:
+        return size
     short, long = min(image.shape[-2:]), max(image.shape[-2:])
     if size * size * long / short > images.MAX_PIXELS:
         limit = images.MAX_PIXELS // 1_000_000

@@ -14,7 +14,7 @@ from splice_ff.networks.amortized import AmortizedGenerator, ImageEncoding
 from splice_ff.one_shot.checks import check_size, check_strength, check_weights
 from splice_ff.one_shot.model_files import ModelConfig, fingerprint
 from splice_ff.one_shot.tiles import MAX_UNTILED, paint_in_tiles
-from splice_ff.utils.defaults import torch_defaults
+from splice_ff.utils.machine import plain_torch
 from splice_ff.utils.resize import resize_shorter_side, to_full_size
 from splice_ff.vit.features import ViTFeatures
 from splice_ff.vit.inputs import ViTInput
@@ -90,7 +90,7 @@ class OneShotModel(nn.Module):
             InputError: tensors of another shape or type, or values outside [0, 1].
         """
         check_images(appearance, "appearance")
-        with torch_defaults(gradients=False):
+        with plain_torch(gradients=False, autocast=True):
             return self.generator.appearance_tokens(self.encode_images(appearance.to(self.device))).float()
 
     def paint(
@@ -125,7 +125,7 @@ class OneShotModel(nn.Module):
         tokens = self._check_tokens(appearance_tokens)
         if len(tokens) not in (1, len(structure)):
             raise InputError(f"appearance tokens of {len(tokens)} looks for {len(structure)} structure images")
-        with torch_defaults(gradients=False):
+        with plain_torch(gradients=False, autocast=True):
             structure, tokens = structure.to(self.device), tokens.to(self.device)
             working = resize_shorter_side(structure.float(), size)
             encoding = self.encode_images(working)  # of what the generator is given, as in training

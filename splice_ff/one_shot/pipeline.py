@@ -15,7 +15,7 @@ from splice_ff.one_shot.call import OneShotCall, Progress, in_the_form_of, read_
 from splice_ff.one_shot.checks import whole_number
 from splice_ff.one_shot.model import OneShotModel
 from splice_ff.one_shot.model_files import DiskType, HubOptions, find_model, load_model, save_model
-from splice_ff.utils.defaults import torch_defaults
+from splice_ff.utils.machine import plain_torch
 from splice_ff.vit.features import ViTFeatures
 from splice_ff.vit.weights import load_backbone
 
@@ -79,7 +79,7 @@ class SpliceFF(OneShotModel, ModelHubMixin):
         if output_type not in get_args(OutputType):
             raise InputError(f"unknown output_type {output_type!r}. Known: {', '.join(get_args(OutputType))}")
         steps, seed = whole_number("refine", refine), whole_number("seed", seed)
-        with torch_defaults():
+        with plain_torch():
             structures, appearances = read_images(structure, "structure"), read_images(appearance, "appearance")
             call = OneShotCall(self, structures, appearances, weights, size, strength, callback)
             outputs = call.refine(steps, seed) if steps else call.paint()
@@ -150,7 +150,7 @@ class SpliceFF(OneShotModel, ModelHubMixin):
         if dtype not in (torch.float32, torch.bfloat16, torch.float16):
             raise InputError(f"unknown dtype {dtype!r:.60}; use torch.float32, torch.bfloat16 or torch.float16")
         hub = HubOptions(revision, token, cache_dir, local_files_only)
-        with torch_defaults():
+        with plain_torch():
             folder = find_model(name, hub)
             generator, config = load_model(folder)
             if not isinstance(backbone, ViTFeatures):

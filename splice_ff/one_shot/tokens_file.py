@@ -14,6 +14,7 @@ from splice_ff.one_shot.model import OneShotModel
 from splice_ff.utils.tensor_files import read_tensors, write_tensors
 
 FORMAT = "splice-ff look 2"
+SUFFIX = ".safetensors"
 
 
 def save_look(path: str | Path, model: OneShotModel, tokens: Tensor, facts: Mapping[str, str] | None = None) -> None:

@@ -28,10 +28,14 @@ def available_devices() -> list[str]:
 
 
 @contextmanager
-def plain_torch() -> Iterator[None]:
+def plain_torch(*, gradients: bool = True, autocast: bool = False) -> Iterator[None]:
     """Torch's own defaults inside, whatever the caller has set: float32, on the CPU, with gradients, no autocast.
 
     Also a decorator.
+
+    Args:
+        gradients: whether they are recorded inside.
+        autocast: leave the caller's as it is.
     """
     dtype = torch.get_default_dtype()
     with ExitStack() as stack:
@@ -41,8 +45,8 @@ def plain_torch() -> Iterator[None]:
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
         stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        for kind in ("cpu", "cuda"):
+        stack.enter_context(torch.set_grad_enabled(gradients))
+        for kind in () if autocast else ("cpu", "cuda"):
             stack.enter_context(torch.autocast(kind, enabled=False))
         yield
 

@@ -208,7 +208,7 @@ def test_bad_files_do_not_stop_a_batch(run, pairs, place, model, tmp_path):
     lines = [line for line in result.stderr.splitlines() if line]
     assert len(lines) == 2 and all(line.startswith("error: ") for line in lines)
     assert "three" in lines[0] and "missing.png" in lines[0] and "four" in lines[1] and "damaged.png" in lines[1]
-    assert sorted(p.name for p in folder.iterdir()) == ["batch.json", "five.png", "one.png", "two.png"]
+    assert sorted(p.name for p in folder.iterdir()) == [".lock", "batch.json", "five.png", "one.png", "two.png"]
     a, b, c = (load_image(place / f"{name}.png").rgb for name in "abc")
     assert_same(folder / "one.png", model(a, b, output_type="pt"))
     assert_same(folder / "five.png", model(c, a, output_type="pt"))
@@ -241,7 +241,7 @@ def test_a_batch_goes_on_where_it_was(run, pairs, place, tmp_path):
     (tmp_path / "damaged.png").write_bytes((place / "a.png").read_bytes())
     result = run("batch", pairs, "-o", folder)
     assert result.exit_code == 0, result.output
-    assert "2 images painted, 2 were there, 0 failed" in result.stderr
+    assert "2 images painted, 2 kept, 0 failed" in result.stderr
     assert (folder / "two.png").stat().st_mtime_ns == kept and (folder / "one.png").exists()
 
 
@@ -250,7 +250,7 @@ def test_a_folder_holds_pictures_of_one_kind(run, pairs, tmp_path):
     run("batch", pairs, "-o", folder)
     for change, word in [(["--size", "48"], "size"), (["--strength", "0.5"], "strength")]:
         result = run("batch", pairs, "-o", folder, *change)
-        assert result.exit_code == 2 and f"another {word}" in result.stderr
+        assert result.exit_code == 2 and "other settings" in result.stderr and word in result.stderr
     assert json.loads((folder / "batch.json").read_text())["size"] == "64"
 
 
@@ -269,3 +269,97 @@ def test_a_size_that_one_shape_cannot_have_fails_those_pairs(run, place, tmp_pat
     result = run("batch", tmp_path / "pairs.csv", "-o", tmp_path / "painted", "--quiet")
     assert result.exit_code == 2 and "long" in result.stderr and "megapixels" in result.stderr
     assert (tmp_path / "painted" / "one.png").exists() and not (tmp_path / "painted" / "long.png").exists()
+
+
+def test_a_folder_with_one_look(run, place, model, tmp_path):
+    """By an image, by a file of its look, from a folder, a pattern, a list and files: the same images."""
+    photos = tmp_path / "photos"
+    (photos / "sub").mkdir(parents=True)
+    for source, copy in (("a", "a.png"), ("c", "sub/c.png")):
+        (photos / copy).write_bytes((place / f"{source}.png").read_bytes())
+    (photos / "notes.doc").write_text("no image")
+    (tmp_path / "list.txt").write_text("photos/a.png\nphotos/sub/c.png\n")
+    assert run("embed", "b", "-o", tmp_path / "b.safetensors").exit_code == 0
+    look, file = place / "b.png", tmp_path / "b.safetensors"
+    a, b, c = (load_image(place / f"{name}.png").rgb for name in "abc")
+    for i, (inputs, given, names) in enumerate(
+        [
+            ([photos], look, ["a", "sub/c"]),
+            ([photos], file, ["a", "sub/c"]),
+            ([photos / "**" / "*.png"], look, ["a", "c"]),
+            ([tmp_path / "list.txt"], file, ["a", "c"]),
+            ([photos / "a.png", photos / "sub" / "c.png"], look, ["a", "c"]),
+        ]
+    ):
+        output = photos / f"out-{i}"  # inside: what is painted must not be painted again
+        result = run("batch", *inputs, "--look", given, "-o", output)
+        assert result.exit_code == 0, result.output
+        assert sorted(str(p.relative_to(output).with_suffix("")) for p in output.rglob("*.png")) == names
+        assert_same(output / f"{names[0]}.png", model(a, b, output_type="pt"))
+        assert_same(output / f"{names[1]}.png", model(c, b, output_type="pt"))
+        assert ("1 × .doc file" in result.stderr) == (inputs == [photos])
+    result = run("batch", photos, "--look", place / "c.png", "-o", photos / "out-0")
+    assert result.exit_code == 2 and "look" in result.stderr and "other settings" in result.stderr
+    assert "0 images painted, 2 kept" in run("batch", photos, "--look", look, "-o", photos / "out-0").stderr
+
+
+def test_one_structure_with_many_looks(run, place, model, tmp_path):
+    result = run("batch", "b", "c", "--structure", place / "a.png", "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    a, b, c = (load_image(place / f"{name}.png").rgb for name in "abc")
+    assert_same(tmp_path / "out" / "b.png", model(a, b, output_type="pt"))
+    assert_same(tmp_path / "out" / "c.png", model(a, c, output_type="pt"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["a", "--look", "a", "--structure", "b"], "not both"),
+        (["a", "b"], "--look"),
+        (["a"], "--look"),
+        (["missing", "--look", "a"], "missing: no such"),
+        (["*.nothing", "--look", "a"], "no image matches"),
+        (["a", "--look", "missing.safetensors"], "missing.safetensors: no such"),
+        (["a", "--look", "missing.png"], "missing.png: no such"),
+        (["a", "--structure", "missing.png"], "missing.png: no such"),
+        (["a", "--look", "b", "--strength", "2"], "strength"),
+        (["a", "--look", "b", "--precision", "fp8"], "fp8"),
+    ],
+)
+def test_inputs_of_a_batch_that_cannot_be_used(run, tmp_path, monkeypatch, arguments, word):
+    monkeypatch.setattr(SpliceFF, "from_pretrained", lambda *_, **__: pytest.fail("loaded a model first"))
+    assert_refused(run("batch", *arguments, "-o", tmp_path / "out"), tmp_path / "out", word)
+
+
+def test_batches_have_a_bound(run, tmp_path):
+    result = run("batch", "a", "--look", "b", "-o", tmp_path / "out", "--batch-size", "100000000")
+    assert result.exit_code == 2 and "1024" in result.stderr
+
+
+def test_another_run_in_the_folder(run, tmp_path):
+    from splice_ff.utils.run_folder import lock_folder
+
+    with lock_folder(tmp_path / "out"):
+        result = run("batch", "a", "--look", "b", "-o", tmp_path / "out")
+    assert result.exit_code == 2 and "another run" in result.stderr
+
+
+def test_a_name_that_is_too_long_does_not_end_a_batch(run, place, tmp_path):
+    row = {"structure": str(place / "a.png"), "appearance": str(place / "b.png")}
+    rows = [row | {"name": name} for name in ("n" * 400, "tab\there", "plain")]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = run("batch", tmp_path / "pairs.jsonl", "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert len(list((tmp_path / "out").glob("*.png"))) == 3
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision(run, place, model, tmp_path, precision):
+    output = tmp_path / "out.png"
+    assert run("transfer", "a", "b", "-o", output, "--precision", precision).exit_code == 0
+    expected = model(load_image(place / "a.png").rgb, load_image(place / "b.png").rgb, output_type="pt")
+    assert 0 < (load_image(output).rgb - expected).abs().mean() < 0.01
+    assert Image.open(output).text["precision"] == {"bf16": "bfloat16", "fp16": "float16"}[precision]
+    result = run("batch", "a", "--look", "b", "-o", tmp_path / "painted", "--precision", precision)
+    assert result.exit_code == 0, result.output
+    assert (load_image(tmp_path / "painted" / "a.png").rgb - load_image(output).rgb).abs().max() < 0.02
