@@ -37,14 +37,14 @@ def test_pixels_are_the_patches_centres():
     assert matches.pixels(((30, 40), (80, 60))).tolist() == [[[5.0, 15.0], [50.0, 15.0]]]
 
 
-def test_a_picture_matches_itself_patch_by_patch(tiny_backbone):
+def test_an_image_matches_itself_patch_by_patch(tiny_backbone):
     matches = match(tiny_backbone(), noise(), noise(), size=48)
     assert matches.grids == ((6, 8), (6, 8))
     assert len(matches.similarity) == 48
     assert matches.patches[:, 0].equal(matches.patches[:, 1])
 
 
-def test_pictures_of_different_sizes_and_another_layer(tiny_backbone):
+def test_images_of_different_sizes_and_another_layer(tiny_backbone):
     matches = match(tiny_backbone(), noise(0), noise(1, 90, 60), layer=0, size=48)
     assert matches.grids == ((6, 8), (9, 6))
     assert 0 < len(matches.similarity) <= 48
@@ -61,7 +61,7 @@ def test_strength_takes_one_pass(tiny_backbone, monkeypatch):
     assert -1 <= strength.cosine <= 1 and strength.buddies > 0
 
 
-def test_a_picture_is_no_weak_match_with_itself(tiny_backbone):
+def test_an_image_is_no_weak_match_with_itself(tiny_backbone):
     strength = match_strength(tiny_backbone(), noise(), noise())
     assert strength.cosine == pytest.approx(1, abs=1e-5) and strength.buddies == 28 * 28
     assert not strength.is_weak and strength.text.startswith("semantic match: possible (")

@@ -56,7 +56,7 @@ def text_of(path):
         return image.text
 
 
-def test_pca_writes_a_grid_and_pictures_of_the_images_sizes(run):
+def test_pca_writes_a_grid_and_images_of_the_inputs_sizes(run):
     result, made = run("pca", "a", "b", "--joint", "--mask", "--facets", "keys,self_similarity", output="seen")
     assert result.exit_code == 0, result.output
     names = sorted(path.relative_to(made).as_posix() for path in made.rglob("*.png"))
@@ -80,7 +80,7 @@ def test_pca_shows_several_backbones_side_by_side(run, folder):
     assert (both / "a" / "vit_mini-keys-layer00.png").exists()
 
 
-def test_pictures_of_one_name_do_not_overwrite_each_other(run, folder, tmp_path):
+def test_images_of_one_name_do_not_overwrite_each_other(run, folder, tmp_path):
     (tmp_path / "more").mkdir()
     (tmp_path / "more" / "a.png").write_bytes((folder / "b.png").read_bytes())
     result, made = run("pca", "a", tmp_path / "more" / "a.png", "--facets", "keys", "--layers=-1", output="seen")
@@ -88,7 +88,7 @@ def test_pictures_of_one_name_do_not_overwrite_each_other(run, folder, tmp_path)
     assert [size_of(next((made / name).iterdir())) for name in ("a", "a-2")] == [(96, 72), (60, 80)]
 
 
-def test_invert_writes_pictures_previews_and_a_grid_and_goes_on(run, tmp_path):
+def test_invert_writes_images_previews_and_a_grid_and_goes_on(run, tmp_path):
     state = tmp_path / "run.pt"
     options = ["a", "--feature", "cls", "--layers", "0,-1", "--seeds", "2", "--steps", "3", "--state", state]
     result, made = run("invert", *options, "--preview-every", "2", output="made")
@@ -122,7 +122,7 @@ def test_ctrl_c_writes_what_is_there(run, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("command", "arguments"), [("attention", ["a"]), ("match", ["a", "b"])])
-def test_attention_and_match_draw_a_picture(run, command, arguments):
+def test_attention_and_match_draw_an_image(run, command, arguments):
     result, made = run(command, *arguments, "--layer", "0")
     assert result.exit_code == 0, result.output
     assert min(size_of(made)) > 100 and text_of(made)["layer"] == "0"

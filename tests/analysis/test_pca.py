@@ -57,7 +57,7 @@ def test_joint_self_similarity_is_that_of_all_tokens_of_all_images():
     assert (together @ together.T).allclose(matrix @ matrix.T, atol=1e-4)
 
 
-def test_pictures_have_a_pixel_for_each_patch_and_are_the_same_again(tiny_backbone):
+def test_images_have_a_pixel_for_each_patch_and_are_the_same_again(tiny_backbone):
     images = [photo(0), photo(1, 64, 48)]
     first, again = (pca(tiny_backbone(), images, PCA_FACETS, [0, -1], size=48) for _ in range(2))
     assert [set(found) for found in first] == [{(facet, n) for facet in PCA_FACETS for n in (0, 2)}] * 2
