@@ -240,15 +240,20 @@ class Trainer:
         if not self.accelerator.is_main_process:
             return
         config = self.config
-        directed_pairs = 2 * self.step_count * self.data.pairs_a_step
         facts = {
-            "steps": f"{self.step_count}, {directed_pairs} directed pairs of {config.data.size} px seen",
+            "steps": self.step_count,
+            "directed pairs seen": 2 * self.step_count * self.data.pairs_a_step,
+            "size of their images": f"{config.data.size} px",
             "started from": str(config.generator.start_from or "random weights"),
-            "data": f"`{config.data.source}`, {config.data.split}; labels: {config.data.labels or 'all'}; "
-            + ", ".join(f"{share:g} {kind}" for kind, share in config.data.pairs.model_dump().items() if share),
+            "data": {
+                "source": str(config.data.source),
+                "split": config.data.split,
+                "labels": config.data.labels or "all",
+                "pairs": config.data.pairs.model_dump(),
+            },
             "loss": {
-                "weights": ", ".join(f"{k} {getattr(config.loss, k)}" for k in ("structure", "appearance", "identity")),
-                **{f"held-out {k}": f"{v:.4f}" for k, v in (validation or {}).items()},
+                "weights": {k: getattr(config.loss, k) for k in ("structure", "appearance", "identity")},
+                **{f"held-out {k}": v for k, v in (validation or {}).items()},
             },
         }
         model = SpliceFF(

@@ -152,6 +152,14 @@ def test_the_model_card_says_what_was_recorded(model, folder):
     for words in ("a folder of 40 cats", "1234", "0.125", "cats only", model.backbone.fingerprint, "`tiny`", "fp32"):
         assert words in card
     model.config.training.clear()
+    model.config.training["data"] = {"source": "a|b\n# <script>\x1b[2J"}
+    model.config.training["limits"] = "# no heading\n---\n<b>"
+    model.save_pretrained(folder)
+    card = (folder / "README.md").read_text()
+    assert "| source | a\\|b # &lt;script>" in card and "\x1b" not in card
+    assert "\n- \\# no heading --- &lt;b>\n" in card and card.count("\n---\n") == 1
+    assert card.count("\n# ") == 1 and card.count("\n## ") == 3
+    model.config.training.clear()
     model.save_pretrained(folder)
     assert "Not recorded" in (folder / "README.md").read_text()
 
