@@ -31,6 +31,8 @@ class PairFiles:
     """Unique in its list, and usable as a file name."""
     structure: Path
     appearance: Path
+    domain: str = "all"
+    """What kind of images it is of, for tables by domain."""
 
 
 def read_pairs(source: Path) -> list[PairFiles]:
@@ -42,8 +44,8 @@ def read_pairs(source: Path) -> list[PairFiles]:
             - a folder of folders, each with a `structure.*` and an `appearance.*` image; its name is the pair's.
               Folders with neither are passed over. Sorted by name.
             - a .csv with a header, or a .jsonl with an object a line: `structure`, `appearance` (paths, from that
-              file's folder; `~` is the home folder) and, if wanted, `name`; others are ignored. A pair without a
-              name is called `<structure stem>--<appearance stem>`. UTF-8, whatever the locale.
+              file's folder; `~` is the home folder) and, if wanted, `name` and `domain`; others are ignored. A pair
+              without a name is called `<structure stem>--<appearance stem>`. UTF-8, whatever the locale.
 
             In names control characters become `_`, long ones end in a hash, and `-2`, `-3`, … tell like ones apart.
 
@@ -126,12 +128,17 @@ def _from_lines(source: Path, lines: Iterator[tuple[int, Any]]) -> list[PairFile
             given[name] = None
     names = Names(given)
     return [
-        PairFiles(names.of(name) if name else names.free(f"{structure.stem}--{appearance.stem}"), structure, appearance)
-        for _, name, structure, appearance in entries
+        PairFiles(
+            names.of(name) if name else names.free(f"{structure.stem}--{appearance.stem}"),
+            structure,
+            appearance,
+            domain,
+        )
+        for _, name, structure, appearance, domain in entries
     ]
 
 
-def _entry(source: Path, number: int, line: Any) -> tuple[int, str, Path, Path]:
+def _entry(source: Path, number: int, line: Any) -> tuple[int, str, Path, Path, str]:
     if not isinstance(line, Mapping):
         raise InputError(f"{source}, line {number}: not an object with 'structure' and 'appearance'")
     paths = {}
@@ -144,7 +151,9 @@ def _entry(source: Path, number: int, line: Any) -> tuple[int, str, Path, Path]:
     name = "" if name is None else str(name).strip()
     if name in (".", "..") or any(c in name for c in "/\\"):
         raise InputError(f"{source}, line {number}: the name '{name:.80}' is no file name")
-    return number, name, paths["structure"], paths["appearance"]
+    domain = line.get("domain")
+    domain = "" if domain is None else str(domain).strip()
+    return number, name, paths["structure"], paths["appearance"], domain or "all"
 
 
 class Names:

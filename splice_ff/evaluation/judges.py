@@ -80,17 +80,18 @@ def centered_cosine(ours: Tensor, theirs: Tensor, center: Tensor) -> float:
 
 
 def kernel_distance(ours: Tensor, theirs: Tensor) -> float:
-    """Unbiased squared MMD of features (N, C) and (M, C) with the kernel (x . y / C + 1)^3; N and M at least 2."""
+    """Unbiased squared MMD of features (N, C) of outputs and of their appearance images, N at least 2.
+
+    The kernel is (x . y / C + 1)^3. An output is compared with all appearance images but its own: that one it should
+    resemble, and sets of resembling pairs would come out nearer than images drawn alike.
+    """
     ours, theirs = ours.double(), theirs.double()
 
-    def kernel(a: Tensor, b: Tensor) -> Tensor:
-        return (a @ b.T / a.shape[1] + 1) ** 3
+    def mean_kernel(a: Tensor, b: Tensor) -> Tensor:
+        kernel = (a @ b.T / a.shape[1] + 1) ** 3
+        return (kernel.sum() - kernel.trace()) / (len(a) * (len(a) - 1))
 
-    def within(x: Tensor) -> Tensor:
-        similarities = kernel(x, x)
-        return (similarities.sum() - similarities.trace()) / (len(x) * (len(x) - 1))
-
-    return (within(ours) + within(theirs) - 2 * kernel(ours, theirs).mean()).item()
+    return (mean_kernel(ours, ours) + mean_kernel(theirs, theirs) - 2 * mean_kernel(ours, theirs)).item()
 
 
 @dataclass(frozen=True)

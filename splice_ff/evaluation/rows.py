@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,44 +27,25 @@ Row = dict[str, Any]
 `seconds` (None where the image was only read), `error` (None where all went well), and the metrics by name."""
 
 
-@dataclass(frozen=True)
-class Task:
-    """A pair and the domain that it counts to."""
-
-    pair: PairFiles
-    domain: str
-
-
-def read_domains(source: Path, pairs: Sequence[PairFiles]) -> list[Task]:
-    """The pairs with their domains.
-
-    A domain is the `domain` of the pair in `pairs.json` (a list of objects with `name` and `domain`) in a folder of
-    pairs, or in the `domain` column of a .csv or .jsonl, whose rows are the pairs in their order. "all" without one.
+def with_domains(pairs: Sequence[PairFiles], source: Path) -> list[PairFiles]:
+    """Pairs of a folder with the domains that its `pairs.json` gives them: a list of objects with `name` and `domain`.
 
     Raises:
         InputError: pairs.json is damaged.
     """
-    names = [pair.name for pair in pairs]
-    found: dict[str, str] = {}
-    if source.is_dir() and (source / "pairs.json").is_file():
-        try:
-            found = {e["name"]: e["domain"] for e in json.loads((source / "pairs.json").read_text(encoding="utf-8"))}
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{source / 'pairs.json'}: not a list of objects with name and domain") from error
-    elif source.is_file():
-        with source.open(newline="", encoding="utf-8-sig") as file:
-            rows: Iterable[dict[str, Any]] = (
-                list(csv.DictReader(file))
-                if source.suffix.lower() == ".csv"
-                else [json.loads(line) for line in file if line.strip()]
-            )
-        found = {name: row["domain"] for name, row in zip(names, rows, strict=True) if row.get("domain")}
-    return [Task(pair, found.get(pair.name, "all")) for pair in pairs]
+    file = source / "pairs.json"
+    if not file.is_file():
+        return list(pairs)
+    try:
+        domains = {str(entry["name"]): str(entry["domain"]) for entry in json.loads(file.read_text(encoding="utf-8"))}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"{file}: not a list of objects with name and domain") from error
+    return [replace(pair, domain=domains.get(pair.name, pair.domain)) for pair in pairs]
 
 
-def with_image_of(tasks: Iterable[Task], method: Method) -> list[Task]:
+def with_image_of(pairs: Iterable[PairFiles], method: Method) -> list[PairFiles]:
     """The pairs of which a folder of results has an image; all of them for a method that paints."""
-    return [task for task in tasks if not isinstance(method, Folder) or method.find(task.pair.name)]
+    return [pair for pair in pairs if not isinstance(method, Folder) or method.find(pair.name)]
 
 
 def claim(folder: Path, measured_with: Mapping[str, Any], methods: Iterable[Method]) -> None:
@@ -82,7 +62,9 @@ def claim(folder: Path, measured_with: Mapping[str, Any], methods: Iterable[Meth
         claim_folder(record, {"name": method.name, **method.settings}, holds=f"rows of '{method.name}'")
 
 
-def make_rows(tasks: Sequence[Task], methods: Sequence[Method], measurer: Measurer, folder: Path, quiet: bool) -> None:
+def make_rows(
+    pairs: Sequence[PairFiles], methods: Sequence[Method], measurer: Measurer, folder: Path, quiet: bool
+) -> None:
     """Paint and measure what `folder` lacks; this process takes its share of the pairs (accelerate).
 
     Rows are appended to `rows-RANK.jsonl`, each as soon as it is known; painted images go to `images/METHOD/PAIR.png`.
@@ -95,13 +77,13 @@ def make_rows(tasks: Sequence[Task], methods: Sequence[Method], measurer: Measur
 
     state = PartialState()
     done = {(row["pair"], row["method"]) for row in read_rows(folder) if not row["error"]}
-    todo = [task for task in tasks if any(_is_open(task, method, done) for method in methods)]
+    todo = [pair for pair in pairs if any(_is_open(pair, method, done) for method in methods)]
     state.wait_for_everyone()  # nobody writes before all have read
     is_quiet = quiet or not state.is_main_process
     path = folder / f"rows-{state.process_index:02d}.jsonl"
     with state.split_between_processes(todo) as share, progress_bar(len(share), "pair", is_quiet) as bar:
-        for task in share:
-            for row in _rows_of(task, [m for m in methods if _is_open(task, m, done)], measurer, folder):
+        for pair in share:
+            for row in _rows_of(pair, [m for m in methods if _is_open(pair, m, done)], measurer, folder):
                 _append(path, row)
             bar.update()
     state.wait_for_everyone()
@@ -148,16 +130,15 @@ def _as_file_name(method: str) -> str:
     return re.sub(r"[^\w.+-]", "-", method)
 
 
-def _is_open(task: Task, method: Method, done: set[tuple[str, str]]) -> bool:
-    if isinstance(method, Folder) and method.find(task.pair.name) is None:
+def _is_open(pair: PairFiles, method: Method, done: set[tuple[str, str]]) -> bool:
+    if isinstance(method, Folder) and method.find(pair.name) is None:
         return False
-    return (task.pair.name, method.name) not in done
+    return (pair.name, method.name) not in done
 
 
-def _rows_of(task: Task, methods: Sequence[Method], measurer: Measurer, folder: Path) -> Iterator[Row]:
-    pair = task.pair
+def _rows_of(pair: PairFiles, methods: Sequence[Method], measurer: Measurer, folder: Path) -> Iterator[Row]:
     base: Row = {
-        "pair": pair.name, "domain": task.domain, "method": "", "image": None, "seconds": None, "error": None,
+        "pair": pair.name, "domain": pair.domain, "method": "", "image": None, "seconds": None, "error": None,
         "structure_file": str(pair.structure.resolve()), "appearance_file": str(pair.appearance.resolve()),
     }  # fmt: skip
     try:

@@ -17,7 +17,7 @@ from splice_ff.evaluation.methods import Folder, Method, parse_method
 from splice_ff.evaluation.metrics import Measurer, metrics_of
 from splice_ff.evaluation.perceptual import find_lpips, find_set_distances
 from splice_ff.evaluation.report import write_report
-from splice_ff.evaluation.rows import claim, make_rows, read_domains, read_rows, with_image_of
+from splice_ff.evaluation.rows import claim, make_rows, read_rows, with_domains, with_image_of
 from splice_ff.evaluation.summary import distances_of_sets, summarize
 from splice_ff.per_pair.optimize import choose_backbone
 from splice_ff.per_pair.recipes import make_recipe
@@ -86,7 +86,7 @@ def evaluate(
     output = Path(output)
     check_place(output / "report.html")
     folders = [Folder(name, Path(folder)) for name, folder in (results or {}).items()]
-    tasks = read_domains(Path(pairs), read_pairs(Path(pairs)))
+    listed = with_domains(read_pairs(Path(pairs)), Path(pairs))
     device = torch.device(device) if device else machine.default_device()
     state = PartialState(cpu=device.type == "cpu")
     device = state.device if state.num_processes > 1 else device
@@ -107,8 +107,8 @@ def evaluate(
     if baseline not in names:
         raise InputError(f"the baseline '{baseline}' is not among the methods: {', '.join(names)}")
     if baseline_pairs:
-        tasks = with_image_of(tasks, chosen[names.index(baseline)])
-    if not (tasks := tasks[:limit]):
+        listed = with_image_of(listed, chosen[names.index(baseline)])
+    if not (listed := listed[:limit]):
         raise InputError(f"{pairs}: no pairs of which '{baseline}' has an image")
     specs = [vit.spec for vit in (backbone, *(method.backbone for method in chosen)) if vit is not None and vit.spec]
     jury = [load_judge(name, specs) for name in dict.fromkeys(judges)]
@@ -124,10 +124,10 @@ def evaluate(
     with lock_folder(output) if state.is_main_process else nullcontext():
         with state.main_process_first():
             claim(output, measured_with, chosen)
-        make_rows(tasks, chosen, measurer, output, quiet)
+        make_rows(listed, chosen, measurer, output, quiet)
         if not state.is_main_process:
             return {}
-        wanted = {task.pair.name for task in tasks}
+        wanted = {pair.name for pair in listed}
         rows = [row for row in read_rows(output) if row["pair"] in wanted and row["method"] in names]
         not_measured = [reason for reason in (no_lpips, no_sets) if reason]
         also = [other.name for other in others]

@@ -17,7 +17,7 @@ from splice_ff.errors import DivergedError, InputError
 from splice_ff.evaluation import methods, rows
 from splice_ff.evaluation.methods import Color, Copy, Folder, NoImageError, parse_method
 from splice_ff.evaluation.metrics import METRICS, Measurer, Reference
-from splice_ff.evaluation.rows import claim, make_rows, read_domains, read_rows, with_image_of
+from splice_ff.evaluation.rows import claim, make_rows, read_rows, with_domains, with_image_of
 from splice_ff.evaluation.run import evaluate
 from splice_ff.images import load_image, save_image
 from splice_ff.networks.skip_unet import SkipUNet
@@ -43,8 +43,8 @@ def pairs(tmp_path):
 
 
 @pytest.fixture
-def tasks(pairs):
-    return read_domains(pairs, read_pairs(pairs))
+def listed(pairs):
+    return with_domains(read_pairs(pairs), pairs)
 
 
 class Cheap(Measurer):
@@ -79,8 +79,8 @@ def rows_of(folder):
     return {(row["pair"], row["method"]): row for row in read_rows(folder)}
 
 
-def test_rows_and_images(tasks, tiny_backbone, tmp_path):
-    make_rows(tasks[1:], [Copy(), Color()], Measurer(tiny_backbone()), tmp_path / "out", quiet=True)
+def test_rows_and_images(listed, tiny_backbone, tmp_path):
+    make_rows(listed[1:], [Copy(), Color()], Measurer(tiny_backbone()), tmp_path / "out", quiet=True)
     rows = rows_of(tmp_path / "out")
     assert len(rows) == 4
     row = rows["two", "copy"]
@@ -93,75 +93,75 @@ def test_rows_and_images(tasks, tiny_backbone, tmp_path):
     assert (kept.rgb - load_image(row["structure_file"]).rgb).abs().max() == 0
 
 
-def test_going_on_does_nothing_twice(tasks, measurer, tmp_path):
+def test_going_on_does_nothing_twice(listed, measurer, tmp_path):
     method = Counting()
-    make_rows(tasks[:1], [method], measurer, tmp_path / "out", quiet=True)
-    make_rows(tasks, [method], measurer, tmp_path / "out", quiet=True)
+    make_rows(listed[:1], [method], measurer, tmp_path / "out", quiet=True)
+    make_rows(listed, [method], measurer, tmp_path / "out", quiet=True)
     assert method.seen == ["one", "three", "two"]
-    make_rows(tasks, [method, Color()], measurer, tmp_path / "out", quiet=True)
+    make_rows(listed, [method, Color()], measurer, tmp_path / "out", quiet=True)
     assert len(method.seen) == 3 and len(rows_of(tmp_path / "out")) == 6
 
 
-def test_a_line_cut_short_is_measured_again(tasks, measurer, tmp_path):
+def test_a_line_cut_short_is_measured_again(listed, measurer, tmp_path):
     method = Counting()
-    make_rows(tasks[:2], [method], measurer, tmp_path / "out", quiet=True)
+    make_rows(listed[:2], [method], measurer, tmp_path / "out", quiet=True)
     [file] = (tmp_path / "out").glob("rows-*.jsonl")
     file.write_text(file.read_text()[:-40])
     assert len(rows_of(tmp_path / "out")) == 1
-    make_rows(tasks, [method], measurer, tmp_path / "out", quiet=True)
+    make_rows(listed, [method], measurer, tmp_path / "out", quiet=True)
     assert method.seen == ["one", "three", "three", "two"]
     assert len(rows_of(tmp_path / "out")) == 3
 
 
-def test_one_bad_pair_does_not_stop_the_rest_and_is_tried_again(tasks, measurer, tmp_path):
-    bad = tasks[0].pair.structure
+def test_one_bad_pair_does_not_stop_the_rest_and_is_tried_again(listed, measurer, tmp_path):
+    bad = listed[0].structure
     whole = bad.read_bytes()
     bad.write_bytes(whole[:100])
     method = Counting()
     method.broken = {"two"}
-    make_rows(tasks, [method], measurer, tmp_path / "out", quiet=True)
+    make_rows(listed, [method], measurer, tmp_path / "out", quiet=True)
     rows = rows_of(tmp_path / "out")
     assert "structure.png" in rows["one", "copy"]["error"] and "finite" in rows["two", "copy"]["error"]
     assert rows["three", "copy"]["error"] is None
     bad.write_bytes(whole)
     method.broken = set()
-    make_rows(tasks, [method], measurer, tmp_path / "out", quiet=True)
+    make_rows(listed, [method], measurer, tmp_path / "out", quiet=True)
     assert [row["error"] for row in rows_of(tmp_path / "out").values()] == [None] * 3
     assert method.seen == ["three", "two", "one", "two"]
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
-def test_a_pair_too_large_for_the_memory_does_not_stop_the_rest(tasks, measurer, tmp_path, error):
+def test_a_pair_too_large_for_the_memory_does_not_stop_the_rest(listed, measurer, tmp_path, error):
     class Greedy(Counting):
         def __call__(self, pair, structure, appearance):
             if pair == "three":
                 raise error
             return super().__call__(pair, structure, appearance)
 
-    make_rows(tasks, [Greedy()], measurer, tmp_path / "out", quiet=True)
+    make_rows(listed, [Greedy()], measurer, tmp_path / "out", quiet=True)
     errors = {pair: row["error"] for (pair, _), row in rows_of(tmp_path / "out").items()}
     assert errors == {"one": None, "two": None, "three": "out of memory"}
 
 
-def test_damaged_rows_are_measured_again(tasks, measurer, tmp_path):
+def test_damaged_rows_are_measured_again(listed, measurer, tmp_path):
     out = tmp_path / "out"
-    make_rows(tasks[:1], [Copy()], measurer, out, quiet=True)
+    make_rows(listed[:1], [Copy()], measurer, out, quiet=True)
     [file] = out.glob("rows-*.jsonl")
     file.write_bytes(b'\xff\xfe\n[1]\n{"pair": "two"}\n' + b"[" * 100_000 + b"\n" + file.read_bytes())
     assert list(rows_of(out)) == [("one", "copy")]
-    make_rows(tasks, [Copy()], measurer, out, quiet=True)
+    make_rows(listed, [Copy()], measurer, out, quiet=True)
     assert len(rows_of(out)) == 3
 
 
-def test_a_folder_in_the_place_of_rows_is_named(tasks, measurer, tmp_path):
+def test_a_folder_in_the_place_of_rows_is_named(listed, measurer, tmp_path):
     (tmp_path / "out/rows-00.jsonl").mkdir(parents=True)
     with pytest.raises(InputError, match=r"rows-00\.jsonl: cannot be read"):
-        make_rows(tasks, [Copy()], measurer, tmp_path / "out", quiet=True)
+        make_rows(listed, [Copy()], measurer, tmp_path / "out", quiet=True)
 
 
-def test_a_full_disk_is_one_line_and_rows_before_are_kept(tasks, measurer, tmp_path, monkeypatch):
+def test_a_full_disk_is_one_line_and_rows_before_are_kept(listed, measurer, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    make_rows(tasks[:1], [Copy()], measurer, out, quiet=True)
+    make_rows(listed[:1], [Copy()], measurer, out, quiet=True)
     opened = Path.open
 
     def fill(path, *arguments, **options):
@@ -171,13 +171,13 @@ def test_a_full_disk_is_one_line_and_rows_before_are_kept(tasks, measurer, tmp_p
 
     monkeypatch.setattr(Path, "open", fill)
     with pytest.raises(InputError, match=r"rows-00\.jsonl: cannot be written \(No space left on device\)"):
-        make_rows(tasks, [Copy()], measurer, out, quiet=True)
+        make_rows(listed, [Copy()], measurer, out, quiet=True)
     monkeypatch.undo()
     assert list(rows_of(out)) == [("one", "copy")]
 
 
 @pytest.mark.parametrize("count", [2, 4])
-def test_processes_share_the_pairs(tasks, measurer, tmp_path, monkeypatch, count):
+def test_processes_share_the_pairs(listed, measurer, tmp_path, monkeypatch, count):
     method = Counting()
     for rank in range(count):
         state = accelerate.PartialState()
@@ -188,7 +188,7 @@ def test_processes_share_the_pairs(tasks, measurer, tmp_path, monkeypatch, count
         monkeypatch.setattr(accelerate, "PartialState", lambda fake=fake: fake)
         # every process sees what there was before any of them began
         monkeypatch.setattr(rows, "read_rows", lambda _: [])
-        make_rows(tasks, [method], measurer, tmp_path / "out", quiet=True)
+        make_rows(listed, [method], measurer, tmp_path / "out", quiet=True)
         monkeypatch.undo()
         assert accelerate.PartialState().num_processes == state.num_processes
     assert sorted(method.seen) == ["one", "three", "two"]
@@ -207,18 +207,18 @@ class _share:
         return None
 
 
-def test_folders_of_results(tasks, measurer, tmp_path):
+def test_folders_of_results(listed, measurer, tmp_path):
     theirs = tmp_path / "v1.0"
     save_image(theirs / "one.png", smooth_image(9))
     save_image(theirs / "two/theirs.webp", smooth_image(9, 36 * 2, 44 * 2))
     folder = Folder("theirs", theirs)
-    make_rows(tasks, [folder], measurer, tmp_path / "out", quiet=True)
+    make_rows(listed, [folder], measurer, tmp_path / "out", quiet=True)
     rows = rows_of(tmp_path / "out")
     assert {pair for pair, _ in rows} == {"one", "two"}
     assert rows["one", "theirs"]["seconds"] is None
     assert rows["two", "theirs"]["image"] == str(theirs / "two/theirs.webp")
     assert not (tmp_path / "out/images").exists()
-    assert [task.pair.name for task in with_image_of(tasks, folder)] == ["one", "two"]
+    assert [pair.name for pair in with_image_of(listed, folder)] == ["one", "two"]
     with pytest.raises(NoImageError, match="theirs has no image of three"):
         folder("three", smooth_image(0), smooth_image(1))
 
@@ -288,14 +288,14 @@ def test_results_folder_that_is_not_there(tmp_path):
 
 
 def test_domains(pairs, tmp_path):
-    assert {t.pair.name: t.domain for t in read_domains(pairs, read_pairs(pairs))} == {
+    assert {pair.name: pair.domain for pair in with_domains(read_pairs(pairs), pairs)} == {
         "one": "cat", "two": "dog", "three": "cat"
     }  # fmt: skip
     (pairs / "pairs.json").write_text("[1]")
     with pytest.raises(InputError, match="not a list of objects"):
-        read_domains(pairs, read_pairs(pairs))
+        with_domains(read_pairs(pairs), pairs)
     (pairs / "pairs.json").unlink()
-    assert {t.domain for t in read_domains(pairs, read_pairs(pairs))} == {"all"}
+    assert {pair.domain for pair in with_domains(read_pairs(pairs), pairs)} == {"all"}
     rows = [
         {"structure": f"pairs/{x}/structure.png", "appearance": f"pairs/{x}/appearance.png"} for x in ("one", "two")
     ]
@@ -306,8 +306,7 @@ def test_domains(pairs, tmp_path):
         writer.writeheader()
         writer.writerows(rows)
     for name in ("list.jsonl", "list.csv"):
-        found = read_domains(tmp_path / name, read_pairs(tmp_path / name))
-        assert [task.domain for task in found] == ["cat", "all"]
+        assert [pair.domain for pair in read_pairs(tmp_path / name)] == ["cat", "all"]
 
 
 def test_rows_of_different_measurements_are_not_mixed(tmp_path):

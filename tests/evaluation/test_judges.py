@@ -54,12 +54,13 @@ def test_cosines_are_taken_from_the_center():
 
 def test_kernel_distance_is_unbiased_and_grows():
     random = torch.Generator().manual_seed(0)
-    theirs = torch.randn(200, 8, generator=random)
-    alike = [kernel_distance(torch.randn(50, 8, generator=random), theirs) for _ in range(20)]
+    alike = [kernel_distance(*torch.randn(2, 100, 8, generator=random)) for _ in range(20)]
+    theirs = torch.randn(100, 8, generator=random)
     mean, spread = torch.tensor(alike).mean().item(), torch.tensor(alike).std().item()
     assert abs(mean) < spread  # a biased one is positive for sets drawn alike
-    shifted = [kernel_distance(torch.randn(50, 8, generator=random) + by, theirs) for by in (0.5, 1.0)]
+    shifted = [kernel_distance(torch.randn(100, 8, generator=random) + by, theirs) for by in (0.5, 1.0)]
     assert mean + 3 * spread < shifted[0] < shifted[1]
+    assert kernel_distance(theirs, theirs) == pytest.approx(0)  # not below: an output's own image does not count
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def rows(tmp_path):
         files = {}
         for role in ("structure", "appearance"):
             files[role] = tmp_path / f"{i}-{role}.png"
-            save_image(files[role], plain(*torch.rand(3, generator=random).tolist()))
+            save_image(files[role], plain(*(torch.rand(3, generator=random) / 2 + (role == "appearance") / 2).tolist()))
         for method, role in (("copy", "structure"), ("ours", "appearance")):
             found.append(
                 {
