@@ -1,11 +1,12 @@
 # make demo   install, paint the example pair, print where the images are
 # make test   install, run the tests
 # make lint   install, check style and types
+# make web    install, gather the page that paints in the browser into web/dist
 # make docs   install mkdocs, build the documentation into out/site
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint docs
+.PHONY: demo test lint web docs
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
@@ -24,6 +25,10 @@ lint: .venv/installed
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+web: .venv/installed
+	@PYTHON=../$(BIN)/python web/build.sh pets-tiny
+	@echo "now: python -m http.server --directory web/dist"
 
 docs: .venv/docs-installed
 	@$(BIN)/mkdocs build --strict --site-dir out/site

@@ -1,8 +1,7 @@
 """The page in a real browser: upload, paint, move a slider, refine and stop, a file that is no image, two visitors."""
 
-import shutil
-
 import pytest
+from support.chromium import chromium, outside
 from support.one_shot_model import make_model, picture
 from support.tiny_vit import make_vit
 
@@ -10,18 +9,9 @@ from splice_ff.images import save_image
 from splice_ff.vit.features import ViTFeatures
 
 pytest.importorskip("gradio", reason="needs the extra [app]")
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-if CHROMIUM is None:
-    pytest.skip("needs Chromium (Debian: apt-get install chromium)", allow_module_level=True)
+from splice_ff.app.page import launch_page
+from splice_ff.app.work import Work
 
-from splice_ff.app.page import launch_page  # noqa: E402
-from splice_ff.app.work import Work  # noqa: E402
-
-QUIET = [
-    "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 PATIENCE = 90_000
 
 
@@ -43,10 +33,8 @@ def url(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 class Visitor:
@@ -55,14 +43,9 @@ class Visitor:
     def __init__(self, browser, url):
         self.page = browser.new_context(viewport={"width": 1300, "height": 1100}).new_page()
         self.page.set_default_timeout(PATIENCE)
-        self.outside = []
-        self.page.on("request", lambda r: self._note(r.url))
+        self.outside = outside(self.page)
         self.page.goto(url, wait_until="domcontentloaded")
         self.page.wait_for_selector("#paint")
-
-    def _note(self, url):
-        if not url.startswith(("http://127.0.0.1", "ws://127.0.0.1", "data:", "blob:")):
-            self.outside.append(url)
 
     def upload(self, where, file):
         self.page.set_input_files(f"#{where} input[type=file]", file)

@@ -8,13 +8,9 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
-from support.one_shot_model import make_model, picture
-from support.tiny_vit import make_vit
-from typer.testing import CliRunner
+from support.one_shot_model import picture
 
-from splice_ff.cli import app
 from splice_ff.errors import CheckpointError, InputError
-from splice_ff.vit.features import ViTFeatures
 
 onnx = pytest.importorskip("onnx", reason="needs the extra [onnx]")
 pytest.importorskip("onnxscript", reason="needs the extra [onnx]")
@@ -24,22 +20,6 @@ from splice_ff.onnx.export import halve_weights  # noqa: E402
 from splice_ff.onnx.runner import OnnxSpliceFF  # noqa: E402
 
 SIZES = [(64, 64), (90, 70), (48, 130)]
-
-
-@pytest.fixture(scope="module")
-def model():
-    return make_model(ViTFeatures(make_vit()))
-
-
-@pytest.fixture(scope="module")
-def exported(model, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("exported")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("splice_ff.one_shot.pipeline.SpliceFF.from_pretrained", lambda *_: model)
-        result = CliRunner().invoke(app, ["export", "any", "-o", str(folder)])
-        assert result.exit_code == 0, result.output
-        assert CliRunner().invoke(app, ["export", "any", "-o", str(folder), "--precision", "int4"]).exit_code == 2
-    return folder
 
 
 @pytest.mark.parametrize("size", SIZES)

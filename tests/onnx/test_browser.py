@@ -1,0 +1,72 @@
+"""The page that paints in the browser computes what the runner does, without a server and without the network."""
+
+import shutil
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.chromium import chromium, outside
+from support.one_shot_model import picture
+
+from splice_ff.images import save_image
+
+WEB = Path(__file__).parents[2] / "web"
+ORT = WEB / "node_modules" / "onnxruntime-web" / "dist"
+FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
+
+
+class Silent(SimpleHTTPRequestHandler):
+    """A plain file server."""
+
+    def log_message(self, *_):
+        """Say nothing."""
+
+
+@pytest.fixture
+def url(exported, tmp_path):
+    if not ORT.is_dir():
+        pytest.skip("needs onnxruntime-web: npm install --prefix web")
+    site = tmp_path / "site"
+    shutil.copytree(exported, site / "model")
+    (site / "ort").mkdir()
+    for file in [WEB / name for name in ("index.html", "style.css", "page.js", "model.js")]:
+        shutil.copy(file, site)
+    for name in FILES:
+        shutil.copy(ORT / name, site / "ort")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Silent, directory=str(site))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+def test_it_paints_in_the_browser(exported, url, tmp_path):
+    structure, appearance = (save_image(tmp_path / f"{i}.png", picture(i, 90, 70)) for i in range(2))
+    (tmp_path / "fake.png").write_text("no image")
+    with chromium() as browser:
+        page = browser.new_page()
+        page.set_default_timeout(90_000)
+        asked = outside(page)
+        page.goto(url)
+        status = page.locator("#status")
+        page.wait_for_function("document.querySelector('#status').innerText.startsWith('Choose')")
+        page.set_input_files("#structure input", tmp_path / "fake.png")
+        page.wait_for_function("document.querySelector('#status').classList.contains('error')")
+        assert status.inner_text() == "fake.png: not an image that this browser can read"
+        page.set_input_files("#structure input", structure)
+        page.set_input_files("#appearance input", appearance)
+        page.wait_for_function("document.querySelector('#status').innerText.startsWith('Painted 70x90 px')")
+        png = page.evaluate("""async () => {
+            const blob = await (await fetch(document.querySelector('#download').href)).arrayBuffer();
+            return Array.from(new Uint8Array(blob));
+        }""")
+    assert not asked
+    from splice_ff.onnx.runner import OnnxSpliceFF
+
+    made = np.asarray(Image.open(BytesIO(bytes(png))).convert("RGB"), np.float32)
+    expected = np.asarray(OnnxSpliceFF(exported)(structure, appearance), np.float32)
+    assert np.abs(made - expected).max() <= 1

@@ -1,0 +1,140 @@
+// The exported one-shot model in onnxruntime-web: what splice_ff/onnx/runner.py does, on typed arrays.
+// An image is {data: Float32Array of three planes in [0, 1], height, width}.
+
+import * as ort from "./ort/ort.wasm.min.mjs";
+
+const MAX_ASPECT = 480 / 224; // the longest shape that the ViT sees at full size: splice_ff/vit/inputs.py
+
+export async function loadModel(folder) {
+  ort.env.wasm.wasmPaths = new URL("ort/", document.baseURI).href;
+  const card = await (await get(`${folder}/model.json`)).json();
+  const graphs = {};
+  for (const name of ["encode", "paint", "upsample"]) {
+    const bytes = await (await get(`${folder}/${name}.onnx`)).arrayBuffer();
+    graphs[name] = await ort.InferenceSession.create(bytes, { executionProviders: ["wasm"] });
+  }
+  return { card, graphs };
+}
+
+export async function embed(model, appearance) {
+  return run(model, "encode", { vit_input: tensor(vitInput(model.card, appearance)) });
+}
+
+export async function paint(model, structure, tokens, size) {
+  const working = resizeShorterSide(structure, size);
+  const padded = pad(working, model.card.stride);
+  const painted = await run(model, "paint", {
+    structure: tensor(padded), vit_input: tensor(vitInput(model.card, working)), tokens,
+  });
+  const output = crop(image(painted), working.height, working.width);
+  if (working.width === structure.width && working.height === structure.height) return output;
+  if (working.width > structure.width) return clamp(resize(output, structure.height, structure.width, cubic, 2));
+  return image(await run(model, "upsample", {
+    output: tensor(output), structure: tensor(working), full: tensor(structure),
+  }));
+}
+
+async function get(url) {
+  const answer = await fetch(url);
+  if (!answer.ok) throw new Error(`${url}: ${answer.status} ${answer.statusText}`);
+  return answer;
+}
+
+async function run(model, graph, inputs) {
+  const session = model.graphs[graph];
+  return (await session.run(inputs))[session.outputNames[0]];
+}
+
+const tensor = ({ data, height, width }) => new ort.Tensor("float32", data, [1, 3, height, width]);
+const image = (t) => ({ data: t.data, height: t.dims[2], width: t.dims[3] });
+
+function vitInput(card, source) {
+  const { height, width } = source;
+  const factor = Math.min(card.vit_size / Math.min(height, width), MAX_ASPECT * card.vit_size / Math.max(height, width));
+  const patch = card.backbone.patch;
+  const [h, w] = [height, width].map((side) => Math.max(2, Math.round(side * factor / patch)) * patch);
+  return resize(source, h, w, triangle, 1);
+}
+
+function resizeShorterSide(source, size) {
+  const { height: h, width: w } = source;
+  if (Math.min(h, w) === size) return source;
+  const sides = h <= w ? [size, Math.trunc(size * w / h)] : [Math.trunc(size * h / w), size];
+  return clamp(resize(source, ...sides, cubic, 2));
+}
+
+// Filters as Pillow has them: they widen when they reduce, which is antialiasing.
+const triangle = (x) => Math.max(0, 1 - Math.abs(x));
+function cubic(x) {
+  const a = -0.5;
+  x = Math.abs(x);
+  if (x < 1) return ((a + 2) * x - (a + 3)) * x * x + 1;
+  return x < 2 ? (((x - 5) * x + 8) * x - 4) * a : 0;
+}
+
+function weights(from, to, filter, support) {
+  const scale = from / to;
+  const stretch = Math.max(1, scale);
+  return Array.from({ length: to }, (_, i) => {
+    const center = (i + 0.5) * scale;
+    const first = Math.max(0, Math.trunc(center - support * stretch + 0.5));
+    const last = Math.min(from, Math.trunc(center + support * stretch + 0.5));
+    const raw = Array.from({ length: last - first }, (_, k) => filter((first + k - center + 0.5) / stretch));
+    const sum = raw.reduce((a, b) => a + b, 0);
+    return { first, values: raw.map((v) => v / sum) };
+  });
+}
+
+function resize(source, height, width, filter, support) {
+  if (source.height === height && source.width === width) return source;
+  const across = weights(source.width, width, filter, support);
+  const down = weights(source.height, height, filter, support);
+  const rows = new Float32Array(3 * source.height * width);
+  for (let row = 0; row < 3 * source.height; row++) {
+    for (let x = 0; x < width; x++) {
+      const { first, values } = across[x];
+      let sum = 0;
+      for (let k = 0; k < values.length; k++) sum += values[k] * source.data[row * source.width + first + k];
+      rows[row * width + x] = sum;
+    }
+  }
+  const data = new Float32Array(3 * height * width);
+  for (let c = 0; c < 3; c++) {
+    for (let y = 0; y < height; y++) {
+      const { first, values } = down[y];
+      const to = (c * height + y) * width;
+      for (let k = 0; k < values.length; k++) {
+        const from = (c * source.height + first + k) * width;
+        for (let x = 0; x < width; x++) data[to + x] += values[k] * rows[from + x];
+      }
+    }
+  }
+  return { data, height, width };
+}
+
+function clamp(source) {
+  return { ...source, data: source.data.map((v) => Math.min(1, Math.max(0, v))) };
+}
+
+// Below and to the right, by reflection; what lies beyond one image's width of it repeats the edge.
+function pad(source, stride) {
+  const [height, width] = [source.height, source.width].map((side) => Math.ceil(side / stride) * stride);
+  const at = (i, side) => (i < side ? i : Math.max(0, 2 * (side - 1) - i));
+  return gather(source, height, width, (y) => at(y, source.height), (x) => at(x, source.width));
+}
+
+function crop(source, height, width) {
+  return gather(source, height, width, (y) => y, (x) => x);
+}
+
+function gather(source, height, width, rowOf, columnOf) {
+  if (source.height === height && source.width === width) return source;
+  const data = new Float32Array(3 * height * width);
+  for (let c = 0, i = 0; c < 3; c++) {
+    for (let y = 0; y < height; y++) {
+      const row = (c * source.height + rowOf(y)) * source.width;
+      for (let x = 0; x < width; x++) data[i++] = source.data[row + columnOf(x)];
+    }
+  }
+  return { data, height, width };
+}
