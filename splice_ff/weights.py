@@ -21,6 +21,8 @@ from splice_ff.backbone import UNUSED, ViTFeatures
 from splice_ff.errors import InputError
 from splice_ff.losses import LossWeights
 
+NO_ARGUMENTS = ("architecture", "mean", "std", "loss_scales", "teachers")
+"""Keys of a checkpoint folder's config.json that are not arguments of its ViT."""
 HUB_TIMEOUT = 10.0
 """Seconds without an answer after which the hub counts as unreachable."""
 
@@ -41,6 +43,8 @@ class BackboneSpec:
     timm_name: str
     loss_scales: LossWeights = field(default_factory=lambda: LossWeights(1.0, 1.0, 1.0))
     """Factors on the loss weights, for backbones whose features have another scale than DINO's."""
+    teachers: tuple[str, ...] = ()
+    """Networks that it was distilled from, as far as recorded: they cannot judge images that were made with it."""
 
 
 BACKBONES = {
@@ -160,12 +164,13 @@ def _from_config(file: Path) -> tuple[nn.Module, BackboneSpec, list[float], list
     """The ViT that a checkpoint folder's config.json describes, without its weights."""
     try:
         config = json.loads(file.read_text())
-        arguments = {k: v for k, v in config.items() if k not in ("architecture", "mean", "std", "loss_scales")}
+        arguments = {k: v for k, v in config.items() if k not in NO_ARGUMENTS}
         if config["architecture"] != "timm.models.VisionTransformer":
             raise ValueError(f"architecture {config['architecture']!r} is not timm.models.VisionTransformer")
         vit = VisionTransformer(**arguments)
         scales = LossWeights(**{"structure": 1.0, "appearance": 1.0, "identity": 1.0, **config.get("loss_scales", {})})
-        return vit, BackboneSpec(file.parent.name, str(file.parent), scales), config["mean"], config["std"]
+        spec = BackboneSpec(file.parent.name, str(file.parent), scales, tuple(config.get("teachers", ())))
+        return vit, spec, config["mean"], config["std"]
     except Exception as error:  # whatever timm makes of a wrong value: it asserts, divides by it, ...
         raise WeightsError(f"{file}: not a backbone's config ({type(error).__name__}: {_first_line(error)})") from error
 

