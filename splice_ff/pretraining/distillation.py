@@ -147,10 +147,8 @@ class Distillation(nn.Module):
     @torch.no_grad()
     def _targets(self, images: Tensor) -> _Targets:
         raw_patches, raw_cls = self._raw_targets(images)
-        patches, cls = (
-            [standard(x) for standard, x in zip(modules, raw, strict=True)]  # type: ignore[operator]
-            for modules, raw in ((self.patch_targets, raw_patches), (self.cls_targets, raw_cls))
-        )
+        patches: list[Tensor] = [f(x) for f, x in zip(self.patch_targets, raw_patches, strict=True)]
+        cls: list[Tensor] = [f(x) for f, x in zip(self.cls_targets, raw_cls, strict=True)]
         # Each map counts as much as the other, however many channels it has.
         places = F.normalize(torch.cat([F.normalize(x, dim=-1) for x in patches], -1), dim=-1)
         return _Targets(patches, cls, places @ places.mT)
@@ -171,8 +169,8 @@ def patch_layers(depth: int, maps: int) -> list[int]:
 
 
 @torch.no_grad()
-def fit_linear(head: nn.Module, x: Tensor, targets: Iterable[Tensor], penalty: float = 1e-2) -> None:
-    """Set a linear layer to the ridge regression from rows x (N, D) to targets (..., C), which together have N rows.
+def fit_linear(head: Any, x: Tensor, targets: Iterable[Tensor], penalty: float = 1e-2) -> None:
+    """Set `head`, an `nn.Linear`, to the ridge regression from rows x (N, D) to targets (..., C), of N rows in all.
 
     The penalty adds to the inputs' variances, which are about 1 in the channels of normed tokens.
     """
