@@ -5,7 +5,9 @@
 
 k-NN: the k = 15 nearest by cosine of the normed [CLS], by majority. Linear: ridge regression to one-hot labels, in
 closed form. Color, spread: R^2 of the images' Lab means and deviations, read from [CLS] by ridge regression; the
-mean of L*, a* and b*. The first 70 % of the images are references; the others are judged.
+mean of L*, a* and b*. The first 70 % of the images are references; the others are judged. Noise: how far +-8/255
+move the deepest [CLS] and the keys' self-similarity at 224 px, as a share of the mean square difference between two
+images; contrast: that difference for self-similarity.
 """
 
 from __future__ import annotations
@@ -20,8 +22,19 @@ from splice_ff.commands._options import Device, errors, find_device, say
 from splice_ff.data.image_dataset import preload
 from splice_ff.data.sources import open_dataset
 from splice_ff.errors import InputError
-from splice_ff.pretraining.probes import REFERENCES, cls_tokens, knn_accuracy, linear_accuracy, measure, with_labels
+from splice_ff.pretraining.probes import (
+    REFERENCES,
+    cls_tokens,
+    knn_accuracy,
+    linear_accuracy,
+    measure,
+    noise_response,
+    with_labels,
+)
 from splice_ff.vit.weights import load_backbone
+
+NOISY = 256
+"""Images on which the response to noise is measured."""
 
 
 def main(
@@ -47,11 +60,13 @@ def main(
             raise InputError(f"--subset {' --subset '.join(subset)}: fewer than two of these labels are in {source}")
         few = " and ".join(subset or ())
         names = ["k-NN", "linear"] + ([f"k-NN {few}", f"linear {few}"] if subset else []) + ["color R²", "spread R²"]
+        names += ["noise [CLS]", "noise keys", "contrast"]
         typer.echo(f"{len(labels)} images, {len(set(labels))} labels" + (f"; {len(chosen)} {few}" if subset else ""))
         typer.echo("| backbone | " + " | ".join(names) + " |\n|---|" + "---|" * len(names))
         for name in backbone:
             start = time.perf_counter()
-            features = cls_tokens(load_backbone(name).to(where), pixels, size)
+            vit = load_backbone(name).to(where)
+            features = cls_tokens(vit, pixels, size)
             found = measure(features, pixels, labels)
             values = [found["knn"], linear_accuracy(features, labels, round(REFERENCES * len(labels)))]
             if subset:
@@ -59,6 +74,8 @@ def main(
                 references = round(REFERENCES * len(chosen))
                 values += [f(few_features, few_labels, references) for f in (knn_accuracy, linear_accuracy)]
             shown = [f"{100 * v:.1f} %" for v in values] + [f"{found[k]:.2f}" for k in ("color", "spread")]
+            response = noise_response(vit, pixels[:NOISY])
+            shown += [f"{response[k]:.1g}" for k in ("cls", "keys")] + [f"{response['contrast']:.3f}"]
             typer.echo(f"| {name} | " + " | ".join(shown) + " |")
             say(f"{name}: {time.perf_counter() - start:.0f} s")
 

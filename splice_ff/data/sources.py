@@ -316,9 +316,9 @@ def _keep_columns(data: Any, source: str) -> Any:
         data = data.rename_column(column, "image")
     if "label" not in features and "cls" in features:
         data = data.rename_column("cls", "label")
-    columns = [name for name in ("image", "label") if name in data.features]
+    kept = [name for name in ("image", "label") if name in data.features]
     try:
-        return data.select_columns(columns).cast_column("image", datasets.Image(decode=False))
+        return data.select_columns(kept).cast_column("image", datasets.Image(decode=False))
     except Exception as error:  # pyarrow's own kinds of error
         raise InputError(
             f"{source}: column 'image' holds no images ({first_line(error.__cause__ or error)})"

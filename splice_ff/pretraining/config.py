@@ -80,22 +80,52 @@ class OptimizerConfig(OptimizerSection):
     max_grad_norm: float = Field(3.0, gt=0)
 
 
+class AdversaryConfig(Section):
+    """What the student sees is moved up the loss, while the targets stay those of the crop as it was."""
+
+    norm: Literal["linf", "l2"] = "linf"
+    """In which every crop moves at most `epsilon`: the largest change of a value, or the crop's Euclidean norm."""
+    epsilon: tuple[float, float] = (1.0, 4.0)
+    """In units of 1/255, at the first step and after the rise."""
+    rise: Share = 0.3
+    """Share of the steps in which it rises."""
+    steps: Count = 1
+    """Gradient steps from a random start; each costs a forward and a backward pass."""
+
+    @field_validator("epsilon")
+    @classmethod
+    def _check_epsilon(cls, epsilon: tuple[float, float]) -> tuple[float, float]:
+        if min(epsilon) <= 0:
+            raise ValueError(f"{list(epsilon)} should be above 0; leave the section out to do without")
+        return epsilon
+
+
 class DistillationConfig(Section):
     """First stage: the student's tokens learn to say what a CNN's feature maps hold."""
 
     teacher: str
-    """`open_nsfw`, or a timm model that gives feature maps."""
+    """`open_nsfw`, `efficientnet_lite1`, `efficientnet_lite2`, or a timm model that gives feature maps."""
     weights: UserPath | None = None
     """A file with the timm model's weights, instead of the hub's."""
     teacher_size: int | None = Field(None, ge=32, le=4096)
     """Pixels to which crops are enlarged for the teacher."""
     area: Area = (0.25, 1.0)
+    sizes: tuple[int, ...] = ()
+    """Pixels of the crops, another of these at every step; the student's own size if none are given."""
     patches: float = Field(1.0, ge=0)
     """Weight of the feature maps, for the patch tokens."""
     cls: float = Field(1.0, ge=0)
-    """Weight of the maps' means and spreads, for [CLS]."""
+    """Weight of the shallower maps' means and spreads, for [CLS]."""
+    deepest: float = Field(1.0, ge=0)
+    """Weight of the deepest map's mean and spread, for [CLS]: what is there."""
     statistics: float = Field(1.0, ge=0)
-    """Weight of the crop's color and texture, for [CLS]."""
+    """Weight of the crop's color and texture, for [CLS]: how it looks."""
+    keys: float = Field(0.0, ge=0)
+    """Weight of the self-similarity of the deepest keys, towards that of the deepest maps."""
+    adversary: AdversaryConfig | None = None
+    """Makes the student robust; see `splice_ff.pretraining.adversary`."""
+    ema_decay: float = Field(0.0, ge=0, lt=1)
+    """Decay of the moving average of the weights that is kept; 0: the weights themselves."""
     optimizer: OptimizerConfig
 
 

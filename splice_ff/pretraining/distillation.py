@@ -1,22 +1,42 @@
 """First stage: the student's tokens are made to tell, linearly, what a frozen network's feature maps hold.
 
 Patch tokens learn the two deepest maps, place by place; [CLS] the means and spreads of all maps, and the crop's color
-and texture: it is to know what is there as well as how it looks.
+and texture: it is to know what is there as well as how it looks. The self-similarity of the deepest keys, which the
+structure loss compares, may learn that of the maps. With an adversary the student learns all of this from crops that
+were moved to mislead it.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from splice_ff.pretraining.adversary import moved_up
 from splice_ff.pretraining.config import DistillationConfig
 from splice_ff.pretraining.statistics import Standardize, appearance_statistics, pooled
 from splice_ff.pretraining.student import Student
 from splice_ff.pretraining.teachers import Teacher
+from splice_ff.utils.averaging import move_average, ramped_decay
+from splice_ff.vit.features import Features, self_similarity
+
+
+@dataclass(frozen=True)
+class _Targets:
+    """What a batch of crops is to be told as, standardized."""
+
+    patches: list[Tensor]
+    """(B, h * w, C) of each used map, the deepest last."""
+    cls: list[Tensor]
+    """(B, C') of each map, the deepest last, and of color and texture."""
+    similarity: Tensor
+    """Cosines of the places of the deepest maps, (B, h * w, h * w)."""
 
 
 class Distillation(nn.Module):
@@ -31,6 +51,7 @@ class Distillation(nn.Module):
     def __init__(self, student: Student, teacher: Teacher, settings: DistillationConfig) -> None:
         super().__init__()
         self.student, self.settings = student, settings
+        self.averaged: Any = copy.deepcopy(student).requires_grad_(False) if settings.ema_decay else None
         self._teacher = [teacher]  # in a list: not a submodule
         self.layers = patch_layers(student.features.depth, len(teacher.channels))
         width = student.features.width
@@ -42,40 +63,96 @@ class Distillation(nn.Module):
         self.patch_targets = nn.ModuleList(Standardize(c) for c in maps)
         self.cls_targets = nn.ModuleList(Standardize(c) for c in vectors)
 
-    def measure(self, batches: Iterable[Tensor]) -> None:
-        """Learn the targets' means and spreads from some batches of crops."""
-        found = [self._targets(images) for images in batches]
+    @property
+    def product(self) -> Student:
+        """The ViT that is kept."""
+        return self.student if self.averaged is None else self.averaged
+
+    def measure(self, batches: Iterable[Tensor], fit_heads: bool = False) -> None:
+        """Learn the targets' means and spreads from some batches of crops.
+
+        Args:
+            batches: each (B, 3, S, S) in [0, 1].
+            fit_heads: let the heads begin as those that tell the targets best. Random heads would pull a student that
+                knows something away from it; a new student's tokens differ too little to fit anything to them.
+        """
+        batches = list(batches)
+        found = [self._raw_targets(images) for images in batches]
         for group, modules in enumerate((self.patch_targets, self.cls_targets)):
             for i, module in enumerate(modules):
                 module.measure(targets[group][i] for targets in found)  # type: ignore[operator]
+        if not fit_heads:
+            return
+        with torch.no_grad():
+            told = [self._told(self._seen(images)) for images in batches]
+        targets = [self._targets(images) for images in batches]
+        for i, head in enumerate(self.patch_heads):
+            fit_linear(head, torch.cat([x[i].flatten(0, 1) for x, _ in told]), [t.patches[i] for t in targets])
+        for i, head in enumerate(self.cls_heads):
+            fit_linear(head, torch.cat([cls for _, cls in told]), [t.cls[i] for t in targets])
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Losses of crops (B, 3, S, S) in [0, 1].
+    def forward(self, images: Tensor, epsilon: float = 0.0) -> dict[str, Tensor]:
+        """Losses of crops (B, 3, S, S) in [0, 1], of which the student sees ones that are at most `epsilon` away.
 
         Returns:
             `total`; and the shares of the targets' variance that are not predicted yet: `patches` (mean of the two
-            maps), `cls` (mean of the maps' statistics) and `statistics` (color and texture).
+            maps), `cls` (mean of the shallower maps' statistics), `deepest` (the deepest map's), `statistics` (color
+            and texture) and, where it has a weight, `keys` (self-similarity).
         """
-        patch_targets, cls_targets = self._targets(images)
-        tokens = self.student(images, self.layers)
-        normed = [norm(tokens[i]) for norm, i in zip(self.norms, self.layers, strict=False)] + [tokens[self.layers[-1]]]
-        prefix = self.student.features.prefix_tokens
+        targets = self._targets(images)
+        if self.settings.adversary is not None and epsilon > 0:
+            total = lambda seen: self._losses(seen, targets)["total"]  # noqa: E731
+            images = moved_up(images, total, epsilon, self.settings.adversary)
+        return self._losses(images, targets)
+
+    def _losses(self, images: Tensor, targets: _Targets) -> dict[str, Tensor]:
+        seen = self._seen(images)
+        places, cls = self._told(seen)
         patches = [
-            F.mse_loss(head(x[:, prefix:]).float(), standard(target))
-            for head, x, standard, target in zip(
-                self.patch_heads, normed, self.patch_targets, patch_targets, strict=True
-            )
+            F.mse_loss(head(x).float(), target)
+            for head, x, target in zip(self.patch_heads, places, targets.patches, strict=True)
         ]
-        told = [
-            F.mse_loss(head(normed[-1][:, 0]).float(), standard(target))
-            for head, standard, target in zip(self.cls_heads, self.cls_targets, cls_targets, strict=True)
-        ]
-        losses = {"patches": torch.stack(patches).mean(), "cls": torch.stack(told[:-1]).mean(), "statistics": told[-1]}
+        told = [F.mse_loss(head(cls).float(), target) for head, target in zip(self.cls_heads, targets.cls, strict=True)]
+        losses = {
+            "patches": torch.stack(patches).mean(),
+            "cls": torch.stack(told[:-2] or told[:1]).mean(),
+            "deepest": told[-2],
+            "statistics": told[-1],
+        }
+        if self.settings.keys:
+            prefix = self.student.features.prefix_tokens
+            similarity = self_similarity(seen.keys[self.layers[-1]])[:, prefix:, prefix:]
+            losses["keys"] = F.mse_loss(similarity, targets.similarity) / targets.similarity.var()
         weights = {name: getattr(self.settings, name) for name in losses}
         return {"total": torch.stack([weights[name] * loss for name, loss in losses.items()]).sum(), **losses}
 
+    def _seen(self, images: Tensor) -> Features:
+        """The student's tokens of the used layers, and its deepest keys if they have a weight."""
+        return self.student.features(images, tokens=self.layers, keys=self.layers[-1:] if self.settings.keys else [])
+
+    def _told(self, seen: Features) -> tuple[list[Tensor], Tensor]:
+        """What the heads read: normed patches (B, h * w, D) of each used layer, and the deepest [CLS] (B, D)."""
+        normed = [norm(seen.tokens[i]) for norm, i in zip(self.norms, self.layers, strict=False)]
+        normed.append(self.student.vit.norm(seen.tokens[self.layers[-1]]))
+        return [x[:, self.student.features.prefix_tokens :] for x in normed], normed[-1][:, 0]
+
+    def update_average(self, step: int) -> None:
+        """Let the moving average follow, faster at first: the initial weights should not linger."""
+        if self.averaged is None:
+            return
+        move_average(self.averaged, self.student, ramped_decay(self.settings.ema_decay, step + 1))
+
     @torch.no_grad()
-    def _targets(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    def _targets(self, images: Tensor) -> _Targets:
+        raw_patches, raw_cls = self._raw_targets(images)
+        patches: list[Tensor] = [f(x) for f, x in zip(self.patch_targets, raw_patches, strict=True)]
+        cls: list[Tensor] = [f(x) for f, x in zip(self.cls_targets, raw_cls, strict=True)]
+        # Each map counts as much as the other, however many channels it has.
+        places = F.normalize(torch.cat([F.normalize(x, dim=-1) for x in patches], -1), dim=-1)
+        return _Targets(patches, cls, places @ places.mT)
+
+    @torch.no_grad()
+    def _raw_targets(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """For the patches (B, h * w, C) of each used map, for [CLS] (B, C'); not standardized."""
         maps = [m.float() for m in self._teacher[0](images)]
         down, across = self.student.features.patch_size
@@ -87,6 +164,21 @@ class Distillation(nn.Module):
 def patch_layers(depth: int, maps: int) -> list[int]:
     """Layers whose patch tokens learn the last two maps: two thirds up, and the deepest. One map: the deepest."""
     return [round(depth * 2 / 3) - 1, depth - 1][-min(maps, 2) :]
+
+
+@torch.no_grad()
+def fit_linear(head: Any, x: Tensor, targets: Iterable[Tensor], penalty: float = 1e-2) -> None:
+    """Set `head`, an `nn.Linear`, to the ridge regression from rows x (N, D) to targets (..., C), of N rows in all.
+
+    The penalty adds to the inputs' variances, which are about 1 in the channels of normed tokens.
+    """
+    x, y = x.double(), torch.cat([t.flatten(0, -2) for t in targets]).double()
+    x_mean, y_mean = x.mean(0), y.mean(0)
+    gram = (x - x_mean).T @ (x - x_mean) / len(x)
+    gram += penalty * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    weight = torch.linalg.solve(gram, (x - x_mean).T @ (y - y_mean) / len(x)).T
+    head.weight.copy_(weight)
+    head.bias.copy_(y_mean - weight @ x_mean)
 
 
 def _to_grid(feature_map: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -12,7 +12,9 @@ from torchvision.transforms.v2 import functional as TF
 
 from splice_ff.utils.color import rgb_to_lab
 from splice_ff.vit.features import ViTFeatures
+from splice_ff.vit.spec import VIT_SIZE
 
+NOISE = 8 / 255
 NEIGHBORS = 15
 REFERENCES = 0.7
 """Share of the images, the first ones, that the others are judged by."""
@@ -39,6 +41,35 @@ def cls_tokens(backbone: ViTFeatures, pictures: Tensor, size: int | None = None,
         assert cls is not None
         found.append(backbone.vit.norm(cls[:, -1]).float().cpu())
     return torch.cat(found)
+
+
+@torch.inference_mode()
+def noise_response(backbone: ViTFeatures, pictures: Tensor, size: int = VIT_SIZE) -> dict[str, float]:
+    """How far uniform noise of +-`NOISE` moves what the losses compare, as a share of the way to another image.
+
+    Args:
+        backbone: with a [CLS] token.
+        images: (N, 3, S, S) uint8, two or more.
+        size: pixels to which they are resized.
+
+    Returns:
+        `cls` and `keys`: mean squares of the change of the deepest [CLS] and of the keys' self-similarity, as shares of
+        those between each image and the next; `contrast`: the latter for self-similarity, not as a share.
+    """
+    generator, found = torch.Generator().manual_seed(0), []
+    for batch in pictures[: len(pictures) // 2 * 2].split(16):  # no batch of one
+        images = TF.resize(batch.float() / 255, [size, size], antialias=True)
+        noise = NOISE * (2 * torch.rand(images.shape, generator=generator) - 1)
+        distances = []
+        calm, moved = (
+            backbone(x.to(backbone.mean.device), cls=True, keys=[-1]) for x in (images, (images + noise).clamp(0, 1))
+        )
+        assert calm.cls is not None and moved.cls is not None
+        for a, b in ((calm.cls[:, -1], moved.cls[:, -1]), (calm.self_similarity(), moved.self_similarity())):
+            distances += [F.mse_loss(a, b), F.mse_loss(a, a.roll(1, 0))]
+        found += [torch.stack(distances).double()] * len(batch)
+    cls, cls_between, keys, keys_between = torch.stack(found).mean(0).tolist()
+    return {"cls": cls / cls_between, "keys": keys / keys_between, "contrast": keys_between}
 
 
 def color_statistics(pictures: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import Any, Protocol
 
+import torch
 from accelerate import Accelerator
 from torch import Generator, Tensor, nn
 
@@ -61,31 +62,40 @@ class DistillationStage:
         self.config, self.settings, self.optimizer = config, settings, settings.optimizer
         self.module = Distillation(student, teacher, settings)
         self.facts = {"teacher": f"`{settings.teacher}`, sees {settings.teacher_size or 'the same'} px"}
+        if (adversary := settings.adversary) is not None:
+            low, high = adversary.epsilon
+            self.facts["adversary"] = f"{adversary.steps} steps, {adversary.norm}, {low:g} to {high:g} / 255"
 
     @property
     def product(self) -> Student:
-        """The student."""
-        return self.module.student
+        """The student, or its moving average."""
+        return self.module.product
 
     def crops(self, pictures: Tensor, generator: Generator) -> Tensor:
-        """(B, 3, S, S) of the student's size."""
-        size = _size(self.product)
+        """(B, 3, S, S) of one of the sizes."""
+        sizes = self.settings.sizes or (_size(self.product),)
+        size = sizes[int(torch.randint(len(sizes), (), generator=generator))]
         return crops(pictures, size, self.settings.area, self.config.views, generator)
 
     def measure(self, pictures: HeldPictures) -> None:
         """Means and spreads of the targets."""
         generator = seeded_generator(self.config.seed, 0)
-        self.module.measure([self.crops(batch, generator) for batch in _sample(pictures, self.config.seed)])
+        batches = [self.crops(batch, generator) for batch in _sample(pictures, self.config.seed)]
+        self.module.measure(batches, fit_heads=self.config.student.start_from is not None)
 
     def losses(self, model: nn.Module, pictures: Tensor, step: int, generator: Generator) -> Mapping[str, Tensor]:
         """See `Distillation`."""
-        return model(self.crops(pictures, generator))
+        epsilon = 0.0
+        if (adversary := self.settings.adversary) is not None:
+            epsilon = linear(*adversary.epsilon, step, round(adversary.rise * self.optimizer.steps)) / 255
+        return model(self.crops(pictures, generator), epsilon)
 
     def before_update(self, step: int) -> None:
         """Nothing to do."""
 
     def after_update(self, step: int, losses: Mapping[str, Tensor], accelerator: Accelerator) -> None:
-        """Nothing to do."""
+        """The moving average follows."""
+        self.module.update_average(step)
 
 
 class DinoStage:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.layers import LayerScale
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -29,9 +30,9 @@ class Student(nn.Module):
     will read later (keys, [CLS] tokens) is what was trained.
     """
 
-    def __init__(self, features: ViTFeatures) -> None:
+    def __init__(self, features: ViTFeatures, teachers: tuple[str, ...] = ()) -> None:
         super().__init__()
-        self.features = features
+        self.features, self.teachers = features, teachers
         for name, parameter in self.vit.named_parameters():
             parameter.requires_grad_(not name.startswith(UNUSED))
 
@@ -39,6 +40,12 @@ class Student(nn.Module):
     def vit(self) -> Any:
         """The timm model."""
         return self.features.vit
+
+    def attend_by_matmuls(self) -> Student:
+        """Attention in plain products: on a CPU, a fused kernel's backward pass takes a quarter of a step."""
+        for block in self.vit.blocks:
+            block.attn.fused_attn = False
+        return self
 
     def train(self, mode: bool = True) -> Student:
         """Also the ViT's stochastic depth, which `ViTFeatures` by itself keeps off."""
@@ -74,12 +81,13 @@ def make_student(settings: StudentConfig) -> Student:
             f"{settings.start_from}: cannot be trained further; only plain ViTs with one [CLS] token can, as DINO's are"
         )
     mean, std = (t.flatten().tolist() for t in (source.mean, source.std))
-    return Student(ViTFeatures(twin, mean, std))
+    return Student(ViTFeatures(twin, mean, std), source.spec.teachers if source.spec else ())
 
 
 def architecture(vit: Any) -> dict[str, Any]:
     """The arguments that make a timm `VisionTransformer` of the same shape."""
     block = vit.blocks[0]
+    scaled = {"init_values": 1e-5} if isinstance(block.ls1, LayerScale) else {}  # their values come with the weights
     return {
         "img_size": list(vit.patch_embed.img_size),
         "patch_size": vit.patch_embed.patch_size[0],
@@ -89,6 +97,7 @@ def architecture(vit: Any) -> dict[str, Any]:
         "mlp_ratio": block.mlp.fc1.out_features / vit.embed_dim,
         "qkv_bias": block.attn.qkv.bias is not None,
         "num_classes": 0,
+        **scaled,
     }
 
 
@@ -109,7 +118,13 @@ def _plain_twin(source: ViTFeatures, drop_path: float) -> VisionTransformer | No
     return twin if torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3) else None
 
 
-def save_backbone(folder: Path, student: Student, card: Mapping[str, Any], scales: LossWeights | None = None) -> None:
+def save_backbone(
+    folder: Path,
+    student: Student,
+    card: Mapping[str, Any],
+    scales: LossWeights | None = None,
+    teachers: Iterable[str] = (),
+) -> None:
     """Write config.json, model.safetensors (half precision) and README.md, as `load_backbone(folder)` reads them.
 
     Args:
@@ -117,6 +132,7 @@ def save_backbone(folder: Path, student: Student, card: Mapping[str, Any], scale
         student: whose ViT is written.
         card: facts for the README, by name.
         scales: factors on the loss weights that suit this backbone's features.
+        teachers: names of the networks that it learned from, which may not judge it.
 
     Raises:
         CheckpointError: weights that are not finite in half precision, or a place that takes no file.
@@ -129,7 +145,9 @@ def save_backbone(folder: Path, student: Student, card: Mapping[str, Any], scale
         "std": [round(v, 6) for v in features.std.flatten().tolist()],
     }
     if scales is not None:
-        config["loss_scales"] = {"appearance": scales.appearance, "identity": scales.identity}
+        config["loss_scales"] = {name: getattr(scales, name) for name in ("structure", "appearance", "identity")}
+    if known := sorted(set(teachers)):
+        config["teachers"] = known
     state = {k: t for k, t in student.vit.state_dict().items() if not k.startswith(UNUSED)}
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / "model.safetensors", {k: t.half() for k, t in state.items()}, {"format": "pt"})

@@ -40,7 +40,7 @@ class Teacher(nn.Module):
 
     def __init__(self, model: nn.Module, channels: list[int], mean: Any, std: Any, size: int | None = None) -> None:
         super().__init__()
-        self.model = model.eval().requires_grad_(False)
+        self.model = model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.channels = channels[-STAGES:]
         self.size = size
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
@@ -55,7 +55,8 @@ class Teacher(nn.Module):
         """At most `STAGES` maps."""
         if self.size is not None and images.shape[-1] != self.size:
             images = F.interpolate(images, (self.size, self.size), mode="bilinear", align_corners=False)
-        return list(self.model((images - self.mean) / self.std))[-STAGES:]
+        normalized = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        return list(self.model(normalized))[-STAGES:]
 
 
 class _Stages(nn.Module):

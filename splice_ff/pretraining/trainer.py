@@ -59,8 +59,13 @@ def pretrain(config: PretrainingConfig, quiet: bool = False) -> bool:
     patch = student.features.patch_size[0]
     if config.dino is not None and config.dino.local_size % patch:
         raise InputError(f"dino.local_size: {config.dino.local_size} is not a multiple of the patch, {patch} pixels")
+    for size in config.distillation.sizes if config.distillation is not None else ():
+        if size % patch:
+            raise InputError(f"distillation.sizes: {size} is not a multiple of the patch, {patch} pixels")
     accelerator = make_accelerator(config.run.precision, config.run.trackers, config.output)
     device = accelerator.device
+    if device.type == "cpu":
+        student.attend_by_matmuls()
     teacher = None
     if config.distillation is not None:
         settings = config.distillation
@@ -209,7 +214,10 @@ class StageRun:
             "probe": ", ".join(f"{name} {value:.3f}" for name, value in self.found.items()) or "not measured",
             "precision": self.config.run.precision,
         }
-        save_backbone(self.folder / "backbone", product, card, scales)
+        teachers = list(product.teachers)
+        if self.config.distillation is not None:
+            teachers.append(self.config.distillation.teacher)
+        save_backbone(self.folder / "backbone", product, card, scales, teachers)
         self.model.train()
 
     def state_dict(self) -> dict[str, Any]:

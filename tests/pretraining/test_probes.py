@@ -11,6 +11,7 @@ from splice_ff.pretraining.probes import (
     knn_accuracy,
     linear_accuracy,
     measure,
+    noise_response,
     r_squared,
 )
 from splice_ff.pretraining.scales import APPEARANCE, IDENTITY, loss_scales
@@ -120,3 +121,11 @@ def test_loss_scales_balance_the_distances(tiny_backbone):
     )
     assert scales.appearance * cls == pytest.approx(APPEARANCE * structure, rel=0.06)
     assert scales.identity * keys == pytest.approx(IDENTITY * structure, rel=0.06)
+
+
+def test_the_response_to_noise_is_a_share_of_the_way_to_another_picture(tiny_backbone):
+    backbone = tiny_backbone()
+    smooth = torch.randint(0, 255, (6, 3, 2, 2), dtype=torch.uint8).repeat_interleave(16, -1).repeat_interleave(16, -2)
+    found = noise_response(backbone, smooth, 32)
+    assert 0 < found["cls"] < 1 and 0 < found["keys"] < 1 and found["contrast"] > 0
+    assert found == noise_response(backbone, smooth, 32)
