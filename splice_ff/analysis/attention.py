@@ -7,12 +7,13 @@ from timm.layers.pos_embed_sincos import apply_rot_embed_cat
 from torch import Tensor
 
 from splice_ff.errors import InputError
+from splice_ff.utils.machine import plain_torch
 from splice_ff.vit.features import ViTFeatures
 from splice_ff.vit.inputs import ViTInput
 from splice_ff.vit.spec import VIT_SIZE
 
 
-@torch.no_grad()
+@plain_torch(gradients=False)
 def cls_attention(backbone: ViTFeatures, images: Tensor, layer: int = -1, size: int = VIT_SIZE) -> Tensor:
     """Attention of the [CLS] token to the patches, in one ViT pass that stops before that layer's attention.
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from splice_ff.analysis.patches import patch_descriptors
 from splice_ff.errors import InputError
+from splice_ff.utils.machine import plain_torch
 from splice_ff.vit.features import ViTFeatures
 from splice_ff.vit.inputs import ViTInput
 from splice_ff.vit.spec import VIT_SIZE
@@ -80,7 +81,7 @@ def best_buddies(a: Tensor, b: Tensor, grids: tuple[tuple[int, int], tuple[int, 
     return Matches(torch.stack(sides, 1).cpu(), values.cpu(), grids)
 
 
-@torch.no_grad()
+@plain_torch(gradients=False)
 def match(backbone: ViTFeatures, a: Tensor, b: Tensor, layer: int = -1, size: int = VIT_SIZE) -> Matches:
     """Best buddies among the keys of two images (1, 3, H, W) in [0, 1], of any sizes.
 
@@ -99,7 +100,7 @@ def match(backbone: ViTFeatures, a: Tensor, b: Tensor, layer: int = -1, size: in
     return best_buddies(keys_a, keys_b, (of_a.grid, of_b.grid))
 
 
-@torch.no_grad()
+@plain_torch(gradients=False)
 def match_strength(backbone: ViTFeatures, structure: Tensor, appearance: Tensor) -> MatchStrength:
     """Whether two images share enough meaning for a transfer; one ViT pass.
 

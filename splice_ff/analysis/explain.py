@@ -10,6 +10,7 @@ from torch import Tensor
 
 from splice_ff.analysis.correspondence import Matches, MatchStrength, match, match_strength
 from splice_ff.errors import InputError
+from splice_ff.utils.machine import plain_torch
 from splice_ff.vit.features import ViTFeatures
 from splice_ff.vit.inputs import ViTInput
 
@@ -31,7 +32,7 @@ class Explanation:
     strength: MatchStrength
 
 
-@torch.no_grad()
+@plain_torch(gradients=False)
 def explain(backbone: ViTFeatures, structure: Tensor, appearance: Tensor, output: Tensor) -> Explanation:
     """Explain a transfer with the features that its losses compare (paper, section 3.3).
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from splice_ff.analysis.recipes import InversionRecipe
 from splice_ff.errors import DivergedError, InputError
 from splice_ff.networks.skip_unet import MIN_SIDE, SkipUNet
+from splice_ff.utils.machine import plain_torch
 from splice_ff.utils.schedules import cosine
 from splice_ff.utils.steps import SteppedRun
 from splice_ff.vit.features import ViTFeatures, self_similarity
@@ -51,6 +52,7 @@ class Inversion:
     """The same for this image."""
 
 
+@plain_torch()
 def invert(
     backbone: ViTFeatures,
     image: Tensor,

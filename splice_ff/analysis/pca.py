@@ -12,6 +12,7 @@ from torch import Tensor
 
 from splice_ff.analysis.patches import patch_descriptors
 from splice_ff.analysis.recipes import PCA_FACETS
+from splice_ff.utils.machine import plain_torch
 from splice_ff.vit.features import Features, ViTFeatures
 from splice_ff.vit.inputs import ViTInput
 from splice_ff.vit.spec import FACETS, VIT_SIZE
@@ -44,7 +45,7 @@ def principal_components(descriptors: Tensor, count: int = 3) -> Basis:
     return Basis(mean, (components * largest.sign()).to(descriptors.dtype))
 
 
-@torch.no_grad()
+@plain_torch(gradients=False)
 def pca(
     backbone: ViTFeatures,
     images: Sequence[Tensor],
