@@ -6,13 +6,14 @@ import torch
 from timm.layers.pos_embed_sincos import apply_rot_embed_cat
 from torch import Tensor
 
+from splice_ff.analysis.patches import prepare
 from splice_ff.errors import InputError
+from splice_ff.utils.machine import plain_torch
 from splice_ff.vit.features import ViTFeatures
-from splice_ff.vit.inputs import ViTInput
 from splice_ff.vit.spec import VIT_SIZE
 
 
-@torch.no_grad()
+@plain_torch(gradients=False)
 def cls_attention(backbone: ViTFeatures, images: Tensor, layer: int = -1, size: int = VIT_SIZE) -> Tensor:
     """Attention of the [CLS] token to the patches, in one ViT pass that stops before that layer's attention.
 
@@ -27,13 +28,12 @@ def cls_attention(backbone: ViTFeatures, images: Tensor, layer: int = -1, size: 
         tokens.
 
     Raises:
-        InputError: the ViT has no [CLS] token.
+        InputError: the ViT has no [CLS] token, or the images are something else.
         IndexError: a layer that it does not have.
     """
     if backbone.vit.cls_token is None:
         raise InputError(f"{backbone.name} has no [CLS] token to show the attention of")
-    inputs = ViTInput(size).resize(images.to(backbone.mean.device), backbone.patch_size)
-    features = backbone(inputs, queries=[layer], keys=[layer])
+    features = backbone(prepare(backbone, images, "images", size), queries=[layer], keys=[layer])
     (number,) = features.keys
     attention = backbone.vit.blocks[number].attn
     # The features are the bare projections; some ViTs norm or rotate them first.

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from splice_ff.analysis.patches import patch_descriptors
+from splice_ff.analysis.patches import patch_descriptors, prepare
 from splice_ff.errors import InputError
+from splice_ff.utils.machine import plain_torch
 from splice_ff.vit.features import ViTFeatures
-from splice_ff.vit.inputs import ViTInput
 from splice_ff.vit.spec import VIT_SIZE
 
 WEAK_COSINE = 0.56
@@ -80,7 +80,7 @@ def best_buddies(a: Tensor, b: Tensor, grids: tuple[tuple[int, int], tuple[int, 
     return Matches(torch.stack(sides, 1).cpu(), values.cpu(), grids)
 
 
-@torch.no_grad()
+@plain_torch(gradients=False)
 def match(backbone: ViTFeatures, a: Tensor, b: Tensor, layer: int = -1, size: int = VIT_SIZE) -> Matches:
     """Best buddies among the keys of two images (1, 3, H, W) in [0, 1], of any sizes.
 
@@ -91,15 +91,16 @@ def match(backbone: ViTFeatures, a: Tensor, b: Tensor, layer: int = -1, size: in
         size: shorter side, in pixels, of what the ViT sees.
 
     Raises:
+        ImageError: something else than such images.
         IndexError: a layer that the ViT does not have.
     """
-    inputs = [ViTInput(size).resize(image.to(backbone.mean.device), backbone.patch_size) for image in (a, b)]
+    inputs = [prepare(backbone, image, name, size) for name, image in (("a", a), ("b", b))]
     of_a, of_b = (backbone(x, keys=[layer]) for x in inputs)
     keys_a, keys_b = (patch_descriptors(features, "keys", max(features.keys))[0] for features in (of_a, of_b))
     return best_buddies(keys_a, keys_b, (of_a.grid, of_b.grid))
 
 
-@torch.no_grad()
+@plain_torch(gradients=False)
 def match_strength(backbone: ViTFeatures, structure: Tensor, appearance: Tensor) -> MatchStrength:
     """Whether two images share enough meaning for a transfer; one ViT pass.
 
@@ -110,13 +111,13 @@ def match_strength(backbone: ViTFeatures, structure: Tensor, appearance: Tensor)
         structure, appearance: (1, 3, H, W) in [0, 1].
 
     Raises:
-        InputError: the ViT has no [CLS] token.
+        InputError: the ViT has no [CLS] token, or the images are something else.
     """
     if backbone.vit.cls_token is None:
         raise InputError(f"{backbone.name} has no [CLS] token to compare")
     squares = [
-        ViTInput().resize_to_square(image.to(backbone.mean.device), backbone.patch_size)
-        for image in (structure, appearance)
+        prepare(backbone, image, name, square=True)
+        for name, image in (("structure", structure), ("appearance", appearance))
     ]
     features = backbone(torch.cat(squares), cls=True, keys=[-1])
     assert features.cls is not None

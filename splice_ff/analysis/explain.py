@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from splice_ff.analysis.correspondence import Matches, MatchStrength, match, match_strength
+from splice_ff.analysis.patches import prepare
 from splice_ff.errors import InputError
+from splice_ff.utils.machine import plain_torch
 from splice_ff.vit.features import ViTFeatures
-from splice_ff.vit.inputs import ViTInput
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Explanation:
     strength: MatchStrength
 
 
-@torch.no_grad()
+@plain_torch(gradients=False)
 def explain(backbone: ViTFeatures, structure: Tensor, appearance: Tensor, output: Tensor) -> Explanation:
     """Explain a transfer with the features that its losses compare (paper, section 3.3).
 
@@ -43,9 +44,9 @@ def explain(backbone: ViTFeatures, structure: Tensor, appearance: Tensor, output
         InputError: `output` has other proportions than `structure`, or the ViT has no [CLS] token.
     """
     strength = match_strength(backbone, structure, appearance)
-    device = backbone.mean.device
     before, after, target = (
-        ViTInput().resize(image.to(device), backbone.patch_size) for image in (structure, output, appearance)
+        prepare(backbone, image, name)
+        for name, image in (("structure", structure), ("output", output), ("appearance", appearance))
     )
     if before.shape != after.shape:
         sizes = [f"{i.shape[-1]}x{i.shape[-2]}" for i in (output, structure)]

@@ -16,13 +16,14 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from splice_ff.analysis.patches import prepare
 from splice_ff.analysis.recipes import InversionRecipe
 from splice_ff.errors import DivergedError, InputError
 from splice_ff.networks.skip_unet import MIN_SIDE, SkipUNet
+from splice_ff.utils.machine import plain_torch
 from splice_ff.utils.schedules import cosine
 from splice_ff.utils.steps import SteppedRun
 from splice_ff.vit.features import ViTFeatures, self_similarity
-from splice_ff.vit.inputs import ViTInput
 
 NOISE_CHANNELS = 32
 """Of the generator's input, as published."""
@@ -51,6 +52,7 @@ class Inversion:
     """The same for this image."""
 
 
+@plain_torch()
 def invert(
     backbone: ViTFeatures,
     image: Tensor,
@@ -103,7 +105,7 @@ class FeatureInversion(SteppedRun[Tensor]):
         self.backbone, self.recipe, self.device = backbone, recipe or InversionRecipe(), backbone.mean.device
         if self.recipe.feature == "cls" and backbone.vit.cls_token is None:
             raise InputError(f"{backbone.name} has no [CLS] token to invert")
-        self.image = ViTInput(self.recipe.size).resize(image.to(self.device), backbone.patch_size)
+        self.image = prepare(backbone, image, "image", self.recipe.size)
         if min(self.image.shape[-2:]) < MIN_SIDE:
             raise InputError(
                 f"at {self.image.shape[-1]}x{self.image.shape[-2]} pixels the image is too small to be painted "

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from splice_ff.analysis.patches import patch_descriptors
+from splice_ff.analysis.patches import patch_descriptors, prepare
 from splice_ff.analysis.recipes import PCA_FACETS
+from splice_ff.utils.machine import plain_torch
 from splice_ff.vit.features import Features, ViTFeatures
-from splice_ff.vit.inputs import ViTInput
 from splice_ff.vit.spec import FACETS, VIT_SIZE
 
 CLIPPED = 0.01
@@ -44,7 +44,7 @@ def principal_components(descriptors: Tensor, count: int = 3) -> Basis:
     return Basis(mean, (components * largest.sign()).to(descriptors.dtype))
 
 
-@torch.no_grad()
+@plain_torch(gradients=False)
 def pca(
     backbone: ViTFeatures,
     images: Sequence[Tensor],
@@ -72,10 +72,11 @@ def pca(
         one to the image's size; all of them at that size could fill the memory.
 
     Raises:
+        ImageError: something else than such images.
         IndexError: a layer that the ViT does not have.
     """
     layers = spread_layers(backbone.depth) if layers is None else layers
-    inputs = [ViTInput(size).resize(image.to(backbone.mean.device), backbone.patch_size) for image in images]
+    inputs = [prepare(backbone, image, f"images[{i}]", size) for i, image in enumerate(images)]
     features = [_features(backbone, x, facets, layers, mask) for x in inputs]
     numbers = sorted({i % backbone.depth for i in layers})
     groups = [range(len(images))] if joint else [[i] for i in range(len(images))]

@@ -151,7 +151,7 @@ def train_some_steps(config: dict[str, Any], repeats: int, device: str) -> dict[
         rounds = [seconds_of(lambda: trainer.step(batches), trainer.device) for _ in range(repeats + 1)]
         return {"timings": {"all": {"seconds": rounds[1:], "operations": 0}}, "peak": peak_memory(trainer.device)}
     trainer.accelerator.backward = _in(sections, "backward", trainer.accelerator.backward)
-    trainer.adam.step = _in(sections, "optimizer", trainer.adam.step)
+    trainer.loop.adam.step = _in(sections, "optimizer", trainer.loop.adam.step)
     with sections.watch({"ViT": trainer.backbone, "generator": trainer.generator}):
         timings = sections.time(lambda: trainer.step(batches), repeats, 1.0, again=settings.run.compile)
     return {

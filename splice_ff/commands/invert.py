@@ -34,7 +34,7 @@ def invert(
     output: Folder = Path("inverted"),
     feature: Annotated[str, typer.Option(help="cls, keys or self_similarity.")] = "keys",
     layers: Annotated[str, typer.Option(help="Layers, from 0 or negative from the end: 2,5,8,11.")] = "-1",
-    seeds: Annotated[int, typer.Option(min=1, help="Repeated runs from different noise.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, max=64, help="Repeated runs from different noise.")] = 1,
     prior: Annotated[
         str, typer.Option(help="cnn: a network paints the image. pixels: optimized directly, for contrast.")
     ] = "cnn",

@@ -50,14 +50,14 @@ class HeldPictures:
         """Images (B, 3, side, side) uint8 on the device."""
         return self.pixels[indices.to(self.pixels.device)].to(self.device, non_blocking=True)
 
-    def batches(self, batch_size: int, start: int, seed: int, rank: int = 0, world_size: int = 1) -> Iterator[Tensor]:
-        """Batches (B, 3, side, side) uint8 without end, from the batch number `start` on.
+    def batches(self, batch_size: int, seen: int, seed: int, rank: int = 0, world_size: int = 1) -> Iterator[Tensor]:
+        """Batches (B, 3, side, side) uint8 without end, after so many images that all processes have taken before.
 
         Every image comes once an epoch, in an order of that epoch; processes share each step's images out.
         """
         epoch, order = -1, torch.empty(0, dtype=torch.int64)
-        for step in count(start):
-            first = (step * world_size + rank) * batch_size
+        for step in count():
+            first = seen + (step * world_size + rank) * batch_size
             parts = []
             for ordinal in range(first, first + batch_size):
                 wanted, index = divmod(ordinal, len(self))

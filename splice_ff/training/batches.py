@@ -74,7 +74,7 @@ class InfiniteBatchSampler(Sampler[list[tuple[int, int]]]):
         per_step: items that a step takes, in all its batches. Where they are fewer than the batches, some batches would
             be empty: these are left out.
         accumulation: batches that a process takes in a step.
-        steps_taken: where to begin.
+        start: items that all processes together have had before.
         rank, world_size: which process, of how many.
     """
 
@@ -84,11 +84,11 @@ class InfiniteBatchSampler(Sampler[list[tuple[int, int]]]):
         per_step: int,
         *,
         accumulation: int = 1,
-        steps_taken: int = 0,
+        start: int = 0,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.length, self.per_step, self.steps_taken = length, per_step, steps_taken
+        self.length, self.per_step, self.start = length, per_step, start
         self.accumulation, self.rank, self.world_size = accumulation, rank, world_size
 
     def part(self, batch: int) -> range:
@@ -97,10 +97,10 @@ class InfiniteBatchSampler(Sampler[list[tuple[int, int]]]):
         return range(place * self.per_step // parts, (place + 1) * self.per_step // parts)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for step in count(self.steps_taken):
+        for begin in count(self.start, self.per_step):
             for batch in range(self.accumulation):
                 if places := self.part(batch):
-                    yield [divmod(step * self.per_step + place, self.length) for place in places]
+                    yield [divmod(begin + place, self.length) for place in places]
 
 
 class TrainingData:
@@ -202,18 +202,18 @@ class TrainingData:
         """Whether there are held-out pairs."""
         return self.held_out is not None
 
-    def batches(self, steps_taken: int) -> Iterator[Batch]:
-        """Batches without end, from where a run of so many steps had come.
+    def batches(self, pairs_seen: int) -> Iterator[Batch]:
+        """Batches without end, after so many pairs that all processes together have had before.
 
         A stream cannot be entered in the middle: after a resume it starts again, shuffled as another epoch.
         """
         pairs = (
-            self._stream(steps_taken)
+            self._stream(pairs_seen)
             if isinstance(self.pairs, StreamingPairs)
-            else self._indexed(self.pairs, self._sampler(len(self.pairs), self.pairs_a_step, steps_taken))
+            else self._indexed(self.pairs, self._sampler(len(self.pairs), self.pairs_a_step, pairs_seen))
         )
         places = self._sampler(0, self.pairs_a_step)
-        teacher = self._teacher_batches(steps_taken)
+        teacher = self._teacher_batches(pairs_seen)
         every = self.config.loss.identity_every
         in_step, parts = -(-self.pairs_a_step // every), self.accumulation * self.accelerator.num_processes
         for raw, batch in zip(pairs, cycle(range(self.accumulation)), strict=False):
@@ -227,11 +227,12 @@ class TrainingData:
                 next(teacher),
             )
 
-    def _teacher_batches(self, steps_taken: int) -> Iterator[TeacherBatch | None]:
+    def _teacher_batches(self, pairs_seen: int) -> Iterator[TeacherBatch | None]:
         if self.teacher_pairs is None:
             yield from repeat(None)
         else:
-            sampler = self._sampler(len(self.teacher_pairs), self.teacher_pairs_a_step, steps_taken)
+            start = pairs_seen * self.teacher_pairs_a_step // self.pairs_a_step
+            sampler = self._sampler(len(self.teacher_pairs), self.teacher_pairs_a_step, start)
             raw = self._indexed(self.teacher_pairs, sampler)
             weight = self.accumulation * self.accelerator.num_processes / self.teacher_pairs_a_step
             for batch in cycle(range(self.accumulation)):
@@ -258,12 +259,12 @@ class TrainingData:
                 first, second = map(torch.stack, zip(*differing, strict=True))
                 yield self._to_device(first), self._to_device(second)
 
-    def _sampler(self, length: int, per_step: int, steps_taken: int = 0) -> InfiniteBatchSampler:
+    def _sampler(self, length: int, per_step: int, start: int = 0) -> InfiniteBatchSampler:
         return InfiniteBatchSampler(
             length,
             per_step,
             accumulation=self.accumulation,
-            steps_taken=steps_taken,
+            start=start,
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
         )
@@ -271,10 +272,10 @@ class TrainingData:
     def _indexed(self, dataset: Any, sampler: InfiniteBatchSampler) -> Iterator[dict[str, Tensor]]:
         return _read(self._loader(dataset, batch_sampler=sampler))
 
-    def _stream(self, steps_taken: int) -> Iterator[dict[str, Tensor]]:
+    def _stream(self, pairs_seen: int) -> Iterator[dict[str, Tensor]]:
         assert isinstance(self.pairs, StreamingPairs)
         loader = self._loader(self.pairs, batch_size=self.batch_size, drop_last=True)
-        for epoch in count(steps_taken):  # another order than before a resume
+        for epoch in count(pairs_seen):  # another order than before a resume
             self.pairs.set_epoch(epoch)
             batch = None
             for batch in _read(loader):

@@ -33,6 +33,6 @@ class RunSection(Section):
     log_every: Count = 20
     checkpoint_minutes: float = Field(15.0, gt=0)
     checkpoints_total_limit: Count = 2
-    """Newest checkpoints that are kept."""
+    """Newest checkpoints that are kept; besides them, one from which to leave a divergence."""
     trackers: tuple[str, ...] = ("tensorboard",)
     """Names that accelerate knows: tensorboard, wandb, …"""

@@ -1,35 +1,67 @@
-"""What a training run says of itself: a JSONL file, accelerate's trackers, images."""
+"""What a training run says of itself: lines of JSON in its folder, accelerate's trackers, messages."""
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torchvision.utils import make_grid
+from tqdm import tqdm
 
+from splice_ff.errors import InputError
 from splice_ff.images import save_image
-from splice_ff.training.config import TrainingConfig
-from splice_ff.training.run_log import RunLog
+from splice_ff.utils.files import reason, write_file
 from splice_ff.utils.machine import peak_memory
 
 
-class TrainingLog(RunLog):
-    """Means of the losses since the last line, throughput, memory, and the share of time spent waiting for data."""
+class RunLog:
+    """Means of the losses since the last line, throughput, memory, and the share of time spent waiting for data.
 
-    def __init__(self, config: TrainingConfig, accelerator: Accelerator) -> None:
-        super().__init__(config.output, accelerator, bool(config.run.trackers))
+    Values are summed on their device: reading them at every step would make a GPU wait. Only the main process writes,
+    whoever calls.
+
+    Args:
+        folder: for `log.jsonl`.
+        accelerator: whose trackers get the values too.
+        unit: what a step is made of, in the plural: "pairs".
+        quiet: no messages.
+    """
+
+    def __init__(self, folder: Path, accelerator: Accelerator, unit: str, quiet: bool = False) -> None:
+        self.file, self.accelerator, self.unit, self.quiet = folder / "log.jsonl", accelerator, unit, quiet
         self.skipped_images = 0
+        """Images that could not be read so far, of all processes."""
+        self.means: dict[str, float] = {}
+        """Of the last line."""
+        self.waited = 0.0
+        self._restart()
+
+    def open(self, step: int) -> None:
+        """Begin to write, after so many steps: lines of later ones, which an interrupted run left, are removed.
+
+        Raises:
+            InputError: the folder takes no files.
+        """
+        if self.accelerator.is_main_process and self.file.exists():
+            with self._errors():
+                lines = self.file.read_text("utf-8", "replace").splitlines()
+                text = "".join(f"{line}\n" for line in lines if _is_by(line, step))
+                write_file(self.file, text.encode())
+        if self.accelerator.log_with:
+            self.accelerator.init_trackers("log")
         self._restart()
 
     def _restart(self) -> None:
-        self.steps = self.pairs = 0
-        self.sums: dict[str, float] = {}
-        self.waited = 0.0
-        self.since = time.perf_counter()
+        self.steps = self.count = self.skipped = 0
+        self.sums: dict[str, Tensor | float] = {}
+        self.waited_before, self.since = self.waited, time.perf_counter()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -38,49 +70,80 @@ class TrainingLog(RunLog):
         yield
         self.waited += time.perf_counter() - start
 
-    def count(self, pairs: int, skipped: int) -> None:
-        """Note a batch of this process: its pairs, and images that could not be read."""
-        self.pairs += pairs
-        self.skipped_images += skipped
-
-    def add(self, losses: dict[str, float]) -> None:
-        """Note a step."""
-        self.steps += 1
-        for name, value in losses.items():
+    def add(self, values: Mapping[str, Tensor | float], count: int, skipped: int = 0) -> None:
+        """Note a step of this process: scalars, how many pairs or images, and images that could not be read."""
+        self.steps, self.count, self.skipped = self.steps + 1, self.count + count, self.skipped + skipped
+        for name, value in values.items():
+            value = value.detach().float() if isinstance(value, Tensor) else value
             self.sums[name] = self.sums.get(name, 0.0) + value
 
-    def write(self, step: int, **counters: int) -> None:
-        """A line for the steps since the last one."""
+    def write(self, step: int, **values: float) -> None:
+        """A line for the steps since the last one; every process must call this."""
+        device = self.accelerator.device
+        sums = [torch.as_tensor(value, dtype=torch.float32, device=device) for value in self.sums.values()]
+        counts = torch.tensor([self.count, self.skipped], dtype=torch.float32, device=device)
+        *totals, count, skipped = self.accelerator.reduce(torch.cat([torch.stack(sums), counts]), "sum").tolist()
+        taken = self.steps * self.accelerator.num_processes
+        self.means = {name: total / taken for name, total in zip(self.sums, totals, strict=True)}
+        self.skipped_images += round(skipped)
         seconds = time.perf_counter() - self.since
-        line = {name: value / self.steps for name, value in self.sums.items()} | {
-            "pairs_per_second": self.pairs * self.accelerator.num_processes / seconds,
-            "share_waiting_for_data": self.waited / seconds,
-            "memory_gib": peak_memory(self.accelerator.device) / 2**30,
+        line = {
+            **self.means,
+            **values,
+            f"{self.unit}_per_second": count / seconds,
+            "share_waiting_for_data": (self.waited - self.waited_before) / seconds,
+            "memory_gib": peak_memory(device) / 2**30,
             "skipped_images": self.skipped_images,
-            **counters,
         }
         self.put(step, "train", line)
         self._restart()
 
-    def write_validation(self, step: int, losses: dict[str, float]) -> None:
-        """A line for the held-out pairs."""
-        self.put(step, "validation", losses)
-        self.say(f"step {step}: held-out total {losses['total']:.4f}, {losses['gap_left']:.2f} of copying's")
+    def put(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
+        """A line of some kind.
 
-    def picture(self, step: int, picture: Tensor) -> None:
-        """An image (1, 3, H, W), in a file and in TensorBoard; other trackers want other shapes: they get curves."""
-        (self.folder / "samples").mkdir(exist_ok=True)
-        save_image(self.folder / "samples" / f"step-{step:08d}.png", picture)
+        Raises:
+            InputError: the file cannot be written.
+        """
+        self.accelerator.log({f"{kind}/{name}": value for name, value in values.items()}, step=step)
+        if self.accelerator.is_main_process:
+            with self._errors():
+                self.file.parent.mkdir(parents=True, exist_ok=True)
+                with self.file.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+
+    def say(self, message: str) -> None:
+        """A line for the reader."""
+        if self.accelerator.is_main_process and not self.quiet:
+            tqdm.write(message)
+
+    def samples(self, step: int, *columns: Tensor) -> None:
+        """Images (B, 3, S, S) side by side, a row for each, in a file and in TensorBoard.
+
+        Other trackers want other shapes: they get curves.
+        """
+        images = torch.stack(columns, 1).flatten(0, 1).float().cpu()
+        grid = make_grid(images, nrow=len(columns), padding=2, pad_value=1.0)[None]
+        save_image(self.file.parent / "samples" / f"step-{step:08d}.png", grid)
         for tracker in self.accelerator.trackers:
             if tracker.name == "tensorboard":
-                tracker.log_images({"samples": picture.cpu().numpy()}, step=step)
+                tracker.log_images({"samples": grid.numpy()}, step=step)
 
     def close(self) -> None:
-        """Let the trackers finish."""
-        self.accelerator.end_training()
+        """Let the trackers finish. Not `end_training`, which would part the processes."""
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise InputError(f"{self.file}: cannot be written ({reason(error)})") from error
 
 
-def picture_grid(*columns: Tensor) -> Tensor:
-    """Batches (B, 3, S, S) side by side, a row for each of their images: (1, 3, H, W)."""
-    images = torch.stack(columns, 1).flatten(0, 1)
-    return make_grid(images.float().cpu(), nrow=len(columns), padding=2, pad_value=1.0)[None]
+def _is_by(line: str, step: int) -> bool:
+    """Whether a line of the log is whole, and of a step up to this one."""
+    try:
+        return int(json.loads(line)["step"]) <= step
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return False

@@ -2,40 +2,36 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
-import yaml
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
-from tqdm import tqdm
 
-from splice_ff.errors import DivergedError, InputError
+from splice_ff.errors import InputError
 from splice_ff.losses import Losses
 from splice_ff.networks.amortized import AmortizedGenerator, GeneratorConfig
 from splice_ff.networks.cross_attention_unet import SIZES
 from splice_ff.one_shot.pipeline import SpliceFF
 from splice_ff.training.batches import Batch, TrainingData
-from splice_ff.training.checkpoints import newest_checkpoint, save_checkpoint
-from splice_ff.training.config import OptimizerConfig, TrainingConfig
-from splice_ff.training.log import TrainingLog, picture_grid
+from splice_ff.training.checkpoints import checkpoint_steps
+from splice_ff.training.config import TrainingConfig
 from splice_ff.training.losses import PairLosses
-from splice_ff.training.runtime import agree, make_accelerator
-from splice_ff.utils.console import noted_signals, progress_bar
-from splice_ff.utils.files import atomic_write, check_place
+from splice_ff.training.runtime import CONFIG, TrainingLoop, make_accelerator, own_folder
+from splice_ff.utils.averaging import move_average, ramped_decay
+from splice_ff.utils.console import noted_signals
+from splice_ff.utils.files import check_place
 from splice_ff.vit.weights import load_backbone
 
-CONFIG = "config.yaml"
-"""In the output folder: the settings of the run whose checkpoints it holds."""
 FIXED = ("generator", "backbone", "seed")
 """Settings that cannot change when a run goes on."""
+LEAST_COPY_LOSS = 1e-3
+"""A ratio to copying means something only where copying costs more."""
 
 
 class Trainer:
@@ -44,49 +40,47 @@ class Trainer:
     Args:
         config: what to train.
         accelerator: devices, processes and precision; made from the config if omitted.
-        quiet: no progress bar.
+        quiet: no progress bar and no messages.
 
     Raises:
         InputError: data, backbone, weights, trackers or an output folder that cannot be used.
     """
 
     def __init__(self, config: TrainingConfig, accelerator: Accelerator | None = None, quiet: bool = False) -> None:
-        self.config, self.quiet = config, quiet
+        self.config = config
         check_place(config.output / CONFIG)
-        run = config.run
+        run, optimizer = config.run, config.optimizer
         self.accelerator = accelerator or make_accelerator(
-            run.precision, run.trackers, config.output, config.optimizer.gradient_accumulation_steps
+            run.precision, run.trackers, config.output, optimizer.gradient_accumulation_steps
         )
         self.device = self.accelerator.device
         set_seed(config.seed)
-        backbone = load_backbone(config.backbone.name, config.backbone.weights).to(self.device)
-        is_mixed = self.accelerator.mixed_precision == "bf16"
-        self.backbone = backbone.with_matmuls_in(torch.bfloat16) if is_mixed else backbone
-        self.original_backbone = backbone
 
+        self.original_backbone = load_backbone(config.backbone.name, config.backbone.weights).to(self.device)
+        is_mixed = self.accelerator.mixed_precision == "bf16"
+        self.backbone = self.original_backbone.with_matmuls_in(torch.bfloat16) if is_mixed else self.original_backbone
         self.generator = self._make_generator().to(self.device)
-        self.generator.unet.checkpointing = config.run.gradient_checkpointing
-        decay = config.optimizer.ema_decay
-        self.average: Any = AveragedModel(self.generator, multi_avg_fn=_ramped_average(decay))
-        if config.run.compile:
+        self.generator.unet.checkpointing = run.gradient_checkpointing
+        self.average = copy.deepcopy(self.generator).requires_grad_(False)
+        """The moving average of the generator's weights, which is what is judged and kept."""
+        if run.compile:
             self.generator.compile()
             self.backbone.compile()
-        adam = torch.optim.AdamW(
-            self.generator.parameters(), betas=(0.9, 0.99), weight_decay=config.optimizer.weight_decay, fused=True
-        )
-        self.model, self.adam = self.accelerator.prepare(self.generator, adam)
-        self.accelerator.register_for_checkpointing(self.average, self)
-        self.pair_losses = PairLosses(config, self.generator, self.backbone)
-        self.step_count = 0
-        self.bad_steps = 0
-        self.bad_in_a_row = 0
-        self.best_total = math.inf
-        self.was_interrupted = False
-        """Whether ctrl-C ended the run; SIGTERM, as schedulers send it, is an ordinary end."""
 
         self.data = TrainingData(config, self.accelerator, quiet)
-        self.log = TrainingLog(config, self.accelerator)  # last: what cannot run leaves no output folder
-        self.log.count(0, self.data.unreadable)
+        adam = torch.optim.AdamW(
+            self.generator.parameters(), betas=(0.9, 0.99), weight_decay=optimizer.weight_decay, fused=True
+        )
+        modules = {"model": self.generator, "average": self.average}
+        self.loop = TrainingLoop(
+            config.output, self.accelerator, modules, adam, optimizer, run,
+            unit="pairs", checkpoint_every=run.checkpoint_every, quiet=quiet,
+            circumstances={} if config.data.streaming else {"images": len(self.data.pairs)},  # type: ignore[arg-type]
+        )  # fmt: skip
+        self.loop.log.skipped_images = self.data.unreadable
+        self.pair_losses = PairLosses(config, self.generator, self.backbone)
+        self.was_interrupted = False
+        """Whether ctrl-C ended the run; SIGTERM, as schedulers send it, is an ordinary end."""
 
     def _make_generator(self) -> AmortizedGenerator:
         settings = self.config.generator
@@ -104,89 +98,60 @@ class Trainer:
         """Train to the last step, from the newest whole checkpoint in the output folder if there is one.
 
         Raises:
-            InputError: the output folder holds a run of something else, or one that cannot be read.
-            DivergedError: too many steps in a row had NaN or infinite gradients; the last good state is kept.
+            InputError: the output folder is another run's, damaged, or takes no files.
+            DivergedError: too many steps in a row had useless gradients; the last good state is kept.
         """
-        config = self.config
-        self._resume()
-        self._write_config()
-        batches = self.data.batches(self.step_count)
-        last_checkpoint = time.monotonic()
-        with noted_signals() as noted, self._bar() as bar:
-            while self.step_count < config.optimizer.steps:
-                losses = self.step(batches)
-                bar.set_postfix({k: f"{v:.3f}" for k, v in losses.items() if k != "learning_rate"}, refresh=False)
-                bar.update()
-                if self._is_due(config.run.log_every):
-                    self.log.write(self.step_count, bad_steps=self.bad_steps)
-                if self._is_due(config.run.validate_every):
-                    self._validate_and_keep_best()
-                if self._is_due(config.run.sample_every):
-                    self._sample()
-                minutes = (time.monotonic() - last_checkpoint) / 60
-                stop, late = agree(self.accelerator, bool(noted), minutes > config.run.checkpoint_minutes)
-                if stop or late or self._is_due(config.run.checkpoint_every):
-                    save_checkpoint(
-                        self.accelerator, config.output, self.step_count, config.run.checkpoints_total_limit
-                    )
-                    last_checkpoint = time.monotonic()
-                if stop:
-                    self.was_interrupted = signal.SIGINT in noted
-                    self.log.say(f"stopped at step {self.step_count}; the same command goes on from there")
-                    break
-                if self.bad_in_a_row >= config.optimizer.max_skipped_steps:
-                    save_checkpoint(
-                        self.accelerator, config.output, self.step_count, config.run.checkpoints_total_limit
-                    )
-                    self.log.close()
-                    raise DivergedError(f"{self.bad_in_a_row} steps in a row without finite gradients; weights kept")
-        self.save_model(config.output / "model")
-        self.log.close()
+        config, loop, run = self.config, self.loop, self.config.run
+        settings, is_started = config.model_dump(mode="json"), bool(checkpoint_steps(config.output))
+        with own_folder(
+            self.accelerator, config.output, settings, fixed=FIXED, is_started=is_started, say=loop.say
+        ), noted_signals() as noted:  # fmt: skip
+            loop.resume()
+            batches = self.data.batches(loop.progress.seen)
+            try:
+                for _ in loop.steps(noted):
+                    self.step(batches)
+                    if loop.is_due(run.validate_every):
+                        self._validate_and_keep_best()
+                    if loop.is_due(run.sample_every):
+                        self._sample()
+                self.save_model(config.output / "model")
+            finally:
+                loop.log.close()
+        self.was_interrupted = signal.SIGINT in noted
 
     def step(self, batches: Iterator[Batch]) -> dict[str, float]:
-        """One update of the weights, from `accumulation` batches.
+        """One update of the weights, from `gradient_accumulation_steps` batches.
 
         Returns:
-            The losses (means over the update and all processes), the norm of the gradient and the learning rate.
+            This process's losses, means over the batches.
         """
-        optimizer = self.config.optimizer
-        learning_rate = learning_rate_at(self.step_count, optimizer)
-        for group in self.adam.param_groups:
-            group["lr"] = learning_rate
+        loop, optimizer = self.loop, self.config.optimizer
+        loop.set_learning_rate()
         sums = torch.zeros(5, device=self.device)
-        norm = torch.zeros(())
+        pairs = skipped = 0
         for _ in range(optimizer.gradient_accumulation_steps):
-            with self.log.waiting():
+            with loop.log.waiting():
                 batch = next(batches)
-            with self.accelerator.accumulate(self.model):
+            with self.accelerator.accumulate(loop.model):
                 losses, distilled = self.losses(batch)
                 self.accelerator.backward(losses.total + distilled)
                 values = (losses.total + distilled, losses.structure, losses.appearance, losses.identity, distilled)
                 sums += torch.stack([v.detach().float() for v in values]) / optimizer.gradient_accumulation_steps
-                if self.accelerator.sync_gradients:
-                    norm = self.accelerator.clip_grad_norm_(self.model.parameters(), optimizer.max_grad_norm)
-                    # Gradients are averages over all processes, so that all of them decide alike.
-                    if math.isfinite(norm.item()):
-                        self.adam.step()
-                        self.average.update_parameters(self.accelerator.unwrap_model(self.model))
-                        self.bad_in_a_row = 0
-                    else:
-                        self.bad_steps, self.bad_in_a_row = self.bad_steps + 1, self.bad_in_a_row + 1
-                    self.adam.zero_grad()
-            self.log.count(len(batch.first), batch.skipped)
-        self.step_count += 1
-        names = ("total", "structure", "appearance", "identity", "distilled")
-        means = dict(zip(names, self.accelerator.reduce(sums, "mean").tolist(), strict=True))
-        found = means | {"gradient_norm": norm.item(), "learning_rate": learning_rate}
-        if not self.config.distill:
-            del found["distilled"]
-        self.log.add(found)
-        return found
+                if self.accelerator.sync_gradients and loop.clip_gradients(sums[0]):
+                    loop.adam.step()
+                    updates = loop.step_count + 1 - loop.progress.skipped_steps
+                    move_average(self.average, self.generator, ramped_decay(optimizer.ema_decay, updates))
+            pairs, skipped = pairs + len(batch.first), skipped + batch.skipped
+        names = ("total", "structure", "appearance", "identity", *(["distilled"] if self.config.distill else []))
+        means = dict(zip(names, sums.tolist(), strict=False))
+        loop.end_step(means, pairs, skipped)
+        return means
 
     def losses(self, batch: Batch) -> tuple[Losses, Tensor]:
         """Splice's losses of a batch, and the weighted distillation terms; see `PairLosses`."""
         with self.accelerator.autocast():
-            return self.pair_losses(self.model, batch, self.step_count)
+            return self.pair_losses(self.loop.model, batch, self.loop.step_count)
 
     # -- judging and keeping ------------------------------------------------------------------------------------
 
@@ -195,133 +160,74 @@ class Trainer:
         """The averaged generator's output: layouts (B, 3, S, S) of `first` with the looks of `second`."""
         with self.accelerator.autocast():
             (structure, _), (appearance, _) = map(self.pair_losses.encode_images, (first, second))
-            return self.average.module(first, structure.structure_features, appearance.cls, appearance.patches).float()
+            return self.average(first, structure.structure_features, appearance.cls, appearance.patches).float()
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Losses of the averaged generator on the held-out pairs, whole and without augmentation.
 
         Returns:
-            Total, structure, appearance and identity; `copy`: the total of the structure image itself; and
-            `gap_left`: total / copy.
+            Total, structure, appearance and identity; `copy`, the total of the structure image itself; and `gap_left`,
+            total / copy, where copying costs anything. Empty if no pair is of two different images.
         """
         loss = self.pair_losses.at(self.config.optimizer.steps)
         sums = torch.zeros(6, device=self.device)
         for first, second in self.data.validation():
             with self.accelerator.autocast():
                 structure, appearance = loss.targets(first, second)
-                found = loss(self.paint(first, second), structure, appearance, self.paint(second, second))
-                copy = loss(first, structure, appearance)
-            terms = (found.total, found.structure, found.appearance, found.identity, copy.total)
+                made = loss(self.paint(first, second), structure, appearance, self.paint(second, second))
+                copied = loss(first, structure, appearance)
+            terms = (made.total, made.structure, made.appearance, made.identity, copied.total)
             sums += torch.stack([*(t.float() for t in terms), sums.new_ones(())]) * len(first)
         *terms, count = self.accelerator.reduce(sums, "sum").tolist()
+        if not count:
+            return {}
         names = ("total", "structure", "appearance", "identity", "copy")
         means = {name: term / count for name, term in zip(names, terms, strict=True)}
-        return means | {"gap_left": means["total"] / max(means["copy"], 1e-12)}
+        return means | ({"gap_left": means["total"] / means["copy"]} if means["copy"] > LEAST_COPY_LOSS else {})
 
     def _validate_and_keep_best(self) -> None:
         if not self.data.has_validation:
             return
-        found = self.validate()
-        self.log.write_validation(self.step_count, found)
-        if found["total"] < self.best_total:
-            self.best_total = found["total"]
-            self.save_model(self.config.output / "best", found)
+        loop, losses = self.loop, self.validate()
+        if not losses:
+            loop.say("no held-out pair is of two different images: nothing to judge by")
+            return
+        loop.log.put(loop.step_count, "validation", losses)
+        ratio = f", {losses['gap_left']:.2f} of copying's" if "gap_left" in losses else ""
+        loop.say(f"step {loop.step_count}: held-out total {losses['total']:.4f}{ratio}")
+        if losses["total"] < loop.progress.results.get("best_total", math.inf):
+            loop.progress.results["best_total"] = losses["total"]
+            self.save_model(self.config.output / "best", losses)
 
     def _sample(self) -> None:
         """An image: structure, appearance and output of the first held-out pairs, a row each."""
         if self.data.has_validation and self.accelerator.is_main_process:
-            first, second = next(self.data.validation())
-            rows = picture_grid(first[:6], second[:6], self.paint(first[:6], second[:6]))
-            self.log.picture(self.step_count, rows)
+            first, second = (images[:6] for images in next(self.data.validation()))
+            self.loop.log.samples(self.loop.step_count, first, second, self.paint(first, second))
 
-    def save_model(self, folder: Path, validation: dict[str, float] | None = None) -> None:
-        """Write the averaged generator as `SpliceFF.from_pretrained` reads it."""
+    def save_model(self, folder: Path, held_out: dict[str, float] | None = None) -> None:
+        """Write the averaged generator, with facts for its card, as `SpliceFF.from_pretrained` reads it."""
         if not self.accelerator.is_main_process:
             return
-        config = self.config
+        data, loss = self.config.data, self.config.loss
         facts = {
-            "steps": self.step_count,
-            "directed pairs seen": 2 * self.step_count * self.data.pairs_a_step,
-            "size of their images": f"{config.data.size} px",
-            "started from": str(config.generator.start_from or "random weights"),
+            "steps": self.loop.step_count,
+            "directed pairs seen": 2 * self.loop.progress.seen,
+            "size of their images": f"{data.size} px",
+            "started from": str(self.config.generator.start_from or "random weights"),
             "data": {
-                "source": str(config.data.source),
-                "split": config.data.split,
-                "labels": config.data.labels or "all",
-                "pairs": config.data.pairs.model_dump(),
+                "source": data.source,
+                "split": data.split,
+                "labels": data.labels or "all",
+                "pairs": data.pairs.model_dump(),
             },
             "loss": {
-                "weights": {k: getattr(config.loss, k) for k in ("structure", "appearance", "identity")},
-                **{f"held-out {k}": v for k, v in (validation or {}).items()},
+                "weights": {name: getattr(loss, name) for name in ("structure", "appearance", "identity")},
+                **{f"held-out {name}": value for name, value in (held_out or {}).items()},
             },
         }
         model = SpliceFF(
-            self.average.module,
-            self.original_backbone,
-            vit_size=self.config.loss.vit_size,
-            size=self.config.data.size,
-            card=facts,
-        )
+            self.average, self.original_backbone, vit_size=loss.vit_size, size=data.size, card=facts
+        )  # fmt: skip
         model.save_pretrained(folder)
-
-    # -- stopping and resuming ----------------------------------------------------------------------------------
-
-    def state_dict(self) -> dict[str, Any]:
-        """Counters, for accelerate's checkpoint."""
-        return {k: getattr(self, k) for k in ("step_count", "bad_steps", "bad_in_a_row", "best_total")}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """What `state_dict` gave."""
-        for key, value in state.items():
-            setattr(self, key, value)
-
-    def _resume(self) -> None:
-        checkpoint = newest_checkpoint(self.config.output)
-        if checkpoint is None:
-            return
-        file, now = self.config.output / CONFIG, self.config.model_dump(mode="json")
-        try:
-            settings = yaml.safe_load(file.read_text(encoding="utf-8"))
-            before = {section: settings[section] for section in FIXED}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{file}: missing or damaged, and it says what the checkpoints beside it are of; put it back, or "
-                "choose another output"
-            ) from error
-        for section in FIXED:
-            if before[section] != now[section]:
-                raise InputError(f"{self.config.output}: holds a run with another {section} ({before[section]})")
-        self.accelerator.load_state(str(checkpoint))
-        self.log.say(f"going on from step {self.step_count} ({checkpoint})")
-
-    def _write_config(self) -> None:
-        if self.accelerator.is_main_process:
-            text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
-            atomic_write(self.config.output / CONFIG, lambda file: file.write_text(text, encoding="utf-8"))
-
-    def _is_due(self, every: int) -> bool:
-        return self.step_count % every == 0 or self.step_count == self.config.optimizer.steps
-
-    def _bar(self) -> tqdm:  # type: ignore[type-arg]
-        hidden = self.quiet or not self.accelerator.is_main_process
-        return progress_bar(self.config.optimizer.steps, "step", hidden, self.step_count)
-
-
-def learning_rate_at(step: int, settings: OptimizerConfig) -> float:
-    """Linear warm-up to the configured rate, then half a cosine to 0 at the last step."""
-    warmup = settings.warmup_steps
-    if step < warmup:
-        return settings.learning_rate * (step + 1) / (warmup + 1)
-    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, settings.steps - warmup)))
-
-
-def _ramped_average(decay: float) -> Any:
-    """Moving average over fewer steps at first: the initial weights should not linger."""
-
-    @torch.no_grad()
-    def average(averaged: Any, current: Any, count: Tensor) -> None:
-        steps = int(count)
-        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + steps) / (10 + steps)))
-
-    return average

@@ -68,7 +68,7 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], object]) 
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
 def checkpoints_dir() -> Path:
@@ -88,7 +88,7 @@ def _replaceable(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make the new name last through a loss of power, where the system can do that."""
     with contextlib.suppress(OSError):  # Windows opens no folders, some file systems do not sync them
         descriptor = os.open(folder, os.O_RDONLY)

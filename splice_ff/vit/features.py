@@ -94,8 +94,8 @@ class ViTFeatures(nn.Module):
             raise TypeError(f"{type(vit).__name__} is not a plain ViT (timm's VisionTransformer or Eva)")
         self.vit: Any = vit.eval().requires_grad_(False)
         self.spec = spec
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", _per_channel(mean), persistent=False)
+        self.register_buffer("std", _per_channel(std), persistent=False)
 
     @classmethod
     def from_name(cls, name: str, weights: str | None = None) -> ViTFeatures:
@@ -265,6 +265,11 @@ class ViTFeatures(nn.Module):
         patches = F.interpolate(patches, mode="bicubic", antialias=how.antialias, **target)
         patches = rearrange(patches, "1 d h w -> 1 (h w) d").to(positions.dtype)
         return torch.cat([positions[:, :prefix], patches], 1)
+
+
+def _per_channel(values: Sequence[float]) -> Tensor:
+    """(1, 3, 1, 1), whatever the caller's default dtype and device."""
+    return torch.tensor(values, dtype=torch.float32, device="cpu").view(1, 3, 1, 1)
 
 
 def _project(attention: Any, x: Tensor, facet: str) -> Tensor:

@@ -20,11 +20,13 @@ from torch import Tensor, nn
 
 from splice_ff.errors import HubError, WeightsError, first_line
 from splice_ff.utils.hub import cached_file, hub_file
+from splice_ff.utils.machine import plain_torch
 from splice_ff.vit.features import UNUSED, ViTFeatures
 from splice_ff.vit.files import check_weights, find_config, read_config, weights_file
 from splice_ff.vit.spec import BACKBONES, BUNDLED, BackboneSpec
 
 
+@plain_torch()
 def load_backbone(name: str, weights: str | Path | None = None) -> ViTFeatures:
     """A frozen backbone by short name, timm name, bundled checkpoint or folder.
 
@@ -42,6 +44,7 @@ def load_backbone(name: str, weights: str | Path | None = None) -> ViTFeatures:
         raise HubError(f"{error}. Two ways on: --weights FILE, or the bundled --backbone {BUNDLED}") from error
 
 
+@plain_torch()
 def load_default_backbone(name: str) -> tuple[ViTFeatures, str | None]:
     """The backbone `name`, or the bundled one where official weights are neither cached nor reachable.
 

@@ -236,7 +236,7 @@ def test_one_shot_and_refine():
     assert method.model.backbone is backbone  # not loaded once more
     assert method.settings == {"model": "pets-tiny", "sha256": method.model.fingerprint}
     painted = method("", structure, appearance)
-    assert (painted.image - method.model(structure, appearance)).abs().max() == 0
+    assert (painted.image - method.model.paint(structure, method.model.embed(appearance))).abs().max() == 0
     assert painted.identity().shape == appearance.shape
     refined = parse_method("one-shot+refine:1", backbone, "pets-tiny")
     assert refined.name == "one-shot+refine:1"

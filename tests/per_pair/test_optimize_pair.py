@@ -1,13 +1,13 @@
 """`optimize_pair`: what goes in, what comes out, and that nothing else counts."""
 
 import threading
-from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.ambience import AMBIENCES
 
 from splice_ff import PRESETS, InputError, optimize_pair
 
@@ -113,26 +113,6 @@ def test_what_cannot_be_used_is_named(arrays, backbone, change, says):
     given = {"structure": arrays[0], "appearance": arrays[1], "backbone": backbone, **OPTIONS} | change
     with pytest.raises(InputError, match=says):
         optimize_pair(**given)
-
-
-@contextmanager
-def default_dtype(dtype):
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-AMBIENCES = {
-    "float64": lambda: default_dtype(torch.float64),
-    "bfloat16": lambda: default_dtype(torch.bfloat16),
-    "meta device": lambda: torch.device("meta"),
-    "no_grad": torch.no_grad,
-    "inference_mode": torch.inference_mode,
-    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
-}
 
 
 @pytest.mark.parametrize("ambience", AMBIENCES.values(), ids=AMBIENCES)

@@ -25,7 +25,7 @@ class Places(torch.utils.data.Dataset):
 
 
 def read(rank, world, batches, start=0, workers=0):
-    sampler = InfiniteBatchSampler(7, 2 * world, steps_taken=start, rank=rank, world_size=world)
+    sampler = InfiniteBatchSampler(7, 2 * world, start=start * 2 * world, rank=rank, world_size=world)
     loader = DataLoader(Places(), batch_sampler=sampler, num_workers=workers, collate_fn=list)
     return [place for batch, _ in zip(loader, range(batches), strict=False) for place in batch]
 
@@ -40,7 +40,7 @@ def test_processes_share_every_epoch_without_overlap_or_loss(world):
 @pytest.mark.parametrize("per_step", [1, 2, 5, 6])
 def test_parts_of_a_step_are_disjoint_and_make_it_up(per_step):
     samplers = [
-        InfiniteBatchSampler(7, per_step, accumulation=2, steps_taken=1, rank=rank, world_size=2) for rank in (0, 1)
+        InfiniteBatchSampler(7, per_step, accumulation=2, start=per_step, rank=rank, world_size=2) for rank in (0, 1)
     ]
     batches = [samplers[rank].part(batch) for batch in (0, 1) for rank in (0, 1)]
     assert [place for batch in batches for place in batch] == list(range(per_step))
@@ -54,6 +54,13 @@ def test_workers_do_not_change_the_order():
 
 def test_a_resumed_run_gets_what_would_have_come():
     assert read(1, 2, 5, start=3) == read(1, 2, 8)[6:]
+
+
+def test_a_run_resumed_with_another_batch_size_misses_nothing():
+    before = read(0, 1, 3)
+    after = InfiniteBatchSampler(7, 5, start=len(before))
+    items = [place for batch, _ in zip(after, range(2), strict=False) for place in batch]
+    assert before + items == [divmod(i, 7) for i in range(16)]
 
 
 @pytest.fixture

@@ -18,8 +18,9 @@ from splice_ff import InputError
 from splice_ff.errors import DivergedError
 from splice_ff.losses import SpliceLoss
 from splice_ff.one_shot.pipeline import SpliceFF
-from splice_ff.training.config import OptimizerConfig
-from splice_ff.training.trainer import Trainer, learning_rate_at
+from splice_ff.training.checkpoints import checkpoint_steps
+from splice_ff.training.trainer import Trainer
+from splice_ff.utils.schedules import warmed_up
 from splice_ff.vit.inputs import ViTInput
 
 CURVES = ("total", "structure", "appearance", "identity", "gradient_norm", "learning_rate")
@@ -60,7 +61,8 @@ def test_a_run_lowers_the_losses_and_leaves_everything(start):
     assert {*CURVES, "pairs_per_second", "share_waiting_for_data", "memory_gib", "skipped_images"} <= {*line}
     with Image.open(output / "samples" / "step-00000040.png") as picture:
         assert picture.size == (3 * 34 + 2, 2 * 34 + 2)  # structure, appearance, output of two pairs
-    assert sorted(p.name for p in (output / "checkpoints").iterdir()) == ["step-00000038", "step-00000040"]
+    *older, last, newest = checkpoint_steps(output)
+    assert (last, newest) == (38, 40) and len(older) <= 2 and older[0] <= 30  # from before a possible divergence
     made = [SpliceFF.from_pretrained(output / name, backbone=trainer.original_backbone) for name in ("best", "model")]
     picture = torch.rand(1, 3, 32, 32)
     first, second = next(trainer.data.validation())
@@ -107,8 +109,8 @@ def test_accumulation_equals_a_larger_batch(start):
         ("parts", ["optimizer.gradient_accumulation_steps=2"]),
     ):
         trainer = start("optimizer.max_grad_norm=1e9", *overrides, name=name)
-        seen = trainer.step(trainer.data.batches(0))
-        gradients.append((seen["total"], seen["gradient_norm"]))
+        losses = trainer.step(trainer.data.batches(0))
+        gradients.append((losses["total"], trainer.loop.gradient_norm))
     assert gradients[0] == pytest.approx(gradients[1], rel=1e-4)
 
 
@@ -119,7 +121,7 @@ def test_resumed_curve_is_the_unbroken_ones(start):
     step = broken.step
 
     def die(batches):
-        if broken.step_count == 5:
+        if broken.loop.step_count == 5:
             raise RuntimeError("power cut")
         return step(batches)
 
@@ -131,10 +133,10 @@ def test_resumed_curve_is_the_unbroken_ones(start):
     expected, found = (log_lines(t.config.output) for t in (unbroken, resumed))
     assert list(found) == list(range(1, 9))
     for step_count, key in itertools.product(found, CURVES):
-        assert found[step_count][key] == pytest.approx(expected[step_count][key], rel=1e-5, abs=1e-7)
-    torch.testing.assert_close(weights(resumed), weights(unbroken))
+        assert found[step_count][key] == expected[step_count][key]
+    assert torch.equal(weights(resumed), weights(unbroken))
     a, b = (log_lines(t.config.output, "validation")[8]["total"] for t in (unbroken, resumed))
-    assert a == pytest.approx(b, rel=1e-5)
+    assert a == b
 
 
 def test_kill_9_leaves_whole_checkpoints_and_the_run_goes_on(start, tmp_path):
@@ -148,8 +150,8 @@ def test_kill_9_leaves_whole_checkpoints_and_the_run_goes_on(start, tmp_path):
         time.sleep(0.2)
     process.kill()
     process.wait()
-    trainer._resume()
-    taken = trainer.step_count
+    trainer.loop.resume()
+    taken = trainer.loop.step_count
     assert taken >= 6 and taken % 2 == 0
     assert trainer.step(trainer.data.batches(taken))["total"] > 0
 
@@ -159,19 +161,19 @@ def test_sigterm_saves_and_ends_cleanly(start):
     step = trainer.step
 
     def signalled(batches):
-        if trainer.step_count == 2:
+        if trainer.loop.step_count == 2:
             os.kill(os.getpid(), signal.SIGTERM)
         return step(batches)
 
     before = signal.getsignal(signal.SIGTERM)
     trainer.step = signalled
     trainer.run()
-    assert trainer.step_count == 3 and not trainer.was_interrupted
+    assert trainer.loop.step_count == 3 and not trainer.was_interrupted
     assert (trainer.config.output / "checkpoints" / "step-00000003").is_dir()
     assert signal.getsignal(signal.SIGTERM) == before
     again = start()
-    again._resume()
-    assert again.step_count == 3
+    again.loop.resume()
+    assert again.loop.step_count == 3
 
 
 def poison(trainer, steps):
@@ -179,7 +181,7 @@ def poison(trainer, steps):
 
     def poisoned(batch):
         found, distilled = losses(batch)
-        return found, distilled + (float("nan") if trainer.step_count in steps else 0) * found.total
+        return found, distilled + (float("nan") if trainer.loop.step_count in steps else 0) * found.total
 
     trainer.losses = poisoned
 
@@ -192,25 +194,24 @@ def test_a_nan_step_is_skipped_and_counted(start):
     trainer.step = lambda batches: (step(batches), seen.append(weights(trainer)))[0]
     trainer.run()
     assert torch.equal(seen[0], seen[1]) and not torch.equal(seen[1], seen[2])
-    assert trainer.bad_steps == 1 and torch.isfinite(weights(trainer)).all()
-    assert log_lines(trainer.config.output)[3]["bad_steps"] == 1
+    assert trainer.loop.progress.skipped_steps == 1 and torch.isfinite(weights(trainer)).all()
+    assert log_lines(trainer.config.output)[3]["skipped_steps"] == 1
 
 
 def test_many_bad_steps_in_a_row_end_the_run_with_good_weights(start):
     trainer = start("optimizer.max_skipped_steps=3")
-    poison(trainer, range(2, 100))
-    with pytest.raises(DivergedError, match="3 steps in a row"):
+    poison(trainer, range(5, 100))
+    with pytest.raises(DivergedError, match=r"3 steps in a row.*goes on from step 2"):
         trainer.run()
-    assert trainer.step_count == 5
+    assert trainer.loop.step_count == 8
     again = start("optimizer.max_skipped_steps=3")
-    again._resume()
-    assert again.step_count == 5 and torch.isfinite(weights(again)).all()
-    torch.testing.assert_close(weights(again), weights(trainer))
+    again.loop.resume()
+    assert again.loop.step_count == 2 and torch.isfinite(weights(again)).all()
 
 
 def test_another_generator_cannot_go_on_from_a_run(start):
     start("optimizer.steps=2").run()
-    with pytest.raises(InputError, match="another generator"):
+    with pytest.raises(InputError, match=r"other settings .generator"):
         start("generator.context=cls+patches").run()
 
 
@@ -223,7 +224,7 @@ def test_checkpoints_without_their_settings_are_refused(start, damage):
         file.unlink()
     else:
         file.write_bytes({"text": b"words", "yaml": b"a: [", "bytes": b"\xff"}[damage])
-    with pytest.raises(InputError, match=r"config\.yaml: missing or damaged.*choose another output"):
+    with pytest.raises(InputError, match=r"config\.yaml: (missing|damaged).*choose another (output|folder)"):
         start("optimizer.steps=4").run()
 
 
@@ -255,15 +256,14 @@ def test_a_run_can_start_from_a_trained_generator(start):
     first.run()
     second = start(f"generator.start_from={first.config.output / 'model'}", name="second")
     torch.testing.assert_close(
-        weights(second), torch.cat([p.flatten() for p in first.average.module.parameters()]), atol=1e-3, rtol=1e-2
+        weights(second), torch.cat([p.flatten() for p in first.average.parameters()]), atol=1e-3, rtol=1e-2
     )
     with pytest.raises(InputError, match="another kind"):
         start(f"generator.start_from={first.config.output / 'model'}", "generator.size=small", name="third")
 
 
 def test_learning_rate_warms_up_and_falls_to_zero():
-    settings = OptimizerConfig(steps=100, warmup_steps=10, learning_rate=1.0)
-    rates = [learning_rate_at(step, settings) for step in range(101)]
+    rates = [warmed_up(1.0, step, 10, 100) for step in range(101)]
     assert rates[0] < rates[5] < rates[10] == 1.0
     assert rates[55] == pytest.approx(0.5) and rates[100] == pytest.approx(0)
     assert all(b <= a for a, b in itertools.pairwise(rates[10:]))
@@ -273,7 +273,7 @@ def test_learning_rate_warms_up_and_falls_to_zero():
 def test_precisions_and_checkpointing_train(start, precision):
     trainer = start(f"run.precision={precision}", "run.gradient_checkpointing=true")
     seen = trainer.step(trainer.data.batches(0))
-    assert seen["gradient_norm"] > 0 and trainer.bad_steps == 0
+    assert seen["total"] > 0 and trainer.loop.gradient_norm > 0 and trainer.loop.progress.skipped_steps == 0
 
 
 def test_streams_train(start, tmp_path):
