@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+import typer
 import yaml
 from PIL import Image
 from support.extras import EXTRAS, PROJECT
@@ -23,6 +24,7 @@ from splice_ff.cli import app
 from splice_ff.images import save_image
 
 ROOT = Path(__file__).parents[1]
+COMMANDS = typer.main.get_command(app).commands
 PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]
 NOTEBOOK = "examples/splice_ff.ipynb"
 TINY_TRAINING = [
@@ -132,6 +134,8 @@ def test_block_runs(block, folder, names, monkeypatch):
 def run_line(words):
     """Run one shell command, or check what cannot be run in a test."""
     match words:
+        case ["splice-ff", ("app" | "export") as command, *rest]:  # tests/app/ and tests/onnx/ run them
+            COMMANDS[command].make_context(command, rest)
         case ["splice-ff", command, *rest]:
             run_command(command, rest)
         case ["accelerate", "launch", *rest]:
