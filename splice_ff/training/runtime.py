@@ -140,6 +140,12 @@ class TrainingLoop:
         """Whether something that happens every so many steps, and after the last one, happens now."""
         return self.step_count % every == 0 or self.is_done
 
+    @property
+    def is_sane(self) -> bool:
+        """Whether the last step was of use and left finite weights: only then is there something to judge and keep."""
+        weights = (p for module in self.state.modules.values() for p in module.parameters())
+        return not self.skipped_in_a_row and all(torch.isfinite(p).all() for p in weights)
+
     # -- a run ----------------------------------------------------------------------------------------------------
 
     def resume(self) -> bool:
@@ -182,9 +188,8 @@ class TrainingLoop:
                     return
 
     def save(self) -> None:
-        """Write a checkpoint, unless the last step was skipped or has ruined the weights."""
-        weights = [p for module in self.state.modules.values() for p in module.parameters()]
-        if self.skipped_in_a_row or not all(torch.isfinite(p).all() for p in weights):
+        """Write a checkpoint, if the run is sane."""
+        if not self.is_sane:
             return
         save_checkpoint(self.accelerator, self.folder, self.state)
         if self.accelerator.is_main_process:

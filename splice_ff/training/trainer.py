@@ -6,6 +6,7 @@ import copy
 import math
 import signal
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -187,9 +188,10 @@ class Trainer:
         return means | ({"gap_left": means["total"] / means["copy"]} if means["copy"] > LEAST_COPY_LOSS else {})
 
     def _validate_and_keep_best(self) -> None:
-        if not self.data.has_validation:
+        loop = self.loop
+        if not self.data.has_validation or not loop.is_sane:
             return
-        loop, losses = self.loop, self.validate()
+        losses = self.validate()
         if not losses:
             loop.say("no held-out pair is of two different images: nothing to judge by")
             return
@@ -202,9 +204,12 @@ class Trainer:
 
     def _sample(self) -> None:
         """An image: structure, appearance and output of the first held-out pairs, a row each."""
-        if self.data.has_validation and self.accelerator.is_main_process:
-            first, second = (images[:6] for images in next(self.data.validation()))
-            self.loop.log.samples(self.loop.step_count, first, second, self.paint(first, second))
+        if not self.data.has_validation or not self.accelerator.is_main_process:
+            return
+        for first, second in islice(self.data.validation(), 1):
+            painted = self.paint(first[:6], second[:6])
+            if painted.isfinite().all():
+                self.loop.log.samples(self.loop.step_count, first[:6], second[:6], painted)
 
     def save_model(self, folder: Path, held_out: dict[str, float] | None = None) -> None:
         """Write the averaged generator, with facts for its card, as `SpliceFF.from_pretrained` reads it."""
