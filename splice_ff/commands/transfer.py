@@ -49,6 +49,9 @@ def transfer(
     strength: Strength = 1.0,
     size: Size = None,
     precision: Precision = "fp32",
+    runtime: Annotated[
+        str, typer.Option(help="torch, or onnx: starts in a second; --model is then a folder by `splice-ff export`.")
+    ] = "torch",
     refine: Annotated[
         int, typer.Option(min=0, help="Per-pair steps that start from the one-shot image; 100 take a while.")
     ] = 0,
@@ -72,6 +75,12 @@ def transfer(
         check_writable(output, check_readable(structure))
         for path in paths:
             check_readable(path)
+        if runtime != "torch":
+            _check_runtime(runtime, look, precision, refine, backbone, backbone_weights, device)
+            _transfer_without_torch(structure, paths, output, model, weight, strength, size)
+            if not quiet:
+                say(str(output))
+            return
 
         from splice_ff.images import save_image
         from splice_ff.one_shot.tokens_file import load_look
@@ -97,6 +106,45 @@ def transfer(
         save_image(output, made, alpha=picture.alpha, settings=facts)
         if not quiet:
             say(str(output))
+
+
+def _check_runtime(runtime: str, *for_torch: object) -> None:
+    """Raise InputError unless the runtime is known and can do what was asked for."""
+    if runtime != "onnx":
+        raise InputError(f"unknown runtime '{runtime}'; use torch or onnx")
+    if any(value not in (None, 0, "fp32") for value in for_torch):
+        raise InputError(
+            "--runtime onnx paints in one pass only: no --look, --precision, --refine, --backbone, --backbone-weights "
+            "or --device"
+        )
+
+
+def _transfer_without_torch(
+    structure: Path,
+    appearances: list[Path],
+    output: Path,
+    model: str,
+    weight: list[float] | None,
+    strength: float,
+    size: int | None,
+) -> None:
+    from splice_ff import __version__
+    from splice_ff.images.encode import write_image
+    from splice_ff.onnx.runner import OnnxSpliceFF
+
+    runner = OnnxSpliceFF(Path(model).expanduser())
+    image = runner(structure, *appearances, weights=weight, size=size, strength=strength)
+    facts = {
+        "splice_ff": __version__,
+        "model": model,
+        "model_sha256": runner.card["model_sha256"],
+        "runtime": "onnx",
+        "size": str(size or runner.card["size"]),
+        "strength": f"{strength:g}",
+        "structure": structure.name,
+        "appearance": ", ".join(path.name for path in appearances),
+    }
+    write_image(output.expanduser(), image, facts)
 
 
 def _check_arguments(

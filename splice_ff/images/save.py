@@ -4,31 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
-from PIL.PngImagePlugin import PngInfo
+from PIL import Image
 from torch import Tensor
 
 from splice_ff.errors import ImageError, InputError
-from splice_ff.images.formats import check_writable, format_for
-from splice_ff.utils.files import reason, write_file
+from splice_ff.images.encode import WITH_ALPHA, write_image
+from splice_ff.images.formats import format_for
 
 OutputType: TypeAlias = Literal["pil", "np", "pt"]
 """As in diffusers: a PIL image, an array (H, W, C), or a tensor (C, H, W)."""
 
-WITH_ALPHA = {"PNG", "WEBP", "TIFF", "AVIF"}
-WITH_EXIF = {"JPEG", "WEBP", "TIFF", "AVIF"}
-QUALITY: dict[str, dict[str, Any]] = {
-    "JPEG": {"quality": 95, "subsampling": 0},
-    "WEBP": {"quality": 95},
-    "AVIF": {"quality": 90},
-}
 OVERSHOOT = 1.0
 """How far beyond [0, 1] values may lie and be clamped; further off, they are of another range, such as [0, 255]."""
 
@@ -59,28 +50,10 @@ def save_image(
             than the format holds, or a place that takes no file.
     """
     path = Path(path).expanduser()
-    image_format = format_for(path)
-    image = Image.fromarray(_to_bytes(f"{path}: not written", rgb, alpha if image_format in WITH_ALPHA else None))
-    check_writable(path, (image.height, image.width))
-    options = dict(QUALITY.get(image_format, {}))
-    # A file's name may hold bytes that are no text.
-    facts = {key: str(value).encode("utf-8", "replace").decode() for key, value in (settings or {}).items()}
-    if facts and image_format == "PNG":
-        options["pnginfo"] = PngInfo()
-        for key, value in facts.items():
-            options["pnginfo"].add_text(key, value)
-    elif facts and image_format in WITH_EXIF:
-        description = "; ".join(f"{key}={value}" for key, value in facts.items())
-        options["exif"] = Image.Exif()
-        # Bytes, as Pillow replaces letters outside ASCII; cut, as JPEG holds at most 64 KiB of EXIF.
-        options["exif"][ExifTags.Base.ImageDescription] = description.encode()[:60_000]
-    file = BytesIO()
-    try:
-        image.save(file, format=image_format, **options)
-        write_file(path, file.getvalue())
-    except (OSError, ValueError) as error:
-        raise ImageError(f"{path}: cannot be written ({reason(error)}); choose another name or folder") from error
-    return path
+    has_alpha = format_for(path) in WITH_ALPHA
+    return write_image(
+        path, Image.fromarray(_to_bytes(f"{path}: not written", rgb, alpha if has_alpha else None)), settings
+    )
 
 
 def check_output_type(output_type: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from PIL import Image
 
 from splice_ff.errors import CheckpointError, InputError, first_line
 from splice_ff.images.decode import decode_image
+from splice_ff.images.formats import MIN_SIDE
 from splice_ff.onnx.files import CARD, FORMAT, GRAPHS
 from splice_ff.utils.extras import need
 
@@ -65,22 +67,28 @@ class OnnxSpliceFF:
         """Appearance tokens (1, M, C) of an image (1, 3, H, W) in [0, 1]."""
         return self._run("encode", vit_input=self._vit_input(appearance))
 
-    def paint(self, structure: Array, tokens: Array, size: int | None = None) -> Array:
+    def paint(self, structure: Array, tokens: Array, size: int | None = None, strength: float = 1.0) -> Array:
         """The structure image (1, 3, H, W) in [0, 1] with the look of `tokens` (1, M, C), at its own size.
 
         Args:
             structure: float32.
             tokens: from `embed`.
             size: shorter side, in pixels, at which the network works; the model's default if None.
+            strength: between the structure image's own look (0) and the given one (1).
 
         Raises:
-            InputError: tokens of another shape.
+            InputError: tokens of another shape, or a size that is too small.
         """
         if list(tokens.shape) != [1, *self.card["tokens"]]:
             raise InputError(f"appearance tokens of shape {tokens.shape}; this model's are (1, *{self.card['tokens']})")
+        if size is not None and size < MIN_SIDE:
+            raise InputError(f"size must be at least {MIN_SIDE} pixels, not {size}")
         full_size = structure.shape[-2:]
         working = _resize_shorter_side(structure, size or self.card["size"])
         vit_input = self._vit_input(working)
+        if strength < 1:
+            own = self._run("encode", vit_input=vit_input)
+            tokens = own + np.float32(strength) * (tokens - own)
         h, w = working.shape[-2:]
         padded = _pad(working, self.card["stride"])
         output = self._run("paint", structure=padded, vit_input=vit_input, tokens=tokens)[..., :h, :w]
@@ -90,19 +98,34 @@ class OnnxSpliceFF:
             return _resize(output, full_size, BICUBIC).clip(0, 1)
         return self._run("upsample", output=output, structure=working, full=structure)
 
-    def __call__(self, structure: Any, appearance: Any, size: int | None = None) -> Image.Image:
-        """Paint the structure image with the look of the appearance image.
+    def __call__(
+        self,
+        structure: Any,
+        *appearances: Any,
+        weights: Sequence[float] | None = None,
+        size: int | None = None,
+        strength: float = 1.0,
+    ) -> Image.Image:
+        """Paint the structure image with the look of the appearance image, or of several mixed.
 
         Args:
-            structure, appearance: paths, PIL images, or arrays (H, W, 3) of uint8 or of float in [0, 1].
-            size: as for `paint`.
+            structure, appearances: paths, PIL images, or arrays (H, W, 3) of uint8 or of float in [0, 1].
+            weights: of the appearance images in the mix, not negative; all alike if None.
+            size, strength: as for `paint`.
 
         Returns:
             A PIL image of the structure image's size, with its alpha.
+
+        Raises:
+            InputError: an image, weights or a size that cannot be used.
         """
         image = decode_image(structure)
-        tokens = self.embed(decode_image(appearance).rgb[None])
-        output = self.paint(image.rgb[None], tokens, size)[0]
+        shares = np.asarray(weights or [1.0] * len(appearances), np.float32)
+        if not (shares.min() >= 0 and 0 < shares.sum() < np.inf):
+            raise InputError(f"weights must not be negative, nor all 0: {', '.join(map(str, shares))}")
+        looks = [self.embed(decode_image(appearance).rgb[None]) for appearance in appearances]
+        tokens = np.tensordot(shares / shares.sum(), np.stack(looks), 1)
+        output = self.paint(image.rgb[None], tokens, size, strength)[0]
         if image.alpha is not None:
             output = np.concatenate([output, image.alpha])
         return Image.fromarray(np.rint(output.clip(0, 1) * 255).astype(np.uint8).transpose(1, 2, 0))
@@ -125,7 +148,9 @@ def _read_card(file: Path) -> dict[str, Any]:
             raise CheckpointError(f"{file}: format '{card['format']}', expected '{FORMAT}'; export the model again")
         return card
     except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read; name a folder that `splice-ff export` wrote") from error
+        raise CheckpointError(
+            f"{file}: cannot be read; name a folder that `splice-ff export MODEL -o FOLDER` wrote"
+        ) from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         if isinstance(error, CheckpointError):
             raise

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.one_shot_model import picture
+from typer.testing import CliRunner
 
+from splice_ff.cli import app
 from splice_ff.errors import CheckpointError, InputError
+from splice_ff.images import load_image, save_image
 
 onnx = pytest.importorskip("onnx", reason="needs the extra [onnx]")
 pytest.importorskip("onnxscript", reason="needs the extra [onnx]")
@@ -84,3 +87,51 @@ def test_another_format_and_other_tokens_are_refused(exported, tmp_path):
         OnnxSpliceFF(tmp_path / "copy")
     with pytest.raises(InputError, match="appearance tokens of shape"):
         OnnxSpliceFF(exported).paint(picture(0).numpy(), np.zeros((1, 2, 3), np.float32))
+    image = np.zeros((32, 32, 3), np.uint8)
+    with pytest.raises(InputError, match="weights must not be negative"):
+        OnnxSpliceFF(exported)(image, image, image, weights=[0, 0])
+    with pytest.raises(InputError, match="size must be at least 16"):
+        OnnxSpliceFF(exported)(image, image, size=0)
+
+
+def test_transfer_paints_through_it_without_torch(model, exported, tmp_path):
+    for i in range(3):
+        save_image(tmp_path / f"{i}.png", picture(i, 60, 50))
+    program = "import sys; sys.modules['torch'] = None\nfrom splice_ff.cli import main\nmain()"
+    command = [
+        sys.executable,
+        "-c",
+        program,
+        "transfer",
+        "0.png",
+        "1.png",
+        "2.png",
+        "-o",
+        "out.png",
+        "--runtime",
+        "onnx",
+    ]
+    options = ["--model", str(exported), "--weight", "3", "--weight", "1", "--strength", "0.5"]
+    done = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    tokens = model.mix([model.embed(load_image(tmp_path / f"{i}.png").rgb) for i in (1, 2)], [3, 1])
+    expected = model.paint(load_image(tmp_path / "0.png").rgb, tokens, strength=0.5)
+    output = load_image(tmp_path / "out.png").rgb
+    assert (output - expected).abs().max() < 0.01
+    with Image.open(tmp_path / "out.png") as image:
+        assert image.text["runtime"] == "onnx" and image.text["strength"] == "0.5"
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--runtime", "jax"], "unknown runtime 'jax'"),
+        (["--runtime", "onnx", "--refine", "5"], "paints in one pass only"),
+        (["--runtime", "onnx", "--model", "nowhere"], "`splice-ff export MODEL -o FOLDER`"),
+    ],
+)
+def test_what_it_cannot_do_is_said(tmp_path, options, reason):
+    files = [str(save_image(tmp_path / f"{i}.png", picture(i))) for i in range(2)]
+    result = CliRunner().invoke(app, ["transfer", *files, "-o", str(tmp_path / "out.png"), *options])
+    assert result.exit_code == 2 and reason in " ".join(result.stderr.split())
+    assert not (tmp_path / "out.png").exists()
