@@ -1,6 +1,7 @@
 import os
 import resource
 import signal
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -139,23 +140,25 @@ def test_permissions_follow_the_umask(tmp_path):
 # A write is whole or an error
 
 
-@pytest.fixture
+@contextmanager
 def full_disk():
-    """A disk that takes 1000 bytes a file and no more, for the system's own reasons."""
+    """A disk that takes 1000 bytes a file and no more, for the system's own reasons; pytest's own output too."""
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1][1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before[1])
-    signal.signal(signal.SIGXFSZ, before[0])
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before[1])
+        signal.signal(signal.SIGXFSZ, before[0])
 
 
 @pytest.mark.parametrize("suffix", [*LOSSLESS, *LOSSY])
 @pytest.mark.parametrize("is_new", [True, False])
-def test_a_full_disk_keeps_the_old_image(tmp_path, suffix, is_new, request):
+def test_a_full_disk_keeps_the_old_image(tmp_path, suffix, is_new):
     path, image = tmp_path / f"a{suffix}", torch.rand(3, 64, 64)
     old = None if is_new else save_image(path, image).read_bytes()
-    request.getfixturevalue("full_disk")
-    message = complaint(save_image, path, image)
+    with full_disk():
+        message = complaint(save_image, path, image)
     assert f"a{suffix}: cannot be written (File too large)" in message
     assert os.listdir(tmp_path) == ([] if is_new else [path.name])
     assert is_new or path.read_bytes() == old
