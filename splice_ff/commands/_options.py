@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -88,7 +89,7 @@ def errors(debug: bool) -> Iterator[None]:
     except KeyboardInterrupt as error:
         raise typer.Exit(130) from error
     except Exception as error:
-        message = out_of_memory(error)
+        message = out_of_memory(error) or builds_differ(error)
         if debug or not message:
             raise
         say(f"error: {message}")
@@ -108,6 +109,14 @@ def out_of_memory(error: BaseException, side: int | None = None) -> str | None:
         return None
     at, size = (f" at {side} pixels", f"--size {max(64, side // 2)}") if side else ("", "a smaller --size")
     return f"out of memory{at}; try {size}, or a smaller --backbone"
+
+
+def builds_differ(error: BaseException) -> str | None:
+    """What to say of the error that importing torchvision gives beside a torch of another build; None of any other."""
+    if not str(error).startswith("operator torchvision::"):
+        return None
+    versions = " and ".join(f"{name} {version(name)}" for name in ("torch", "torchvision"))
+    return f"{versions} do not fit together; install both with one pip command, from one index"
 
 
 def say(message: str) -> None:

@@ -1,11 +1,13 @@
 """`splice-ff demo` paints the example pair where it is called, and never replaces a file that is not its own."""
 
 import pytest
+import typer
 from PIL import Image
 from typer.testing import CliRunner
 
 import splice_ff
 from splice_ff.cli import app
+from splice_ff.commands._options import errors
 from splice_ff.commands.demo import APPEARANCE, PAINTED, STRUCTURE
 
 
@@ -36,3 +38,10 @@ def test_a_place_that_takes_no_file_is_one_line(tmp_path):
 def test_version():
     result = CliRunner().invoke(app, ["--version"])
     assert result.exit_code == 0 and result.stdout == f"splice-ff {splice_ff.__version__}\n"
+
+
+def test_torch_and_torchvision_of_different_builds_are_one_line(capsys):
+    with pytest.raises(typer.Exit) as ended, errors(debug=False):
+        raise RuntimeError("operator torchvision::nms does not exist")  # as importing torchvision says it then
+    said = capsys.readouterr().err
+    assert ended.value.exit_code == 2 and said.count("\n") == 1 and "do not fit together" in said
