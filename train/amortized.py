@@ -20,7 +20,7 @@ def main(
     debug: bool = False,
 ) -> None:
     """The same as `splice-ff train CONFIG`, for `accelerate launch`."""
-    train(config, overrides, debug=debug)
+    train(str(config), overrides, debug=debug)
 
 
 if __name__ == "__main__":

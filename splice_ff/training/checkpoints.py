@@ -1,7 +1,7 @@
 """Checkpoints of a training run, from which it goes on as if it had not stopped.
 
 A checkpoint is a folder `step-…` of safetensors and JSON, formats that cannot run code; accelerate's own checkpoints
-are pickles in part. `state.json` lists the SHA-256 of every other file; what it does not list is not read. The folder
+can, in part. `state.json` lists the SHA-256 of every other file; what it does not list is not read. The folder
 gets its name once all of its files lie on the disk: one called `step-…` is whole unless it was damaged later.
 """
 

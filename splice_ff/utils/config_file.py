@@ -16,6 +16,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from splice_ff.errors import InputError, first_line
+from splice_ff.utils.bundled import bundled_dir
 from splice_ff.utils.files import reason
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -110,6 +111,21 @@ def _read(path: Path, most: int) -> bytes:
     if len(content) > most:
         raise InputError(f"{path}: larger than {most // 2**10} KiB: not a file of settings")
     return content
+
+
+def find_config(name: str | Path) -> Path:
+    """A file by its path, or one of the configs that come with splice-ff by its name, without suffix.
+
+    Raises:
+        InputError: neither; the line lists the names.
+    """
+    path = Path(os.path.expanduser(name))
+    if path.exists():
+        return path
+    known = {file.stem: file for file in sorted(bundled_dir("configs").glob("*.yaml"))}
+    if str(name) in known:
+        return known[str(name)]
+    raise InputError(f"{name}: no such file, nor a config that comes with splice-ff: {', '.join(known)}")
 
 
 def parse_yaml(text: str) -> Any:

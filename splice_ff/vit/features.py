@@ -163,9 +163,7 @@ class ViTFeatures(nn.Module):
 
         twin = copy.deepcopy(self)
         twin.fingerprint = self.fingerprint  # rounding does not change whose weights they are
-        for module in twin.vit.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                module.to(dtype)
+        store_matrices_in(twin, dtype)
         return twin
 
     def forward(
@@ -265,6 +263,13 @@ class ViTFeatures(nn.Module):
         patches = F.interpolate(patches, mode="bicubic", antialias=how.antialias, **target)
         patches = rearrange(patches, "1 d h w -> 1 (h w) d").to(positions.dtype)
         return torch.cat([positions[:, :prefix], patches], 1)
+
+
+def store_matrices_in(backbone: ViTFeatures, dtype: torch.dtype) -> None:
+    """Convert the weights of a backbone's matrix products; see `ViTFeatures.with_matmuls_in`."""
+    for module in backbone.vit.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.to(dtype)
 
 
 def _per_channel(values: Sequence[float]) -> Tensor:

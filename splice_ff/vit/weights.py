@@ -60,27 +60,47 @@ def load_default_backbone(name: str) -> tuple[ViTFeatures, str | None]:
         )
 
 
+@plain_torch()
+def backbone_without_weights(name: str) -> ViTFeatures:
+    """A backbone with the shapes that `load_backbone` would give it, on the meta device where timm can make it there.
+
+    Raises:
+        WeightsError: unknown name, or a damaged folder.
+    """
+    make, statistics, spec, where = _architecture(name)
+    return _features(lambda: _without_weights(make), statistics, spec, where)
+
+
 def _load(name: str, weights: str | Path | None = None) -> ViTFeatures:
     """`load_backbone`, whose HubError does not name the ways on."""
-    make: Callable[[], nn.Module]
-    statistics: dict[str, Any] | None
+    make, statistics, spec, where = _architecture(name)
+    config_file = find_config(name)
+    source = weights or (config_file.parent if config_file else None)
+    state, file = _read(source) if source else _read_from_hub(spec)
+    backbone = _features(lambda: _without_weights(make), statistics, spec, where)
+    _load_into(backbone.vit, state, file)
+    return backbone
+
+
+def _architecture(name: str) -> tuple[Callable[[], nn.Module], dict[str, Any] | None, BackboneSpec, str]:
+    """What makes a backbone's ViT, its images' mean and spread if not timm's, what is known of it, and for errors."""
     if config_file := find_config(name):
         config = read_config(config_file)
-        spec, where = config.spec(config_file.parent.name), str(config_file)
-        make, statistics = partial(VisionTransformer, weight_init="skip", **config.arguments()), config.model_dump()
-        state, file = _read(weights or config_file.parent)
-    else:
-        spec, where = _registered(name), f"backbone '{name}'"
-        make, statistics = partial(timm.create_model, spec.timm_name, pretrained=False, num_classes=0), None
-        state, file = _read(weights) if weights else _read_from_hub(spec)
+        make = partial(VisionTransformer, weight_init="skip", **config.arguments())
+        return make, config.model_dump(), config.spec(config_file.parent.name), str(config_file)
+    spec = _registered(name)
+    return partial(timm.create_model, spec.timm_name, pretrained=False, num_classes=0), None, spec, f"backbone '{name}'"
+
+
+def _features(
+    make: Callable[[], nn.Module], statistics: dict[str, Any] | None, spec: BackboneSpec, where: str
+) -> ViTFeatures:
     try:
-        vit: Any = _without_weights(make)
+        vit: Any = make()
         statistics = statistics or vit.pretrained_cfg
-        backbone = ViTFeatures(vit, statistics["mean"], statistics["std"], spec)
+        return ViTFeatures(vit, statistics["mean"], statistics["std"], spec)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:  # another kind of model, or odd numbers
         raise WeightsError(f"{where}: {first_line(error)}") from error
-    _load_into(vit, state, file)
-    return backbone
 
 
 def read_state(file: Path) -> dict[str, Tensor]:
