@@ -183,10 +183,12 @@ def _export(module: nn.Module, inputs: Mapping[str, Tensor], output: str, file: 
 
     free = torch.export.Dim.DYNAMIC
     shapes = {name: {2: free, 3: free} if value.ndim == 4 else {} for name, value in inputs.items()}
-    level = logging.getLogger("torch.onnx").level
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    levels = [logger.level for logger in loggers]
     with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own business
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
         traced = Path(scratch) / "graph.onnx"
         try:
             torch.onnx.export(
@@ -195,7 +197,8 @@ def _export(module: nn.Module, inputs: Mapping[str, Tensor], output: str, file: 
                 external_data=False, verbose=False,
             )  # fmt: skip
         finally:
-            logging.getLogger("torch.onnx").setLevel(level)
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
         graph = onnx.load(traced)
     if precision == "fp16":
         halve_weights(graph)
