@@ -59,6 +59,20 @@ def test_the_script_is_there(site, tmp_path):
     assert "splice-ff 0." in run(site, tmp_path, site / "bin" / "splice-ff", "--version")
 
 
+def test_every_help_text_names_only_what_the_wheel_has(site, tmp_path):
+    program = (
+        "from typer.testing import CliRunner\nfrom splice_ff.cli import app\n"
+        "for command in app.registered_commands:\n"
+        "    name = command.name or command.callback.__name__\n"
+        "    result = CliRunner().invoke(app, [name, '--help'])\n"
+        "    assert result.exit_code == 0 and 'Usage' in result.stdout, name\n"
+        "    print(result.stdout)"
+    )
+    text = run(site, tmp_path, sys.executable, "-c", program)
+    only_in_the_tree = re.findall(r"\b(?:train|eval|docs|tests|examples)(?:/[\w.-]+)+|-m eval\.\w+", text)
+    assert not only_in_the_tree
+
+
 def test_it_brings_models_configs_and_types(site):
     package = site / "splice_ff"
     for name in ("checkpoints/vit_mini/model.safetensors", "checkpoints/pets-tiny/model.safetensors", "py.typed"):
