@@ -144,7 +144,7 @@ def parse_yaml(text: str) -> Any:
                 return None
             if _count(node, {}) > MAX_VALUES:
                 raise InputError(f"more than {MAX_VALUES} values")
-            return loader.construct_document(node)
+            return _unshared(loader.construct_document(node))
         finally:
             loader.dispose()
     except RecursionError as error:
@@ -168,6 +168,13 @@ def _count(node: yaml.Node, known: dict[int, int]) -> int:
         known[id(node)] = MAX_VALUES + 1  # for a node that holds itself
         known[id(node)] = 1 + sum(_count(child, known) for child in _children(node))
     return known[id(node)]
+
+
+def _unshared(value: Any) -> Any:
+    """A copy in which aliases are values of their own: replacing one must not replace the others."""
+    if isinstance(value, dict):
+        return {key: _unshared(item) for key, item in value.items()}
+    return [_unshared(item) for item in value] if isinstance(value, list) else value
 
 
 def _children(node: yaml.Node) -> Iterator[yaml.Node]:

@@ -19,7 +19,7 @@ def launch(processes, home, *program):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *program]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=240,
-        env={"PATH": "", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
+        env={"PATH": "", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
              "HF_DATASETS_CACHE": str(home / "cache"), "HOME": str(home)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
@@ -31,7 +31,9 @@ def train(processes, config, *overrides):
 
 @pytest.fixture
 def config(tmp_path, vit_state):
-    return write_run(tmp_path / "job", vit_state, optimizer__steps=3, optimizer__max_grad_norm=1e9)
+    return write_run(
+        tmp_path / "job", vit_state, optimizer__steps=3, optimizer__max_grad_norm=1e9, loss__identity_every=4
+    )
 
 
 def test_two_processes_equal_one_with_the_doubled_batch(config):

@@ -159,3 +159,15 @@ def _pretraining(folder):
 
 def test_aliases_are_understood():
     assert parse_yaml("a: &x {b: 1}\nc: *x\nd: {<<: *x, e: 2}") == {"a": {"b": 1}, "c": {"b": 1}, "d": {"b": 1, "e": 2}}
+
+
+def test_overriding_one_alias_leaves_the_others(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "output: out\nimages: {source: photos}\ndino: {optimizer: &o {steps: 10}}\n"
+        "distillation: {teacher: open_nsfw, optimizer: *o}\n",
+        encoding="utf-8",
+    )
+    config = read_settings(PretrainingConfig, path, ["dino.optimizer.steps=3"])
+    assert config.distillation is not None and config.dino is not None
+    assert (config.dino.optimizer.steps, config.distillation.optimizer.steps) == (3, 10)
