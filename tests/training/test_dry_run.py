@@ -65,15 +65,12 @@ def test_the_work_is_that_of_a_step(tmp_path, vit_state):
     assert (estimate.steps, estimate.images) == (8, 2 * 4 * 8)
 
 
-def test_memory_follows_the_batch_precision_and_checkpointing(tmp_path, vit_state):
+def test_memory_follows_the_batch_and_checkpointing(tmp_path, vit_state):
     path = write_run(tmp_path / "job", vit_state)
     size = ["data.size=96", "loss.vit_size=96", "optimizer.batch_size=8"]
     whole = dry_run(read_config(path, *size)).peak_memory
     assert dry_run(read_config(path, *size, "optimizer.batch_size=16")).peak_memory > 1.6 * whole
     assert dry_run(read_config(path, *size, "run.gradient_checkpointing=true")).peak_memory < 0.9 * whole
-    assert dry_run(read_config(path, *size, "run.precision=bf16")).peak_memory < whole
-    accumulated = dry_run(read_config(path, *size, "optimizer.gradient_accumulation_steps=3"))
-    assert accumulated.peak_memory == whole and accumulated.images == 3 * 2 * 8 * 8
 
 
 def test_the_command_says_what_a_run_takes_and_leaves_nothing(tmp_path):
