@@ -28,7 +28,7 @@ CELL = 2.1
 """Inches that an image's longer side takes in a grid."""
 THUMBNAIL_SIDE = 640
 """Longer side, in pixels, of images in figures; more would not be seen."""
-LINES = 15
+LINES = 16
 """How many of the most similar matches are also joined by a line; more would hide the images."""
 TITLES = {"self_similarity": "self-similarity"}
 """Names of facets in figures, where they are not those in options."""

@@ -85,7 +85,7 @@ def transfer(
         from splice_ff.images import save_image
         from splice_ff.one_shot.tokens_file import load_look
 
-        picture = load(structure, quiet)
+        image = load(structure, quiet)
         others = [load(path, quiet) for path in paths]
         splice = load_model(model, backbone, backbone_weights, device, precision)
         facts = facts_of(model, splice, size, paths, weight) | {
@@ -97,13 +97,13 @@ def transfer(
             facts |= {k: v for k, v in look_facts.items() if k in ("appearance", "weights")} | {"look": look.name}
         else:
             if not quiet:
-                _warn_of_weak_matches(splice, picture, paths, others)
+                _warn_of_weak_matches(splice, image, paths, others)
             tokens = embed_images(splice, others, weight)
         if refine:
-            _refine(splice, picture, others[0], output, refine, size, facts, quiet)
+            _refine(splice, image, others[0], output, refine, size, facts, quiet)
             return
-        made = splice.paint(picture.rgb, tokens, size=size, strength=strength)
-        save_image(output, made, alpha=picture.alpha, settings=facts)
+        made = splice.paint(image.rgb, tokens, size=size, strength=strength)
+        save_image(output, made, alpha=image.alpha, settings=facts)
         if not quiet:
             say(str(output))
 

@@ -64,7 +64,10 @@ def read_pairs(source: Path) -> list[PairFiles]:
     else:
         raise InputError(f"{source}: not a list of pairs; name a folder of pair folders, a .csv or a .jsonl")
     if not pairs:
-        raise InputError(f"{source}: no pairs in it")
+        raise InputError(
+            f"{source}: no pairs in it: a pair is a folder with structure.* and appearance.* (for a folder of images, "
+            "`splice-ff batch` takes --look)"
+        )
     return pairs
 
 

@@ -21,7 +21,7 @@ SIGMA = (0.1, 2.0)
 KERNEL = 9
 
 
-def crops(pictures: Tensor, size: int, area: tuple[float, float], views: ViewsConfig, generator: Generator) -> Tensor:
+def crops(pixels: Tensor, size: int, area: tuple[float, float], views: ViewsConfig, generator: Generator) -> Tensor:
     """A random resized crop of each image, mirrored half of the time, with a little jitter and sometimes a blur.
 
     Args:
@@ -34,11 +34,11 @@ def crops(pictures: Tensor, size: int, area: tuple[float, float], views: ViewsCo
     Returns:
         (B, 3, size, size) float32 in [0, 1], on the images' device.
     """
-    count, device = len(pictures), pictures.device
-    boxes = random_boxes(count, pictures.shape[-1], area, generator).to(device)
+    count, device = len(pixels), pixels.device
+    boxes = random_boxes(count, pixels.shape[-1], area, generator).to(device)
     indexed = torch.cat([torch.arange(count, device=device)[:, None], boxes], 1)
     # Averages as many samples as an output pixel covers: crops are scaled down without aliasing.
-    images = roi_align(pictures.float() / 255, indexed, [size, size], sampling_ratio=-1, aligned=True)
+    images = roi_align(pixels.float() / 255, indexed, [size, size], sampling_ratio=-1, aligned=True)
     mirrored = torch.rand(count, generator=generator).to(device) < 0.5
     images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
     factors = 1 + views.jitter * (2 * torch.rand(3, count, generator=generator) - 1)

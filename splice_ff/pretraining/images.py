@@ -16,7 +16,7 @@ from splice_ff.pretraining.config import ImagesConfig
 from splice_ff.utils.seeding import seeded_generator
 
 
-class HeldPictures:
+class HeldImages:
     """Squares of all images, `pixels` (N, 3, side, side) uint8, and their `labels`, None where there are none.
 
     Raises:

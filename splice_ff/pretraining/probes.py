@@ -23,7 +23,7 @@ PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 
 @torch.inference_mode()
-def cls_tokens(backbone: ViTFeatures, pictures: Tensor, size: int | None = None, batch_size: int = 64) -> Tensor:
+def cls_tokens(backbone: ViTFeatures, pixels: Tensor, size: int | None = None, batch_size: int = 64) -> Tensor:
     """Deepest [CLS] after the ViT's final norm, (N, D) float32 on the CPU.
 
     Args:
@@ -34,7 +34,7 @@ def cls_tokens(backbone: ViTFeatures, pictures: Tensor, size: int | None = None,
     """
     size = size or backbone.vit.patch_embed.img_size[0]
     device, found = backbone.mean.device, []
-    for batch in pictures.split(batch_size):
+    for batch in pixels.split(batch_size):
         images = batch.to(device).float() / 255
         images = TF.resize(images, [size, size], InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
         cls = backbone(images, cls=True).cls
@@ -44,7 +44,7 @@ def cls_tokens(backbone: ViTFeatures, pictures: Tensor, size: int | None = None,
 
 
 @torch.inference_mode()
-def noise_response(backbone: ViTFeatures, pictures: Tensor, size: int = VIT_SIZE) -> dict[str, float]:
+def noise_response(backbone: ViTFeatures, pixels: Tensor, size: int = VIT_SIZE) -> dict[str, float]:
     """How far uniform noise of +-`NOISE` moves what the losses compare, as a share of the way to another image.
 
     Args:
@@ -57,7 +57,7 @@ def noise_response(backbone: ViTFeatures, pictures: Tensor, size: int = VIT_SIZE
         those between each image and the next; `contrast`: the latter for self-similarity, not as a share.
     """
     generator, found = torch.Generator().manual_seed(0), []
-    for batch in pictures[: len(pictures) // 2 * 2].split(16):  # no batch of one
+    for batch in pixels[: len(pixels) // 2 * 2].split(16):  # no batch of one
         images = TF.resize(batch.float() / 255, [size, size], antialias=True)
         noise = NOISE * (2 * torch.rand(images.shape, generator=generator) - 1)
         distances = []
@@ -72,10 +72,10 @@ def noise_response(backbone: ViTFeatures, pictures: Tensor, size: int = VIT_SIZE
     return {"cls": cls / cls_between, "keys": keys / keys_between, "contrast": keys_between}
 
 
-def color_statistics(pictures: Tensor) -> Tensor:
+def color_statistics(pixels: Tensor) -> Tensor:
     """Mean and spread of L*, a*, b* of images (N, 3, S, S) uint8: (N, 6)."""
     found = []
-    for batch in pictures.split(64):
+    for batch in pixels.split(64):
         spread, mean = torch.std_mean(rgb_to_lab(batch.cpu().float() / 255), (-2, -1), correction=0)
         found.append(torch.cat([mean, spread], 1))
     return torch.cat(found)
@@ -131,10 +131,10 @@ def _ridge(x: Tensor, y: Tensor, count: int, penalty: float) -> Tensor:
     return (x[count:] - x_mean) @ torch.linalg.solve(gram, a.T @ b) + y_mean
 
 
-def measure(features: Tensor, pictures: Tensor, labels: Sequence[str] | None) -> dict[str, float]:
+def measure(features: Tensor, pixels: Tensor, labels: Sequence[str] | None) -> dict[str, float]:
     """What a training run notes of held-out images: `knn` where there are labels, `color` and `spread` (R^2)."""
     references = round(REFERENCES * len(features))
-    told = r_squared(features, color_statistics(pictures), references)
+    told = r_squared(features, color_statistics(pixels), references)
     found = {} if labels is None else {"knn": knn_accuracy(features, labels, references)}
     return found | {"color": told[:3].mean().item(), "spread": told[3:].mean().item()}
 

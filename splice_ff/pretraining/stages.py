@@ -14,7 +14,7 @@ from splice_ff.pretraining.config import DinoConfig, DistillationConfig, Optimiz
 from splice_ff.pretraining.crops import crops
 from splice_ff.pretraining.dino import Dino
 from splice_ff.pretraining.distillation import Distillation
-from splice_ff.pretraining.images import HeldPictures
+from splice_ff.pretraining.images import HeldImages
 from splice_ff.pretraining.student import Student
 from splice_ff.pretraining.teachers import Teacher
 from splice_ff.utils.schedules import cosine, linear
@@ -40,10 +40,10 @@ class Stage(Protocol):
     def product(self) -> Student:
         """The ViT that is kept."""
 
-    def measure(self, pictures: HeldPictures) -> None:
+    def measure(self, images: HeldImages) -> None:
         """Before the first step: what has to be known of the data."""
 
-    def losses(self, model: nn.Module, pictures: Tensor, step: int, generator: Generator) -> Mapping[str, Tensor]:
+    def losses(self, model: nn.Module, images: Tensor, step: int, generator: Generator) -> Mapping[str, Tensor]:
         """Of a batch (B, 3, side, side) uint8, through the prepared `model`; `total` is to be lowered."""
 
     def before_update(self, step: int) -> None:
@@ -71,24 +71,24 @@ class DistillationStage:
         """The student, or its moving average."""
         return self.module.product
 
-    def crops(self, pictures: Tensor, generator: Generator) -> Tensor:
+    def crops(self, images: Tensor, generator: Generator) -> Tensor:
         """(B, 3, S, S) of one of the sizes."""
         sizes = self.settings.sizes or (_size(self.product),)
         size = sizes[int(torch.randint(len(sizes), (), generator=generator))]
-        return crops(pictures, size, self.settings.area, self.config.views, generator)
+        return crops(images, size, self.settings.area, self.config.views, generator)
 
-    def measure(self, pictures: HeldPictures) -> None:
+    def measure(self, images: HeldImages) -> None:
         """Means and spreads of the targets."""
         generator = seeded_generator(self.config.seed, 0)
-        batches = [self.crops(batch, generator) for batch in _sample(pictures, self.config.seed)]
+        batches = [self.crops(batch, generator) for batch in _sample(images, self.config.seed)]
         self.module.measure(batches, fit_heads=self.config.student.start_from is not None)
 
-    def losses(self, model: nn.Module, pictures: Tensor, step: int, generator: Generator) -> Mapping[str, Tensor]:
+    def losses(self, model: nn.Module, images: Tensor, step: int, generator: Generator) -> Mapping[str, Tensor]:
         """See `Distillation`."""
         epsilon = 0.0
         if (adversary := self.settings.adversary) is not None:
             epsilon = linear(*adversary.epsilon, step, round(adversary.rise * self.optimizer.steps)) / 255
-        return model(self.crops(pictures, generator), epsilon)
+        return model(self.crops(images, generator), epsilon)
 
     def before_update(self, step: int) -> None:
         """Nothing to do."""
@@ -113,24 +113,24 @@ class DinoStage:
         """The teacher: "it has better performance than the student throughout the training" (section 3.1)."""
         return self.module.teacher
 
-    def views(self, pictures: Tensor, generator: Generator) -> list[Tensor]:
+    def views(self, images: Tensor, generator: Generator) -> list[Tensor]:
         """Two global views, then the local ones."""
         settings, size = self.settings, _size(self.product)
         kinds = [(size, settings.global_area)] * 2 + [(settings.local_size, settings.local_area)] * settings.local_views
-        return [crops(pictures, side, area, self.config.views, generator) for side, area in kinds]
+        return [crops(images, side, area, self.config.views, generator) for side, area in kinds]
 
-    def measure(self, pictures: HeldPictures) -> None:
+    def measure(self, images: HeldImages) -> None:
         """Means and spreads of the targets."""
         generator, size = seeded_generator(self.config.seed, 0), _size(self.product)
-        batches = _sample(pictures, self.config.seed)
+        batches = _sample(images, self.config.seed)
         self.module.measure(
             [crops(batch, size, self.settings.global_area, self.config.views, generator) for batch in batches]
         )
 
-    def losses(self, model: nn.Module, pictures: Tensor, step: int, generator: Generator) -> Mapping[str, Tensor]:
+    def losses(self, model: nn.Module, images: Tensor, step: int, generator: Generator) -> Mapping[str, Tensor]:
         """See `Dino`."""
         warmup = round(self.settings.temperature_warmup * self.optimizer.steps)
-        return model(self.views(pictures, generator), linear(*self.settings.teacher_temperature, step, warmup))
+        return model(self.views(images, generator), linear(*self.settings.teacher_temperature, step, warmup))
 
     def before_update(self, step: int) -> None:
         """The prototypes keep still at first ("freeze last layer", appendix)."""
@@ -147,7 +147,7 @@ def _size(student: Student) -> int:
     return int(student.vit.patch_embed.img_size[0])
 
 
-def _sample(pictures: HeldPictures, seed: int) -> list[Tensor]:
+def _sample(images: HeldImages, seed: int) -> list[Tensor]:
     """Some batches; the same in every process."""
-    size = min(64, len(pictures))
-    return list(islice(pictures.batches(size, 0, seed), -(-min(MEASURED, len(pictures)) // size)))
+    size = min(64, len(images))
+    return list(islice(images.batches(size, 0, seed), -(-min(MEASURED, len(images)) // size)))

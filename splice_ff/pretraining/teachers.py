@@ -8,15 +8,12 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from huggingface_hub import hf_hub_download, hf_hub_url
 from torch import Tensor, nn
 
-from splice_ff.errors import InputError
+from splice_ff.errors import HubError, InputError, first_line
 from splice_ff.pretraining import efficientnet_lite
 from splice_ff.pretraining.open_nsfw import CHANNELS, MEAN, STD, load_open_nsfw
-from splice_ff.utils.hub import ask_hub
-from splice_ff.vit.spec import BackboneSpec
-from splice_ff.vit.weights import cached_weights
+from splice_ff.utils.hub import hub_file
 
 STAGES = 4
 """How many of the deepest feature maps are used, as far as the model has so many."""
@@ -96,8 +93,7 @@ def load_teacher(name: str, weights: Path | None = None, size: int | None = None
             name, pretrained=True, features_only=True, pretrained_cfg_overlay={"file": str(file)}, **_any_size(name)
         )
     except Exception as error:  # timm and torch raise whatever does not fit
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise InputError(f"teacher '{name}' with {file}: {reason}") from error
+        raise InputError(f"teacher '{name}' with {file}: {first_line(error)}") from error
     config = model.pretrained_cfg
     return Teacher(model, model.feature_info.channels(), config["mean"], config["std"], size)
 
@@ -112,14 +108,9 @@ def _from_hub(name: str) -> Path:
     config = timm.get_pretrained_cfg(name)
     if config is None or not config.hf_hub_id:
         raise InputError(f"teacher '{name}' has no weights on the hub: give distillation.weights, a file")
-    if (cached := cached_weights(BackboneSpec.of(name))) is not None:
-        return cached
     try:
-        # One short question: the download retries for minutes.
-        ask_hub(hf_hub_url(config.hf_hub_id, "model.safetensors"))
-        return Path(hf_hub_download(config.hf_hub_id, "model.safetensors"))
-    except Exception as error:  # the HTTP client under huggingface_hub, and with it the exceptions, vary
+        return hub_file(config.hf_hub_id, "model.safetensors")
+    except HubError as error:
         raise InputError(
-            f"weights of teacher '{name}' are not cached and could not be downloaded ({type(error).__name__}): give "
-            "distillation.weights, a file, or take the teacher 'open_nsfw'"
+            f"weights of teacher '{name}' {error}: give distillation.weights, a file, or take the teacher 'open_nsfw'"
         ) from error

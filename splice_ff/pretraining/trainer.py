@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from splice_ff.errors import InputError
 from splice_ff.pretraining.config import PretrainingConfig
-from splice_ff.pretraining.images import HeldPictures
+from splice_ff.pretraining.images import HeldImages
 from splice_ff.pretraining.probes import cls_tokens, measure
 from splice_ff.pretraining.scales import loss_scales
 from splice_ff.pretraining.stages import DinoStage, DistillationStage, Stage
@@ -62,8 +62,8 @@ def pretrain(config: PretrainingConfig, quiet: bool = False) -> bool:
     if config.distillation is not None:
         taught = config.distillation
         teacher = load_teacher(taught.teacher, taught.weights, taught.teacher_size).to(device)
-    images = HeldPictures(config.images, device, quiet=quiet)
-    probe = None if config.probe is None else HeldPictures(config.images, device, config.probe.split, quiet)
+    images = HeldImages(config.images, device, quiet=quiet)
+    probe = None if config.probe is None else HeldImages(config.images, device, config.probe.split, quiet)
     settings = config.model_dump(mode="json")
     started = [name for name in STAGES if checkpoint_steps(config.output / name)]
     with own_folder(
@@ -84,7 +84,7 @@ class StageRun:
     """One stage, from its newest whole checkpoint or its beginning to its last step."""
 
     def __init__(
-        self, config: PretrainingConfig, stage: Stage, images: HeldPictures, probe: HeldPictures | None, quiet: bool
+        self, config: PretrainingConfig, stage: Stage, images: HeldImages, probe: HeldImages | None, quiet: bool
     ) -> None:
         self.config, self.stage, self.images, self.probe = config, stage, images, probe
         self.folder = config.output / stage.name

@@ -186,7 +186,9 @@ class TrainingData:
         if not mix.across or len(wanted & set(labels or ())) > 1:
             return mix
         if not self.quiet:
-            log.warning("%s has not two labels: pairs across labels become pairs of any two images of it", split)
+            log.warning(
+                "%s has fewer than two labels, so pairs across labels become pairs of any two of its images", split
+            )
         return mix.model_copy(update={"across": 0.0, "within": mix.within + mix.across})
 
     def _streamable(self, features: Mapping[str, Any]) -> PairMix:

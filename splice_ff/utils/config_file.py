@@ -213,15 +213,26 @@ def _set(values: dict[str, Any], override: str) -> None:
 
 
 def _describe(model: type[BaseModel], error: ValidationError) -> str:
-    return "; ".join(dict.fromkeys(_describe_fault(model, fault) for fault in error.errors()))
+    unknown: dict[tuple[str, ...], list[str]] = {}
+    faults: dict[str, None] = {}
+    for fault in error.errors():
+        if fault["type"] == "extra_forbidden":  # those of one section share one list of the known ones
+            unknown.setdefault(_place(fault)[:-1], []).append(".".join(_place(fault)))
+        else:
+            faults[_describe_fault(model, fault)] = None
+    for section, names in unknown.items():
+        faults[f"{', '.join(names)}: unknown setting. Known: {', '.join(_settings_in(model, section))}"] = None
+    return "; ".join(faults)
+
+
+def _place(fault: Mapping[str, Any]) -> tuple[str, ...]:
+    """Sections and name; where a value may be of several types, pydantic adds the type's name."""
+    return tuple(part for part in map(str, fault["loc"]) if part not in ("int", "float", "str") and "[" not in part)
 
 
 def _describe_fault(model: type[BaseModel], fault: Mapping[str, Any]) -> str:
-    # Where a value may be of several types, pydantic adds the type's name to its place.
-    path = [part for part in map(str, fault["loc"]) if part not in ("int", "float", "str") and "[" not in part]
+    path = _place(fault)
     where = ".".join(path)
-    if fault["type"] == "extra_forbidden":
-        return f"{where}: unknown setting. Known: {', '.join(_settings_in(model, path[:-1]))}"
     if fault["type"] == "missing":
         return f"{where}: missing"
     if fault["type"] == "model_type":

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from splice_ff.errors import InputError, WeightsError
 from splice_ff.utils.config_file import Section, checked, read_json
 from splice_ff.utils.files import checkpoints_dir, reason
-from splice_ff.vit.spec import BUNDLED, BackboneSpec, LossWeights
+from splice_ff.vit.spec import BackboneSpec, LossWeights
 
 Pixels = Annotated[int, Field(ge=1, le=4096)]
 Positive = Annotated[float, Field(gt=0)]
@@ -70,12 +70,13 @@ class ViTConfig(Section):
 
 
 def find_config(name: str) -> Path | None:
-    """The config.json of the bundled backbone or of a checkpoint folder; None if the name is of neither.
+    """The config.json of a bundled backbone or of a checkpoint folder; None if the name is of neither.
 
     Raises:
         WeightsError: a folder without one, or a path to nothing.
     """
-    folder = checkpoints_dir() / name if name == BUNDLED else Path(name)
+    bundled = checkpoints_dir() / name
+    folder = bundled if len(Path(name).parts) == 1 and bundled.is_dir() else Path(name)
     file = folder / "config.json"
     if file.is_file():
         return file

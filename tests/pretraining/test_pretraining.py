@@ -20,7 +20,7 @@ from splice_ff.errors import DivergedError
 from splice_ff.pretraining import trainer as loop
 from splice_ff.pretraining.config import PretrainingConfig
 from splice_ff.pretraining.distillation import patch_layers
-from splice_ff.pretraining.images import HeldPictures
+from splice_ff.pretraining.images import HeldImages
 from splice_ff.pretraining.stages import DinoStage, DistillationStage
 from splice_ff.pretraining.student import architecture, make_student, save_backbone
 from splice_ff.pretraining.teachers import load_teacher
@@ -94,7 +94,7 @@ def start(config, name):
             config.distillation.teacher, config.distillation.weights, config.distillation.teacher_size
         )
         stage = DistillationStage(config, config.distillation, student, teacher)
-    pictures = HeldPictures(config.images, device, quiet=True)
+    pictures = HeldImages(config.images, device, quiet=True)
     return StageRun(config, stage, pictures, None, quiet=True)
 
 
@@ -209,7 +209,7 @@ def test_gradients_that_are_not_finite_change_nothing_and_end_the_run(config, mo
 
 
 def test_every_picture_comes_once_an_epoch(config):
-    pictures = HeldPictures(config().images, torch.device("cpu"), quiet=True)
+    pictures = HeldImages(config().images, torch.device("cpu"), quiet=True)
     pictures.pixels = torch.arange(12, dtype=torch.uint8).view(-1, 1, 1, 1)
     batches = pictures.batches(4, 0, seed=3)
     epochs = [torch.cat([next(batches) for _ in range(3)]).flatten().tolist() for _ in range(2)]

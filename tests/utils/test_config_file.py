@@ -10,7 +10,7 @@ import torch
 from splice_ff import InputError
 from splice_ff.pretraining.config import PretrainingConfig
 from splice_ff.training.config import TrainingConfig
-from splice_ff.utils.config_file import parse_yaml, read_settings
+from splice_ff.utils.config_file import Section, parse_yaml, read_settings
 from splice_ff.utils.machine import peak_memory
 
 BASIS = "output: out\ndata: {source: photos}\noptimizer: {steps: 10}\n"
@@ -171,3 +171,17 @@ def test_overriding_one_alias_leaves_the_others(tmp_path):
     config = read_settings(PretrainingConfig, path, ["dino.optimizer.steps=3"])
     assert config.distillation is not None and config.dino is not None
     assert (config.dino.optimizer.steps, config.distillation.optimizer.steps) == (3, 10)
+
+
+def test_unknown_settings_of_a_section_share_one_list(tmp_path):
+    class Inner(Section):
+        size: int = 1
+
+    class Outer(Section):
+        inner: Inner = Inner()
+
+    file = tmp_path / "config.yaml"
+    file.write_text("inner: {sise: 2, with: 3}\n")
+    with pytest.raises(InputError) as caught:
+        read_settings(Outer, file)
+    assert str(caught.value) == f"{file}: inner.sise, inner.with: unknown setting. Known: size"
