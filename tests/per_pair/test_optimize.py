@@ -212,7 +212,7 @@ def test_the_stand_in_is_announced(pair, monkeypatch):
     def unreachable(spec):
         raise weights.HubError("no network")
 
-    monkeypatch.setattr(weights, "_from_hub", unreachable)
+    monkeypatch.setattr(weights, "_read_from_hub", unreachable)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         result = optimize_pair(*pair, steps=1, size=64, device="cpu")
