@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 
 from splice_ff.app.work import Shown, Work
+from splice_ff.data.pair_list import read_pairs
 from splice_ff.errors import InputError
 from splice_ff.utils.bundled import bundled_dir
 
@@ -128,9 +129,9 @@ def _outputs(shown: Shown) -> list[Any]:
 
 
 def _examples() -> list[list[str]]:
-    """The pairs that come with the project."""
-    folder = bundled_dir("examples")
-    return [[str(folder / f"{name}.jpg") for name in pair] for pair in (("raccoon", "cat"), ("cat", "raccoon"))]
+    """The pairs that come with the project; a wheel brings the images of some only."""
+    pairs = [(pair.structure, pair.appearance) for pair in read_pairs(bundled_dir("examples") / "pairs.csv")]
+    return [[str(image) for image in pair] for pair in pairs if all(image.is_file() for image in pair)]
 
 
 def _nearest(size: int) -> int:
