@@ -19,7 +19,8 @@ What is around them:
     pretraining/  a backbone of one's own                      analysis/     PCA, attention, matches, inversion
     evaluation/   methods, metrics, reports                    benchmark/    time and memory
     onnx/         painting without torch                       app/          the page that `splice-ff app` serves
-    commands/     the command line, one file a command         utils/        files, machine, console: for all rooms
+    video/        videos frame by frame, and their flicker     commands/     the command line, one file a command
+    utils/        files, machine, console: for all rooms
 """
 
 from importlib import import_module

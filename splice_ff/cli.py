@@ -30,6 +30,7 @@ from splice_ff.commands import (
     teach,
     train,
     transfer,
+    video,
 )
 from splice_ff.utils.console import hush_libraries, mend_streams
 
@@ -64,6 +65,7 @@ for command in (
     transfer.transfer,
     embed.embed,
     batch.batch,
+    video.video,
     optimize.optimize,
     apply.apply,
     pairs.pairs,

@@ -15,6 +15,10 @@ class ImageError(InputError):
     """An image cannot be read or written."""
 
 
+class VideoError(InputError):
+    """A video cannot be read or written."""
+
+
 class CheckpointError(InputError):
     """A file of weights or of appearance tokens is missing, damaged, or of another kind."""
 

@@ -5,6 +5,7 @@ import os
 import pickle
 import struct
 import zlib
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -94,7 +95,30 @@ def files(tmp_path_factory):
     (folder / "hollow").mkdir()
     write_lists(folder)
     write_configs(folder)
+    if find_spec("av"):
+        write_videos(folder)
     return folder
+
+
+VIDEOS = (
+    "missing.mp4", "empty.mp4", "text.mp4", "cut.mp4", "sound.mp4", "playlist.m3u8", "tiny.mkv", "folder.mp4",
+    "pipe.png", "good.png", "hollow", f"{LONG}.mp4",
+)  # fmt: skip
+"""Bad ones by name. Only with the extra video; without it, every one is the line that asks for it."""
+
+
+def write_videos(folder):
+    from support.video_files import panned, write_video
+
+    write_video(folder / "good.mkv", panned(count=2), audio="aac")
+    write_video(folder / "tiny.mkv", panned(count=2, h=8, w=8))
+    write_video(folder / "sound.mp4", [], audio="aac")
+    write_video(folder / "adpcm.avi", panned(count=2), audio="adpcm_ms")
+    (folder / "cut.mp4").write_bytes((folder / "good.mkv").read_bytes()[:300])
+    (folder / "empty.mp4").touch()
+    (folder / "text.mp4").write_text("hello")
+    (folder / "playlist.m3u8").write_text(f"#EXTM3U\n#EXTINF:1,\n{folder / 'good.mkv'}\n#EXT-X-ENDLIST\n")
+    (folder / "folder.mp4").mkdir()
 
 
 LISTS = {
@@ -265,7 +289,25 @@ def cases():
         yield f"pairs {name}", ["pairs", f"FILES/{name}", *VIT], name
 
 
-CASES = list(cases())
+def video_cases():
+    for name in VIDEOS:
+        yield f"video structure {name[:20]}", ["video", f"FILES/{name}", OTHER, *MODEL], name[:100]
+    video = ["video", "FILES/good.mkv"]
+    for name in IMAGES:
+        yield f"video look {name[:20]}", [*video, f"FILES/{name}", *MODEL], name[:100]
+    for name in WEIGHTS:
+        if name.endswith(".safetensors"):
+            yield f"video look {name}", [*video, f"FILES/{name}", *MODEL], name
+    for output in (*BAD_FILES, "FILES/good.mkv", f"{LONG}.mp4", "/proc/none/out.mp4", "FILES/good.png/out.mp4"):
+        word = output.removeprefix("FILES/")[:100]
+        yield f"video -o {output[:40]}", [*video, OTHER, *MODEL, "-o", output], word
+    yield "video sound", ["video", "FILES/adpcm.avi", OTHER, *MODEL, "-o", "out.mp4"], "adpcm_ms"
+    for option, values in {"--size": ["0", "8", "100000"], "--strength": ["3", "nan"], "--batch-size": ["0"]}.items():
+        for value in values:
+            yield f"video {option} {value}", [*video, OTHER, *MODEL, option, value], ""
+
+
+CASES = [*cases(), *(video_cases() if find_spec("av") else ())]
 
 
 def test_the_table_is_long():

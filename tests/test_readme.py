@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -50,8 +51,11 @@ TINY = {
     "benchmark": ["--device", "cpu", "--backbone", "vit_mini", "--size", "64", "--repeats", "1", "--precision", "fp32"],
     "doctor": [],
     "train": TINY_TRAINING,
+    "video": ["--device", "cpu", "--size", "32"],
 }
 """What each command gets besides, so that it takes a second. The last one of an option counts."""
+NOT_RUN = {"app", "export", *(() if find_spec("av") else ("video",))}
+"""Tests of their own run them: export takes a minute. Video needs its extra."""
 SHORTER = {
     "--refine 100": "--refine 1",
     "steps=200": "steps=1, size=64, backbone='vit_mini'",
@@ -104,6 +108,10 @@ def folder(tmp_path_factory):
         (place / "pairs" / name).mkdir(parents=True)
         shutil.copy(place / "raccoon.jpg", place / "pairs" / name / "structure.jpg")
         shutil.copy(place / "cat.jpg", place / "pairs" / name / "appearance.jpg")
+    if find_spec("av"):
+        from support.video_files import panned, write_video
+
+        write_video(place / "clip.mp4", panned(count=2))
     for name in ("train", "examples"):
         (place / name).symlink_to(ROOT / name)
     return place
@@ -122,6 +130,8 @@ def test_block_runs(block, folder, names, monkeypatch):
     for long, short in SHORTER.items():
         text = text.replace(long, short)
     if block.language == "python":
+        if "splice_ff.video" in text:
+            pytest.importorskip("av", reason="needs the extra video")
         exec(compile(text, block.page, "exec"), names.setdefault(block.page, {"__name__": "reader"}))
         return
     if block.page == NOTEBOOK:  # its shell lines may hold Python names
@@ -134,8 +144,8 @@ def test_block_runs(block, folder, names, monkeypatch):
 def run_line(words):
     """Run one shell command, or check what cannot be run in a test."""
     match words:
-        case ["splice-ff", command, *rest] if command in ("app", "export") or "onnx" in rest:
-            COMMANDS[command].make_context(command, rest)  # tests/app/ and tests/onnx/ run them: export takes a minute
+        case ["splice-ff", command, *rest] if command in NOT_RUN or "onnx" in rest:
+            COMMANDS[command].make_context(command, rest)
         case ["splice-ff", command, *rest]:
             run_command(command, rest)
         case ["accelerate", "launch", *rest]:

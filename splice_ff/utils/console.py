@@ -68,11 +68,11 @@ def hush_libraries(quiet: bool) -> None:
         logging.disable(logging.WARNING)
 
 
-def progress_bar(total: int, unit: str, quiet: bool, initial: int = 0, what: str | None = None) -> tqdm:  # type: ignore[type-arg]
+def progress_bar(total: int | None, unit: str, quiet: bool, initial: int = 0, what: str | None = None) -> tqdm:  # type: ignore[type-arg]
     """A bar on stderr; where that is a file, a line now and then instead of an animation.
 
     Args:
-        total: units of the whole job.
+        total: units of the whole job; None where nobody knows.
         unit: what is counted, in the singular.
         quiet: no bar.
         initial: units done before.
