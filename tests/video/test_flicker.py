@@ -1,7 +1,6 @@
 """The measure of flicker: known values on frames that are known."""
 
 import doctest
-
 from pathlib import Path
 
 import numpy as np
