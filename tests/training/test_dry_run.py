@@ -73,11 +73,38 @@ def test_memory_follows_the_batch_and_checkpointing(tmp_path, vit_state):
     assert dry_run(read_config(path, *size, "run.gradient_checkpointing=true")).peak_memory < 0.9 * whole
 
 
+def test_memory_is_told_by_part(tmp_path, vit_state):
+    path = write_run(tmp_path / "job", vit_state)
+    size = ["data.size=96", "loss.vit_size=96", "optimizer.batch_size=8"]
+    whole, twice, thrifty = (
+        dry_run(read_config(path, *size, change))
+        for change in ("seed=0", "optimizer.batch_size=16", "run.gradient_checkpointing=true")
+    )
+    parts = whole.memory_by_part
+    assert sum(parts.values()) == whole.peak_memory
+    assert (
+        parts["generator's weights"] == parts["its average"] == pytest.approx(4 * whole.generator_parameters, rel=0.01)
+    )
+    assert parts["AdamW's state"] == pytest.approx(8 * whole.generator_parameters, rel=0.01)
+    for part in ("ViT", "UNet at 1/1"):
+        assert twice.memory_by_part[part] == pytest.approx(2 * parts[part], rel=0.1)
+    assert thrifty.memory_by_part["UNet at 1/1"] < 0.1 * parts["UNet at 1/1"]
+    assert thrifty.memory_by_part["ViT"] == pytest.approx(parts["ViT"], rel=0.1)
+
+
 def test_the_command_says_what_a_run_takes_and_leaves_nothing(tmp_path):
     output = tmp_path / "run"
     shown = CliRunner().invoke(app, ["train", "dino-24gb", f"output={output}", "optimizer.steps=7", "--dry-run"])
     assert shown.exit_code == 0, shown.output
-    for words in ("steps                7", "336 seen", "13.0 M trained, 21.7 M frozen", "GMACs", "GiB", "s a step"):
+    for words in (
+        "steps                7",
+        "336 seen",
+        "13.0 M trained, 21.7 M frozen",
+        "GMACs",
+        "GiB",
+        "UNet at 1/1 ",
+        "s a step",
+    ):
         assert words in shown.output
     assert not output.exists()
 
