@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
-from itertools import chain, count, islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -131,17 +131,15 @@ def _paint_parts(
             callback()
 
     frames = noted()
-    for number in count():
-        if (first := next(frames, None)) is None:
-            return files, times
+    while (first := next(frames, None)) is not None:
         part = chain([first], islice(frames, PART - 1))
-        files.append(folder / f"{number:06}.mkv")
+        files.append(folder / f"{len(files):06}.mkv")
         if files[-1].exists():
             for _ in part:
                 pass
         else:
             atomic_write(files[-1], partial(_write_part, paint(part), info))
-    raise AssertionError("count() does not end")
+    return files, times
 
 
 def _write_part(frames: Iterator[NDArray[np.uint8]], info: VideoInfo, path: Path) -> None:

@@ -16,14 +16,15 @@ def panned(count=6, h=48, w=64, step=2, seed=0):
     return [np.ascontiguousarray(image[:h, i * step : i * step + w]) for i in range(count)]
 
 
-def write_video(path, frames, *, rate=RATE, times=None, rotation=0, audio=None):
-    """A video of frames, which may be none: `times` in units of 1/`rate`, `rotation` counterclockwise, in degrees, and
-    `audio` the codec of a second of silence."""
+def write_video(path, frames, *, rate=RATE, times=None, rotation=0, aspect=Fraction(1), audio=None):
+    """A video of frames, which may be none: `times` in units of 1/`rate`, `rotation` counterclockwise, in degrees,
+    `aspect` the width of a pixel by its height, and `audio` the codec of a second of silence."""
     with av.open(str(path), "w") as container:
         if frames:
             stream = container.add_stream("libx264", rate=rate, options={"crf": "1"})
             stream.height, stream.width = frames[0].shape[:2]
             stream.pix_fmt = "yuv444p"
+            stream.codec_context.sample_aspect_ratio = aspect
             if rotation:
                 stream.set_display_rotation(rotation)
         sound = container.add_stream(audio, rate=16_000) if audio else None

@@ -1,5 +1,7 @@
 """A video painted with one look: its size, times, sound and orientation stay, and a stopped run goes on."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -115,6 +117,13 @@ def test_a_video_filmed_sideways_stands_up(tmp_path, copy, look):
     for wanted, found in zip(frames, pixels(tmp_path / "out.mp4"), strict=True):
         assert found.shape == (64, 48, 3)
         assert np.abs(np.rot90(wanted).astype(int) - found).mean() < 8
+
+
+@pytest.mark.parametrize(("rotation", "wanted"), [(0, Fraction(4, 3)), (90, Fraction(3, 4))])
+def test_pixels_that_are_not_square_stay_so(tmp_path, copy, look, rotation, wanted):
+    write_video(tmp_path / "in.mp4", panned(count=2), aspect=Fraction(4, 3), rotation=rotation)
+    stylize_video(copy, tmp_path / "in.mp4", look, tmp_path / "out.mp4")
+    assert read_info(tmp_path / "out.mp4").pixel_aspect == wanted
 
 
 def test_a_stopped_run_goes_on(tmp_path, copy, look, monkeypatch):
