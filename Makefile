@@ -2,11 +2,12 @@
 # make test   install, run the tests
 # make lint   install, check style and types
 # make web    install, gather the page that paints in the browser into web/dist
+# make official   install, download the official DINO weights, check them, paint a sample pair: out/official
 # make docs   install mkdocs, build the documentation into out/site
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint web docs
+.PHONY: demo test lint web official docs
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
@@ -29,6 +30,9 @@ lint: .venv/installed
 web: .venv/installed
 	@PYTHON=../$(BIN)/python web/build.sh pets-tiny
 	@echo "now: python -m http.server --directory web/dist"
+
+official: .venv/installed
+	@$(BIN)/python -m eval.official -o out/official
 
 docs: .venv/docs-installed
 	@$(BIN)/mkdocs build --strict --site-dir out/site

@@ -21,6 +21,10 @@ class OptimizerSection(Section):
     warmup_steps: int = Field(ge=0)
     max_grad_norm: float = Field(gt=0)
     """Larger gradients are scaled down to this norm."""
+    max_grad_ratio: float | None = Field(None, gt=0)
+    """If given, takes the place of `max_grad_norm`: larger gradients are scaled down to so many times the usual norm of
+    the run so far, so that no default depends on the scale of a backbone's features and of the losses (as AutoClip,
+    arXiv 2007.14469, does with a percentile)."""
     max_skipped_steps: Count = 10
     """So many steps in a row with NaN or infinite gradients, which are skipped, end the run."""
 

@@ -18,9 +18,9 @@ from splice_ff.utils.seeding import seeded_generator
 class SmallRun:
     """Learns a fixed linear map from data that depends on what has been seen, with dropout from torch's generator."""
 
-    def __init__(self, folder: Path, steps=40, every=10, pause=0.0, accelerator=None, **optimizer):
+    def __init__(self, folder: Path, steps=40, every=10, pause=0.0, accelerator=None, scale=1.0, **optimizer):
         torch.manual_seed(0)
-        self.folder, self.pause = folder, pause
+        self.folder, self.pause, self.scale = folder, pause, scale
         settings = {"learning_rate": 0.01, "warmup_steps": 2, "batch_size": 4, "max_grad_norm": 1.0, **optimizer}
         self.optimizer = OptimizerSection(steps=steps, **settings)
         self.model, self.average = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8).requires_grad_(False)
@@ -48,7 +48,7 @@ class SmallRun:
         self.loop.set_learning_rate()
         random = seeded_generator(7, self.loop.progress.seen)
         data = torch.randn(self.optimizer.batch_size, 8, generator=random)
-        total = (F.dropout(self.loop.model(data), 0.1) - data.flip(1)).square().mean()
+        total = (F.dropout(self.loop.model(data), 0.1) - data.flip(1)).square().mean() * self.scale
         total.backward()
         if self.loop.clip_gradients(total):
             self.loop.adam.step()

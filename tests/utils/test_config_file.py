@@ -69,9 +69,9 @@ NUMBERS = {
         BASIS,
         ["seed", "data.size", "data.workers", "data.pairs.within", "loss.structure", "loss.identity_every",
          "loss.vit_size", "loss.crop", "optimizer.steps", "optimizer.batch_size", "optimizer.learning_rate",
-         "optimizer.warmup_steps", "optimizer.weight_decay", "optimizer.max_grad_norm", "optimizer.ema_decay",
-         "optimizer.gradient_accumulation_steps", "optimizer.max_skipped_steps", "run.checkpoint_minutes",
-         "run.validation_pairs", "run.log_every", "run.checkpoints_total_limit"],
+         "optimizer.warmup_steps", "optimizer.weight_decay", "optimizer.max_grad_norm", "optimizer.max_grad_ratio",
+         "optimizer.ema_decay", "optimizer.gradient_accumulation_steps", "optimizer.max_skipped_steps",
+         "run.checkpoint_minutes", "run.validation_pairs", "run.log_every", "run.checkpoints_total_limit"],
     ),
     PretrainingConfig: (
         PRETRAINING,
@@ -94,7 +94,8 @@ def test_numbers_out_of_bounds(refused, model, name, value):
 def _is_unbounded(model, name):
     """Floats may be as large as they like: weights and rates."""
     return name.split(".")[-1] in (
-        "within", "structure", "statistics", "learning_rate", "weight_decay", "max_grad_norm", "checkpoint_minutes",
+        "within", "structure", "statistics", "learning_rate", "weight_decay", "max_grad_norm", "max_grad_ratio",
+        "checkpoint_minutes",
     )  # fmt: skip
 
 

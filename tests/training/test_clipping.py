@@ -1,0 +1,56 @@
+"""Clipping that does not depend on the scale of the losses, and so not on that of a backbone's features."""
+
+import pytest
+import torch
+from support.small_run import SmallRun
+
+from splice_ff.training.runtime import USUAL_NORM
+
+
+@pytest.fixture
+def weights_after(tmp_path):
+    def run(name, steps=20, **options):
+        return SmallRun(tmp_path / name, steps=steps, learning_rate=0.1, **options).run().weights
+
+    return run
+
+
+def test_losses_of_another_scale_train_the_same(weights_after):
+    one, large, small = (weights_after(f"{s}", max_grad_ratio=1.2, scale=s) for s in (1.0, 1e4, 1e-2))
+    torch.testing.assert_close(large, one, rtol=0, atol=3e-5)
+    torch.testing.assert_close(small, one, rtol=0, atol=3e-5)
+
+
+def test_with_a_norm_they_do_not(weights_after):
+    one, large = (weights_after(f"{s}", max_grad_norm=1.0, scale=s) for s in (1.0, 1e4))
+    assert (large - one).abs().max() > 3e-4
+
+
+def test_an_outlier_is_scaled_down_to_the_usual(tmp_path):
+    run = SmallRun(tmp_path, max_grad_ratio=2.0)
+    loop, parameters = run.loop, list(run.model.parameters())
+
+    def clip(norm):
+        for parameter in parameters:
+            parameter.grad = torch.full_like(parameter, norm / sum(p.numel() for p in parameters) ** 0.5)
+        assert loop.clip_gradients(torch.ones(()))
+        return sum(p.grad.square().sum() for p in parameters).sqrt().item()
+
+    assert [clip(3.0) for _ in range(3)] == pytest.approx([3.0] * 3)
+    assert clip(300.0) == pytest.approx(6.0, rel=1e-4) and loop.gradient_norm == pytest.approx(300.0)
+    assert loop.progress.results[USUAL_NORM] == pytest.approx(3 * 0.98 + 6 * 0.02)
+
+
+def test_what_is_usual_is_remembered(tmp_path, weights_after):
+    unbroken = weights_after("unbroken", max_grad_ratio=1.1)
+    broken = SmallRun(tmp_path / "broken", steps=20, learning_rate=0.1, max_grad_ratio=1.1)
+    noted = []
+    step = broken.step
+    broken.step = lambda: (step(), noted.append(15) if broken.loop.step_count == 7 else None)
+    broken.run(noted)
+    assert broken.loop.step_count == 7
+    torch.testing.assert_close(weights_after("broken", max_grad_ratio=1.1), unbroken, rtol=0, atol=0)
+
+
+def test_a_run_without_it_remembers_nothing(tmp_path):
+    assert USUAL_NORM not in SmallRun(tmp_path, steps=3).run().loop.progress.results
