@@ -3,7 +3,8 @@
     python -m eval.loss_scale photos/ -o runs/loss-scale
 
 Features that are s times as large make the appearance and identity losses s^2 times as large, and the gradients of the
-generator with them (its inputs are normalized). AdamW is blind to a constant factor; clipping at a fixed norm is not.
+generator with them (its inputs are normalized). AdamW is blind to a constant factor but for its epsilon; clipping
+at a fixed norm is not.
 Each run starts from the same weights and sees the same pairs. Published weights and settings of a config apply, but for
 sizes. The table gives the gradients' norms before clipping, how many steps were clipped, the held-out loss as a share
 of copying's, and memory and speed.
@@ -38,7 +39,7 @@ def main(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the runs.")] = Path("runs/loss-scale"),
     config: Annotated[str, typer.Option(help="Whose settings.")] = "dino-8gb",
     steps: Annotated[int, typer.Option(help="Of each of the four runs.")] = 60,
-    factor: Annotated[float, typer.Option(help="Of all losses, in two of them.")] = 100.0,
+    factor: Annotated[float, typer.Option(help="Of all losses, in two of them.")] = 1e-4,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, in all of them.")] = None,
 ) -> None:
     """Train four short runs and print a table."""

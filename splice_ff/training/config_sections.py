@@ -22,9 +22,9 @@ class OptimizerSection(Section):
     max_grad_norm: float = Field(gt=0)
     """Larger gradients are scaled down to this norm."""
     max_grad_ratio: float | None = Field(None, gt=0)
-    """If given, takes the place of `max_grad_norm`: larger gradients are scaled down to so many times the usual norm of
-    the run so far, so that no default depends on the scale of a backbone's features and of the losses (as AutoClip,
-    arXiv 2007.14469, does with a percentile)."""
+    """If given, takes the place of `max_grad_norm`: gradients are divided by the usual norm of the run so far, and then
+    clipped at this one, so that nothing depends on the scale of a backbone's features and of the losses (AutoClip,
+    arXiv 2007.14469, takes a percentile of the norms so far)."""
     max_skipped_steps: Count = 10
     """So many steps in a row with NaN or infinite gradients, which are skipped, end the run."""
 

@@ -37,7 +37,7 @@ DEAD_GRADIENT = 1e-12
 SMALL_LOSS = 1e-6
 """unless the loss is as small: there is nothing left to learn."""
 USUAL_NORM, USUAL_DECAY = "usual_gradient_norm", 0.98
-"""In `Progress.results`: a moving average of the gradients' norms after clipping, over some 50 steps."""
+"""In `Progress.results`: a moving average of the gradients' norms, outliers clipped, over some 50 steps."""
 
 
 def make_accelerator(precision: str, trackers: Sequence[str], folder: Path, accumulation: int = 1) -> Accelerator:
@@ -223,24 +223,29 @@ class TrainingLoop:
             Whether they are of use: not if their norm is NaN or infinite, nor if it is 0 though there is a loss, as in
             a network whose activations have all saturated.
         """
-        limit = self._largest_norm()
-        self.gradient_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit).item()
+        ratio, parameters = self.optimizer.max_grad_ratio, list(self.model.parameters())
+        limit = math.inf if ratio else self.optimizer.max_grad_norm
+        self.gradient_norm = self.accelerator.clip_grad_norm_(parameters, limit).item()
         is_usable = math.isfinite(self.gradient_norm)
-        if is_usable and self.optimizer.max_grad_ratio:
-            norm = min(self.gradient_norm, limit)
-            usual = self.progress.results.get(USUAL_NORM, norm)
-            self.progress.results[USUAL_NORM] = USUAL_DECAY * usual + (1 - USUAL_DECAY) * norm
+        if ratio and is_usable and self.gradient_norm >= DEAD_GRADIENT:
+            self._bring_to_usual(parameters, ratio)
         if is_usable and self.gradient_norm < DEAD_GRADIENT:
             is_usable = self.accelerator.reduce(total.detach().float(), "mean").item() < SMALL_LOSS
         self.skipped_in_a_row = 0 if is_usable else self.skipped_in_a_row + 1
         self.progress.skipped_steps += not is_usable
         return is_usable
 
-    def _largest_norm(self) -> float:
-        if not self.optimizer.max_grad_ratio:
-            return self.optimizer.max_grad_norm
-        # none is usual before the first step, whose size Adam sets whatever the gradient's
-        return self.optimizer.max_grad_ratio * self.progress.results.get(USUAL_NORM, math.inf)
+    def _bring_to_usual(self, parameters: Sequence[nn.Parameter], ratio: float) -> None:
+        """Divide the gradients by their usual norm, so that 1 is usual, and clip at `ratio`.
+
+        AdamW would not need the division but for its epsilon: where the output layer is still near 0, gradients before
+        it are so small that their size decides.
+        """
+        results, norm = self.progress.results, self.gradient_norm
+        usual = results.get(USUAL_NORM, norm)
+        scale = min(1 / usual, ratio / norm)
+        torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], scale)
+        results[USUAL_NORM] = USUAL_DECAY * usual + (1 - USUAL_DECAY) * min(norm, ratio * usual)
 
     def end_step(self, losses: Mapping[str, Tensor | float], count: int, skipped_images: int = 0) -> None:
         """Count a step, and write to the log when it is due.
