@@ -132,6 +132,10 @@ class SpliceLoss:
             structure_loss(painted.keys, structure.keys), appearance_loss(painted.cls, appearance.cls), kept
         )
 
+    def identity(self, images: Tensor, target: Target) -> Tensor:
+        """The identity loss alone, of images (B, 3, H, W) and the target they should have."""
+        return identity_loss(self._features([images])[0].keys, target.keys)
+
     def weigh(self, structure: Tensor, appearance: Tensor, identity: Tensor) -> Losses:
         """The three terms with their weighted sum."""
         w = self.weights

@@ -75,7 +75,12 @@ def test_every_help_text_names_only_what_the_wheel_has(site, tmp_path):
 
 def test_it_brings_models_configs_and_types(site):
     package = site / "splice_ff"
-    for name in ("checkpoints/vit_mini/model.safetensors", "checkpoints/pets-tiny/model.safetensors", "py.typed"):
+    for name in (
+        "checkpoints/vit_mini/model.safetensors",
+        "checkpoints/vit_s14_robust/model.safetensors",
+        "checkpoints/pets-tiny/model.safetensors",
+        "py.typed",
+    ):
         assert (package / name).is_file(), name
     ours = {path.relative_to(ROOT / "train/configs") for path in (ROOT / "train/configs").rglob("*.yaml")}
     assert ours == {path.relative_to(package / "configs") for path in (package / "configs").rglob("*.yaml")}

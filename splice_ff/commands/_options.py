@@ -49,15 +49,15 @@ Size = Annotated[
 Backbone = Annotated[
     str | None,
     typer.Option(
-        help="Frozen ViT: dino_vitb8, vit_mini, …, a timm name or a folder. By default dino_vits8; the bundled "
-        "vit_mini if its weights cannot be had."
+        help="Frozen ViT: dino_vitb8, vit_s14_robust, …, a timm name or folder. By default dino_vits8; the "
+        "bundled vit_s14_robust if its weights cannot be had."
     ),
 ]
 PresetBackbone = Annotated[
     str | None,
     typer.Option(
-        help="Frozen ViT: dino_vits8, dino_vitb8, vit_mini, …, a timm name or a folder. By default the preset's; the "
-        "bundled vit_mini if its weights cannot be had."
+        help="Frozen ViT: dino_vits8, dino_vitb8, vit_s14_robust, …, a timm name or folder. By default the "
+        "preset's; the bundled vit_s14_robust if its weights cannot be had."
     ),
 ]
 Weights = Annotated[

@@ -17,7 +17,15 @@ from splice_ff.per_pair.optimizer import PairOptimizer, PairResult
 from splice_ff.per_pair.recipes import PRESETS, Recipe
 
 REFINE = replace(
-    PRESETS["fast"], steps=100, learning_rate=1e-3, copy_steps=0, views=4, identity_every=4, ema_decay=0.0, patience=0
+    PRESETS["fast"],
+    steps=100,
+    learning_rate=1e-3,
+    copy_steps=0,
+    views=4,
+    identity_every=4,
+    ema_decay=0.0,
+    patience=0,
+    similarities=0,
 )
 """The same losses as `fast`, from a generator that knows much already: smaller steps, few views, no averaging.
 

@@ -1,19 +1,26 @@
 """The published augmentations, on tensors, drawn from a `torch.Generator` so that runs repeat.
 
 Structure: flip, color jitter, blur, crop. Appearance: flip, crop. Crops are squares of 95-100 % of the height.
+
+And one that is not published: `same_similarity`, under which `fast` compares output and structure image.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-from torch import Generator, Tensor, cat, rand, randint, randperm, uint8
+import torch.nn.functional as F
+from torch import Generator, Tensor, cat, rand, randint, randperm, tensor, uint8
 from torchvision.transforms.v2 import functional as TF
 
 MIN_COVER = 0.95
 FLIP_PROBABILITY = 0.5
 JITTER_PROBABILITY = 0.5
 BLUR_PROBABILITY = 0.2
+LEAST_ZOOM = 0.85
+"""Share of the sides that `same_similarity` shows at least."""
+MOST_DEGREES = 6
 
 
 def structure_views(images: Tensor, generator: Generator, in_8_bits: bool = False) -> Tensor:
@@ -29,6 +36,29 @@ def structure_views(images: Tensor, generator: Generator, in_8_bits: bool = Fals
 def appearance_views(images: Tensor, generator: Generator) -> Tensor:
     """Flip and crop each of (B, 3, H, W): its colors and texture are the target. (B, 3, s, s)."""
     return _square_crops(cat([_flip(image, generator) for image in images.split(1)]), generator)
+
+
+def same_similarity(batches: list[Tensor], generator: Generator) -> list[Tensor]:
+    """One random flip, rotation, zoom and shift of all the batches, each (B, 3, H, W), of one size; that size is kept.
+
+    What is compared under ever other such views cannot be matched by a pattern that is locked to the patch grid
+    (expectation over transformation: Athalye et al., arXiv 1707.07397). Corners turned in are mirrored.
+    """
+    height, width = batches[0].shape[-2:]
+    zoom = _uniform(LEAST_ZOOM, 1, generator)
+    angle = math.radians(_uniform(-MOST_DEGREES, MOST_DEGREES, generator))
+    across = -1 if _happens(FLIP_PROBABILITY, generator) else 1
+    cos, sin, aspect = zoom * math.cos(angle), zoom * math.sin(angle), width / height
+    shifts = [_uniform(zoom - 1, 1 - zoom, generator) for _ in range(2)]
+    # Coordinates run from -1 to 1 along either side: the rotation needs the aspect to keep right angles.
+    theta = tensor([[across * cos, -sin / aspect, shifts[0]], [across * sin * aspect, cos, shifts[1]]])
+    grid = F.affine_grid(theta[None], [1, 3, height, width], align_corners=False).to(batches[0].device)
+    return [
+        F.grid_sample(
+            images.float(), grid.expand(len(images), -1, -1, -1), padding_mode="reflection", align_corners=False
+        )
+        for images in batches
+    ]
 
 
 def _square_crops(images: Tensor, generator: Generator) -> Tensor:

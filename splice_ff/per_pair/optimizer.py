@@ -7,7 +7,7 @@ import copy
 import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -18,7 +18,7 @@ from splice_ff.errors import DivergedError
 from splice_ff.images import check_images
 from splice_ff.losses import Losses, SpliceLoss, Target
 from splice_ff.networks.skip_unet import SkipUNet
-from splice_ff.per_pair.augment import appearance_views, structure_views
+from splice_ff.per_pair.augment import appearance_views, same_similarity, structure_views
 from splice_ff.per_pair.recipes import Recipe, check_image_size
 from splice_ff.utils.averaging import move_average, ramped_decay
 from splice_ff.utils.machine import fastest_dtype
@@ -30,6 +30,8 @@ from splice_ff.vit.features import ViTFeatures
 
 EVALUATE_EVERY = 25
 """Steps between looks at the whole image without augmentation, which choose the best so far."""
+LEAST_RESOLUTION = 0.6
+"""Share of the ViT's usual size at which a similarity is seen at least."""
 MIN_GAIN = 0.01
 """Share by which the best total must fall for an evaluation to count as progress."""
 
@@ -165,7 +167,7 @@ class PairOptimizer(SteppedRun[Losses]):
         with self._precision():
             output = self.generate(structure.images)
             identity = self.generate(appearance.images) if takes_identity else None
-            losses = self.loss(output, structure.target, appearance.target, identity)
+            losses = self._compare(output, structure, appearance, identity)
             if step < recipe.cls_warmup:
                 objective = self.loss.weights.appearance * losses.appearance
             else:  # where identity is taken at every n-th step, it weighs n times as much
@@ -177,6 +179,22 @@ class PairOptimizer(SteppedRun[Losses]):
             self.last_identity = losses.identity.detach()
         shown = self.loss.weigh(losses.structure.detach(), losses.appearance.detach(), self.last_identity)
         return shown, objective
+
+    def _compare(self, output: Tensor, structure: _View, appearance: _View, identity: Tensor | None) -> Losses:
+        """The losses of an output (1, 3, H, W), under the recipe's similarities if it has some."""
+        if not self.recipe.similarities:
+            return self.loss(output, structure.target, appearance.target, identity)
+        kept = output.new_zeros(()) if identity is None else self.loss.identity(identity, appearance.target)
+        seen = []
+        for _ in range(self.recipe.similarities):
+            share = LEAST_RESOLUTION + (1 - LEAST_RESOLUTION) * torch.rand((), generator=self.random).item()
+            coarser = replace(self.recipe.vit_input, size=round(share * self.recipe.vit_input.size))
+            loss = SpliceLoss(self.loss.backbone, vit_input=coarser)
+            output_view, structure_view = same_similarity([output, structure.images], self.random)
+            (target,) = loss.targets(structure_view)
+            seen.append(loss(output_view, target, appearance.target))
+        means = (torch.stack([getattr(each, name) for each in seen]).mean() for name in ("structure", "appearance"))
+        return self.loss.weigh(*means, kept)
 
     def _draw_views(self) -> list[_View]:
         """What this step sees of the structure and of the appearance image."""

@@ -40,6 +40,9 @@ class Recipe:
     views: int
     """0: new augmented views of both images at every step, as published. Otherwise so many views of the appearance
     image are drawn and encoded once, and the structure image is always seen whole, as it will be judged."""
+    similarities: int
+    """So many random similarities a step (zoom, shift, rotation, flip, at random resolution) under which output and
+    structure image are compared; 0: as they are. See `splice_ff.per_pair.augment.same_similarity`."""
     jitter_in_8_bits: bool
     """Whether color jitter and blur round to 8 bits after each change, as they do on image files; see `augment`."""
     whole_every: int
@@ -74,13 +77,13 @@ PRESETS = {
     "paper": Recipe(
         backbone="dino_vitb8", steps=10_000, size=None, generator="published", precision="fp32",
         learning_rate=2e-3, beta1=0.0, cosine=False, copy_steps=0, ema_decay=0.0, patience=0,
-        views=0, jitter_in_8_bits=True, whole_every=75, cls_warmup=1, identity_every=1,
+        views=0, similarities=0, jitter_in_8_bits=True, whole_every=75, cls_warmup=1, identity_every=1,
         vit_input=PUBLISHED,
     ),
     "fast": Recipe(
         backbone="dino_vits8", steps=600, size=224, generator="published", precision="auto",
         learning_rate=4e-3, beta1=0.5, cosine=True, copy_steps=40, ema_decay=0.9, patience=8,
-        views=16, jitter_in_8_bits=False, whole_every=0, cls_warmup=0, identity_every=2,
+        views=16, similarities=1, jitter_in_8_bits=False, whole_every=0, cls_warmup=0, identity_every=2,
     ),
 }  # fmt: skip
 """`paper` follows the published code. `fast` minimizes the same losses; its values are chosen by measurement."""

@@ -121,7 +121,11 @@ class DistillationConfig(Section):
     statistics: float = Field(1.0, ge=0)
     """Weight of the crop's color and texture, for [CLS]: how it looks."""
     keys: float = Field(0.0, ge=0)
-    """Weight of the self-similarity of the deepest keys, towards that of the deepest maps."""
+    """Weight of the self-similarity of the deepest keys, towards that of the deepest maps, or of the start's keys if
+    those are kept."""
+    keep: float = Field(0.0, ge=0)
+    """Weight of what `student.start_from` made of the crops before training: its deepest keys and tokens (Schlarmann et
+    al., "Robust CLIP", arXiv 2402.12336, keep a robust encoder near its start in this way)."""
     adversary: AdversaryConfig | None = None
     """Makes the student robust; see `splice_ff.pretraining.adversary`."""
     ema_decay: float = Field(0.0, ge=0, lt=1)
@@ -200,6 +204,12 @@ class PretrainingConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> PretrainingConfig:
+        if self.distillation is not None and self.distillation.keys and self.distillation.optimizer.batch_size < 2:
+            raise ValueError(
+                "distillation.keys compares images of a batch: set distillation.optimizer.batch_size above 1"
+            )
+        if self.distillation is not None and self.distillation.keep and self.student.start_from is None:
+            raise ValueError("distillation.keep needs student.start_from, whose features it keeps")
         if self.distillation is None and self.dino is None:
             raise ValueError("nothing to do: give a section 'distillation' or 'dino'")
         return self

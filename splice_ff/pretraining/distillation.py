@@ -2,8 +2,9 @@
 
 Patch tokens learn the two deepest maps, place by place; [CLS] the means and spreads of all maps, and the crop's color
 and texture: it is to know what is there as well as how it looks. The self-similarity of the deepest keys, which the
-structure loss compares, may learn that of the maps. With an adversary the student learns all of this from crops that
-were moved to mislead it.
+structure loss compares, may learn that of the maps. A student that starts from a ViT worth keeping may also be held to
+what that one makes of the crops (`keep`). With an adversary the student learns all of this from crops that were moved
+to mislead it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from splice_ff.pretraining.teachers import Teacher
 from splice_ff.utils.averaging import move_average, ramped_decay
 from splice_ff.vit.features import Features, self_similarity
 
+KEPT = ("kept_tokens", "kept_keys", "kept_cls")
+
 
 @dataclass(frozen=True)
 class _Targets:
@@ -36,7 +39,9 @@ class _Targets:
     cls: list[Tensor]
     """(B, C') of each map, the deepest last, and of color and texture."""
     similarity: Tensor
-    """Cosines of the places of the deepest maps, (B, h * w, h * w)."""
+    """Cosines of the places of the deepest maps, (B, h * w, h * w); of the start's keys if those are kept."""
+    kept: dict[str, Tensor]
+    """What the start makes of the crops, as `KEPT` names it: the deepest tokens and keys (B, T, D) and [CLS] (B, D)."""
 
 
 class Distillation(nn.Module):
@@ -62,6 +67,9 @@ class Distillation(nn.Module):
         self.cls_heads = nn.ModuleList(nn.Linear(width, c) for c in vectors)
         self.patch_targets = nn.ModuleList(Standardize(c) for c in maps)
         self.cls_targets = nn.ModuleList(Standardize(c) for c in vectors)
+        # Never saved: every process makes it from the same start, also one that goes on from a checkpoint.
+        self._start = [copy.deepcopy(student.features).requires_grad_(False)] if settings.keep else []
+        self.kept_targets = nn.ModuleDict({name: Standardize(width) for name in KEPT if self._start})
 
     @property
     def product(self) -> Student:
@@ -81,6 +89,10 @@ class Distillation(nn.Module):
         for group, modules in enumerate((self.patch_targets, self.cls_targets)):
             for i, module in enumerate(modules):
                 module.measure(targets[group][i] for targets in found)  # type: ignore[operator]
+        if self._start:
+            kept = [self._kept(self._start[0](images, **self._deepest)) for images in batches]
+            for name, module in self.kept_targets.items():
+                module.measure(features[name] for features in kept)  # type: ignore[operator]
         if not fit_heads:
             return
         with torch.no_grad():
@@ -97,7 +109,7 @@ class Distillation(nn.Module):
         Returns:
             `total`; and the shares of the targets' variance that are not predicted yet: `patches` (mean of the two
             maps), `cls` (mean of the shallower maps' statistics), `deepest` (the deepest map's), `statistics` (color
-            and texture) and, where it has a weight, `keys` (self-similarity).
+            and texture) and, where they have a weight, `keys` (self-similarity) and `keep` (the start's features).
         """
         targets = self._targets(images)
         if self.settings.adversary is not None and epsilon > 0:
@@ -120,15 +132,35 @@ class Distillation(nn.Module):
             "statistics": told[-1],
         }
         if self.settings.keys:
-            prefix = self.student.features.prefix_tokens
-            similarity = self_similarity(seen.keys[self.layers[-1]])[:, prefix:, prefix:]
-            losses["keys"] = F.mse_loss(similarity, targets.similarity) / targets.similarity.var()
+            # The variance between images: what all images have in common should not hide what sets them apart.
+            between = targets.similarity.var(0, correction=0).mean()
+            losses["keys"] = F.mse_loss(self._similarity(seen), targets.similarity) / between
+        if self._start:
+            kept = self._kept(seen)
+            shares = [F.mse_loss(self.kept_targets[name](kept[name]), target) for name, target in targets.kept.items()]
+            losses["keep"] = torch.stack(shares).mean()
         weights = {name: getattr(self.settings, name) for name in losses}
         return {"total": torch.stack([weights[name] * loss for name, loss in losses.items()]).sum(), **losses}
 
     def _seen(self, images: Tensor) -> Features:
         """The student's tokens of the used layers, and its deepest keys if they have a weight."""
-        return self.student.features(images, tokens=self.layers, keys=self.layers[-1:] if self.settings.keys else [])
+        needs_keys = self.settings.keys or self._start
+        return self.student.features(images, tokens=self.layers, keys=self.layers[-1:] if needs_keys else [])
+
+    @property
+    def _deepest(self) -> dict[str, list[int]]:
+        return {"tokens": self.layers[-1:], "keys": self.layers[-1:]}
+
+    def _kept(self, seen: Features) -> dict[str, Tensor]:
+        """What the losses of this project read, as `KEPT` names it, and the deepest patches; in float32."""
+        keys, tokens = seen.keys[self.layers[-1]].float(), seen.tokens[self.layers[-1]].float()
+        features = (tokens, rearrange(keys, "b heads t d -> b t (heads d)"), tokens[:, 0])
+        return dict(zip(KEPT, features, strict=True))
+
+    def _similarity(self, seen: Features) -> Tensor:
+        """Of the deepest patches' keys, (B, h * w, h * w)."""
+        prefix = self.student.features.prefix_tokens
+        return self_similarity(seen.keys[self.layers[-1]])[:, prefix:, prefix:]
 
     def _told(self, seen: Features) -> tuple[list[Tensor], Tensor]:
         """What the heads read: normed patches (B, h * w, D) of each used layer, and the deepest [CLS] (B, D)."""
@@ -149,7 +181,11 @@ class Distillation(nn.Module):
         cls: list[Tensor] = [f(x) for f, x in zip(self.cls_targets, raw_cls, strict=True)]
         # Each map counts as much as the other, however many channels it has.
         places = F.normalize(torch.cat([F.normalize(x, dim=-1) for x in patches], -1), dim=-1)
-        return _Targets(patches, cls, places @ places.mT)
+        if not self._start:
+            return _Targets(patches, cls, places @ places.mT, {})
+        start = self._start[0](images, **self._deepest)
+        kept = {name: self.kept_targets[name](features) for name, features in self._kept(start).items()}
+        return _Targets(patches, cls, self._similarity(start), kept)
 
     @torch.no_grad()
     def _raw_targets(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:

@@ -75,5 +75,5 @@ BACKBONES = {
         "clip_vitb16": "vit_base_patch16_clip_224.openai",
     }.items()
 }
-BUNDLED = "vit_mini"
+BUNDLED = "vit_s14_robust"
 """The small stand-in that comes with the project. Not DINO; see its model card."""

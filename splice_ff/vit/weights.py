@@ -31,7 +31,8 @@ def load_backbone(name: str, weights: str | Path | None = None) -> ViTFeatures:
     """A frozen backbone by short name, timm name, bundled checkpoint or folder.
 
     Args:
-        name: a key of `BACKBONES`, `vit_mini`, any timm ViT, or a folder with config.json and model.safetensors.
+        name: a key of `BACKBONES`, `vit_s14_robust` or `vit_mini`, any timm ViT, or a folder with config.json and
+            model.safetensors.
         weights: a .safetensors or .pth file, or a folder with model.safetensors, to use instead of the hub's.
 
     Raises:
@@ -55,7 +56,7 @@ def load_default_backbone(name: str) -> tuple[ViTFeatures, str | None]:
         return _load(name), None
     except HubError as error:
         return _load(BUNDLED), (
-            f"{error}: using the bundled {BUNDLED}, a much smaller stand-in that is not DINO. Expect blurrier, less "
+            f"{error}: using the bundled {BUNDLED}, a smaller stand-in that is not DINO. Expect blurrier, less "
             f"exact images. For the real ones: go online once, or give --backbone {name} --weights FILE."
         )
 

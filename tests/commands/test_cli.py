@@ -171,7 +171,7 @@ def test_bad_images_are_refused(optimize, tmp_path, images, name, place):
         (["--size", "7"], ["size", "7"]),
         (["--preset", "slow"], ["slow", "paper, fast"]),
         (["--generator", "huge"], ["huge", "published, refined"]),
-        (["--backbone", "dino_vitb9"], ["dino_vitb9", "dino_vitb8", "vit_mini"]),
+        (["--backbone", "dino_vitb9"], ["dino_vitb9", "dino_vitb8", "vit_s14_robust"]),
         (["--weights", "nowhere.pth"], ["nowhere.pth", "no such"]),
         (["--device", "cuda:99"], ["cuda:99"]),
         (["--device", "abacus"], ["abacus"]),
@@ -378,5 +378,5 @@ def test_help(arguments):
 def test_doctor(monkeypatch):
     result = CliRunner().invoke(app, ["doctor"])
     assert result.exit_code == 0, result.output
-    for word in ("torch", "GFLOP/s", "vit_mini", "dino_vitb8", "webp"):
+    for word in ("torch", "GFLOP/s", "vit_s14_robust", "dino_vitb8", "webp"):
         assert word in result.stdout

@@ -4,7 +4,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from splice_ff.per_pair.augment import appearance_views, structure_views
+from splice_ff.per_pair.augment import LEAST_ZOOM, appearance_views, same_similarity, structure_views
 
 VIEWS = [structure_views, appearance_views]
 SHAPES = {"square": (100, 100), "landscape": (40, 60), "portrait": (60, 40), "nearly square": (41, 40)}
@@ -236,3 +236,28 @@ def test_structure_views_of_a_batch_are_jittered_one_by_one():
     levels = structure_views(batch, seeded(0)).mean((1, 2, 3))
     assert 3 <= (levels - 0.5).abs().gt(1e-3).sum() <= 13
     assert len({round(level, 4) for level in levels.tolist()}) >= 4
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_a_similarity_is_the_same_for_all_batches_and_keeps_angles(shape):
+    image = coordinates(*shape)
+    for seed in range(20):
+        one, other = same_similarity([image, image.expand(2, -1, -1, -1)], seeded(seed))
+        assert one.shape == image.shape and torch.allclose(one.expand_as(other), other)
+        middle = [side // 2 for side in shape]
+        rows, columns = (one[0, channel] * 255 for channel in (0, 1))
+        down = torch.stack([x[middle[0] + 3, middle[1]] - x[middle[0] - 3, middle[1]] for x in (rows, columns)]) / 6
+        across = torch.stack([x[middle[0], middle[1] + 3] - x[middle[0], middle[1] - 3] for x in (rows, columns)]) / 6
+        assert abs(down @ across) < 0.02, "a shear"
+        assert down.norm() == pytest.approx(across.norm().item(), abs=0.02), "a stretch"
+        assert LEAST_ZOOM - 0.02 < down.norm() < 1.02 and down[0] > 0.9 * down.norm()
+
+
+def test_similarities_differ_and_pass_gradients():
+    image = noise(1, 3, 40, 60).requires_grad_()
+    generator = seeded(0)
+    views = [same_similarity([image], generator)[0] for _ in range(10)]
+    assert len({round(view.mean().item(), 6) for view in views}) == 10
+    assert any(not torch.allclose(view, view.flip(-1)) for view in views)
+    (gradient,) = torch.autograd.grad(views[0].sum(), image)
+    assert gradient.ne(0).float().mean() > 0.6

@@ -217,7 +217,7 @@ def test_the_stand_in_is_announced(pair, monkeypatch):
         warnings.simplefilter("always")
         result = optimize_pair(*pair, steps=1, size=64, device="cpu")
     assert any("not DINO" in str(w.message) for w in caught)
-    assert result.settings["backbone"] == "vit_mini"
+    assert result.settings["backbone"] == "vit_s14_robust"
     with pytest.raises(InputError, match="no network"):  # asked for by name: no stand-in
         optimize_pair(*pair, backbone="dino_vits16", steps=1, size=64)
 

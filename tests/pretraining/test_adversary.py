@@ -67,6 +67,26 @@ def test_the_adversary_raises_the_loss_and_leaves_no_gradient_of_the_weights(mak
     assert module.student.vit.blocks[0].attn.qkv.weight.grad.abs().sum() > 0
 
 
+def test_what_the_start_made_of_crops_is_kept(make):
+    module, crops = make(keep=1.0), torch.rand(6, 3, 32, 32)
+    assert module(crops)["keep"] < 1e-9, "an unmoved student is its start"
+    assert not any(name.startswith("_start") for name in module.state_dict())
+    with torch.no_grad():
+        for parameter in module.student.vit.blocks.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    losses = module(crops, EPSILON)
+    assert losses["keep"] > 0.01 and losses["keys"] > 0
+    similarity = module._targets(crops).similarity
+    assert torch.allclose(similarity, module._similarity(module._start[0](crops, **module._deepest)))
+    adam = torch.optim.Adam(module.student.parameters(), 1e-3)
+    first = module(crops)["keep"].item()
+    for _ in range(20):
+        adam.zero_grad()
+        module(crops)["keep"].backward()
+        adam.step()
+    assert module(crops)["keep"] < 0.5 * first
+
+
 def test_the_moving_average_follows_and_is_what_is_kept(make):
     module = make(ema_decay=0.9)
     assert module.product is module.averaged is not module.student

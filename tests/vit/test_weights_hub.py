@@ -60,14 +60,14 @@ def hub(module_hub):
 
 def assert_stand_in(answer, name):
     """load_default_backbone fell back and said so."""
-    assert answer["name"] == "vit_mini", answer
-    assert name in answer["notice"] and "vit_mini" in answer["notice"] and "not DINO" in answer["notice"]
+    assert answer["name"] == "vit_s14_robust", answer
+    assert name in answer["notice"] and "vit_s14_robust" in answer["notice"] and "not DINO" in answer["notice"]
     assert "--weights" in answer["notice"]
 
 
 def assert_hub_error(answer, name):
     assert answer["error"] == "HubError", answer
-    assert name in answer["message"] and "--weights" in answer["message"] and "vit_mini" in answer["message"]
+    assert name in answer["message"] and "--weights" in answer["message"] and "vit_s14_robust" in answer["message"]
     assert "\n" not in answer["message"]
 
 
