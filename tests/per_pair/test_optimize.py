@@ -141,7 +141,10 @@ def test_fast_encodes_its_targets_once_and_paper_at_every_step(pair, backbone, m
     forward = ViTFeatures.forward
     monkeypatch.setattr(ViTFeatures, "forward", lambda self, x, **kw: passes.append(len(x)) or forward(self, x, **kw))
     fast = start(pair, backbone, "fast")
-    for step, images in ((1, 1), (2, 2)):  # the output, and at every other step the identity
+    for step, images in (
+        (1, 2),
+        (2, 3),
+    ):  # output and structure under a similarity, and at every other step the identity
         fast.step_count, passes[:] = step, []
         fast.step()
         assert sum(passes) == images
@@ -240,3 +243,16 @@ def test_damaged_generator_files_are_named(tmp_path):
     for name in ("missing", "text", "other"):
         with pytest.raises(CheckpointError, match=name):
             load_generator(tmp_path / f"{name}.safetensors")
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_similarities_change_output_and_structure_alike(pair, backbone, count):
+    optimizer = start(pair, backbone, "fast", similarities=count)
+    structure, appearance = optimizer._draw_views()
+    same = optimizer._compare(structure.images, structure, appearance, None)
+    assert same.structure < 1e-6 and same.identity == 0
+    other = optimizer._compare(structure.images.flip(-2), structure, appearance, None)
+    assert other.structure > 1e-4
+    assert not torch.equal(
+        same.appearance, optimizer._compare(structure.images, structure, appearance, None).appearance
+    )
