@@ -3,13 +3,14 @@
 
 import * as ort from "./ort/ort.wasm.min.mjs";
 
+const BAND = 2 ** 18; // pixels that are sliced at once
 const MAX_ASPECT = 480 / 224; // the longest shape that the ViT sees at full size: splice_ff/vit/inputs.py
 
 export async function loadModel(folder) {
   ort.env.wasm.wasmPaths = new URL("ort/", document.baseURI).href;
   const card = await (await get(`${folder}/model.json`)).json();
   const graphs = {};
-  for (const name of ["encode", "paint", "upsample"]) {
+  for (const name of ["encode", "paint", "upsample", ...(card.cell ? ["slice"] : [])]) {
     const bytes = await (await get(`${folder}/${name}.onnx`)).arrayBuffer();
     graphs[name] = await ort.InferenceSession.create(bytes, { executionProviders: ["wasm"] });
   }
@@ -17,21 +18,50 @@ export async function loadModel(folder) {
 }
 
 export async function embed(model, appearance) {
-  return run(model, "encode", { vit_input: tensor(vitInput(model.card, appearance)) });
+  return (await run(model, "encode", { vit_input: tensor(vitInput(model.card, appearance)) })).tokens;
 }
 
 export async function paint(model, structure, tokens, size) {
   const working = resizeShorterSide(structure, size);
-  const padded = pad(working, model.card.stride);
+  const { height, width } = working;
   const painted = await run(model, "paint", {
-    structure: tensor(padded), vit_input: tensor(vitInput(model.card, working)), tokens,
+    structure: tensor(pad(working, model.card.stride)), vit_input: tensor(vitInput(model.card, working)), tokens,
   });
-  const output = crop(image(painted), working.height, working.width);
-  if (working.width === structure.width && working.height === structure.height) return output;
-  if (working.width > structure.width) return clamp(resize(output, structure.height, structure.width, cubic, 2));
-  return image(await run(model, "upsample", {
-    output: tensor(output), structure: tensor(working), full: tensor(structure),
-  }));
+  const isSame = width === structure.width && height === structure.height;
+  const isLarger = width > structure.width;
+  const enlarge = async (values) => image((await run(model, "upsample", {
+    output: tensor(values), structure: tensor(working), full: tensor(structure),
+  })).image);
+  const reduce = (made) => (isLarger ? clamp(resize(made, structure.height, structure.width, cubic, 2)) : made);
+  if (!model.card.cell) {
+    const output = crop(image(painted.output), height, width);
+    return isSame || isLarger ? reduce(output) : enlarge(output);
+  }
+  const pixels = crop(image(painted.pixels), height, width);
+  const extent = [height, width].map((side) => side / model.card.cell);
+  if (isSame || isLarger) return reduce(await slice(model, working, pixels, painted.grid, extent));
+  return slice(model, structure, await enlarge(pixels), painted.grid, extent);
+}
+
+// An image changed by a bilateral grid that it covers `extent` cells of, a few rows at a time.
+async function slice(model, source, pixels, grid, extent) {
+  const { height, width } = source;
+  const [rows, columns] = [height, width].map((n, i) => Float32Array.from({ length: n }, (_, k) => (k + 0.5) * (extent[i] / n)));
+  const step = Math.max(1, Math.floor(BAND / width));
+  const data = new Float32Array(3 * height * width);
+  for (let top = 0; top < height; top += step) {
+    const count = Math.min(step, height - top);
+    const band = (whole) => tensor(gather(whole, count, width, (y) => top + y, (x) => x));
+    const { output } = await run(model, "slice", {
+      structure: band(source), pixels: band(pixels), grid,
+      rows: new ort.Tensor("float32", rows.subarray(top, top + count), [count]),
+      columns: new ort.Tensor("float32", columns, [width]),
+    });
+    for (let c = 0; c < 3; c++) {
+      data.set(output.data.subarray(c * count * width, (c + 1) * count * width), (c * height + top) * width);
+    }
+  }
+  return { data, height, width };
 }
 
 async function get(url) {
@@ -40,10 +70,7 @@ async function get(url) {
   return answer;
 }
 
-async function run(model, graph, inputs) {
-  const session = model.graphs[graph];
-  return (await session.run(inputs))[session.outputNames[0]];
-}
+const run = (model, graph, inputs) => model.graphs[graph].run(inputs);
 
 const tensor = ({ data, height, width }) => new ort.Tensor("float32", data, [1, 3, height, width]);
 const image = (t) => ({ data: t.data, height: t.dims[2], width: t.dims[3] });

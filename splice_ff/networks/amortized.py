@@ -102,9 +102,15 @@ class AmortizedGenerator(nn.Module):
         tokens: Tensor = self.encoder(appearance.cls, appearance.patches)
         return tokens
 
-    def paint(self, structure: Tensor, structure_features: Tensor, appearance_tokens: Tensor) -> Tensor:
+    def paint(
+        self,
+        structure: Tensor,
+        structure_features: Tensor,
+        appearance_tokens: Tensor,
+        full_structure: Tensor | None = None,
+    ) -> Tensor:
         """(B, 3, H, W) in [0, 1]; see `CrossAttentionUNet`."""
-        output: Tensor = self.unet(structure, structure_features, appearance_tokens)
+        output: Tensor = self.unet(structure, structure_features, appearance_tokens, full_structure)
         return output
 
     def forward(

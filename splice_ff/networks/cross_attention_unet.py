@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from splice_ff.errors import InputError
+from splice_ff.networks.bilateral_grid import NUMBERS, Change, Guide, centers, recolor, recolor_at_full_size
 from splice_ff.networks.layers import CrossAttention, ResidualMlp
 
-MARGIN = 0.02
-"""Colors are brought this far inside [0, 1] before the logit, so that black and white can still be changed."""
-MAX_SCALES, MAX_BLOCKS, MAX_CHANNELS = 8, 16, 8192
+MAX_SCALES, MAX_BLOCKS, MAX_CHANNELS, MAX_BINS = 8, 16, 8192, 64
 """More of them than any generator has; a file that asks for more is damaged, or made to fill the memory."""
 
 
@@ -39,6 +38,8 @@ class UNetConfig:
     """M, appearance tokens."""
     token_channels: int
     """C."""
+    bins: int = 1
+    """Of the grid of color maps along its guide; with 1 the maps depend on the place alone."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", tuple(self.channels))  # a list, where it comes from JSON
@@ -49,6 +50,7 @@ class UNetConfig:
         check_count("attention_from", [self.attention_from], len(self.channels) - 1)
         for name in ("heads", "tokens", "token_channels"):
             check_count(name, [getattr(self, name)], MAX_CHANNELS)
+        check_count("bins", [self.bins], MAX_BINS)
 
 
 def check_count(name: str, values: Iterable[object], maximum: int) -> None:
@@ -63,6 +65,7 @@ SIZES = {
     "small": UNetConfig((32, 64, 128, 256, 384), 1, 3, 8, 32, 256),
     "base": UNetConfig((48, 112, 224, 384, 512), 2, 3, 8, 48, 384),
 }
+SIZES |= {f"{name}-grid": replace(size, bins=8) for name, size in SIZES.items()}
 """Generators by name; a model's config.json holds the numbers, so that it outlives a change here."""
 
 
@@ -74,9 +77,9 @@ class CrossAttentionUNet(nn.Module):
     adaptive group normalization (arXiv:2105.05233) do.
 
     The output is made from the logits of the structure image's colors: an affine map of them for each place, given
-    by the finest of the attending scales and enlarged (most of a look is color, and what is recolored keeps its edges;
-    HDRNet, arXiv:1707.02880, has the idea), plus a change of every pixel. An untrained UNet copies. The structure
-    features say what the image shows; their map joins at the coarsest scale.
+    by the finest of the attending scales (most of a look is color, and what is recolored keeps its edges), plus a
+    change of every pixel. The maps are a bilateral grid, see `splice_ff.networks.bilateral_grid`. An untrained UNet
+    copies. The structure features say what the image shows; their map joins at the coarsest scale.
 
     Args:
         config: its numbers; `SIZES` has some.
@@ -104,22 +107,40 @@ class CrossAttentionUNet(nn.Module):
         nn.init.zeros_(change.bias)  # type: ignore[arg-type]
         self.to_rgb = nn.Sequential(_norm(c[0]), nn.SiLU(), change)
         self.color_scale = min(config.attention_from, len(c) - 2)  # one on the way up
-        self.color_affine = nn.Conv2d(c[self.color_scale], 12, 1)
+        self.cell = 2**self.color_scale
+        """Side, in pixels, of a cell of the grid of color maps."""
+        self.color_affine = nn.Conv2d(c[self.color_scale], NUMBERS * config.bins, 1)
         nn.init.zeros_(self.color_affine.weight)
         nn.init.zeros_(self.color_affine.bias)  # type: ignore[arg-type]
+        self.guide = Guide() if config.bins > 1 else None
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, structure: Tensor, structure_features: Tensor, appearance_tokens: Tensor) -> Tensor:
+    def forward(
+        self,
+        structure: Tensor,
+        structure_features: Tensor,
+        appearance_tokens: Tensor,
+        full_structure: Tensor | None = None,
+    ) -> Tensor:
         """Paint.
 
         Args:
             structure: (B, 3, H, W) in [0, 1], any size: padded to the stride by reflection and cropped back.
             structure_features: deepest keys of the structure image's patches, (B, D, h, w); any grid, it is resized.
             appearance_tokens: (B, M, C).
+            full_structure: the structure images at the size that is wanted of the output; without gradients.
 
         Returns:
-            (B, 3, H, W) in [0, 1].
+            (B, 3, H, W) in [0, 1], of the size of the structure images, or of the full ones.
         """
+        change = self.change(structure, structure_features, appearance_tokens)
+        if full_structure is not None:
+            return recolor_at_full_size(structure, change, self.guide, full_structure)
+        rows, columns = (centers(n, n / self.cell, structure.device) for n in structure.shape[-2:])
+        return recolor(structure, change.grid, change.pixels, self.guide, rows, columns)
+
+    def change(self, structure: Tensor, structure_features: Tensor, appearance_tokens: Tensor) -> Change:
+        """What is to be done to the structure images, at their size; arguments as for painting."""
         h, w = structure.shape[-2:]
         padded = _pad_to(structure, self.stride)
         dtype = self.stem.weight.dtype
@@ -142,12 +163,8 @@ class CrossAttentionUNet(nn.Module):
             x = skip + F.interpolate(upsample(x), skip.shape[-2:], mode="bilinear", align_corners=False)
             x = self._run(stage, x, pooled, appearance_tokens)
             if len(skips) == self.color_scale:
-                affine = F.interpolate(self.color_affine(x), padded.shape[-2:], mode="bilinear", align_corners=False)
-        logits = torch.logit(padded.float() * (1 - 2 * MARGIN) + MARGIN)
-        matrix, shift = affine.float().split((9, 3), 1)
-        mixed = torch.einsum("boihw,bihw->bohw", rearrange(matrix, "b (o i) h w -> b o i h w", o=3), logits)
-        output = torch.sigmoid(logits + mixed + shift + self.to_rgb(x).float())
-        return ((output - MARGIN) / (1 - 2 * MARGIN)).clamp(0, 1)[..., :h, :w]
+                grid = self.color_affine(x).float()
+        return Change(grid, self.to_rgb(x).float()[..., :h, :w], (h / self.cell, w / self.cell))
 
     def _run(self, stage: nn.Module, *inputs: Tensor) -> Tensor:
         if self.checkpointing and torch.is_grad_enabled():

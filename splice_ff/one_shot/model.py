@@ -15,7 +15,7 @@ from splice_ff.one_shot.checks import check_size, check_strength, check_weights
 from splice_ff.one_shot.model_files import ModelConfig, fingerprint
 from splice_ff.one_shot.tiles import MAX_UNTILED, paint_in_tiles
 from splice_ff.utils.machine import plain_torch
-from splice_ff.utils.resize import resize_shorter_side, to_full_size
+from splice_ff.utils.resize import resize_shorter_side
 from splice_ff.vit.features import ViTFeatures
 from splice_ff.vit.inputs import ViTInput
 
@@ -126,17 +126,17 @@ class OneShotModel(nn.Module):
         if len(tokens) not in (1, len(structure)):
             raise InputError(f"appearance tokens of {len(tokens)} looks for {len(structure)} structure images")
         with plain_torch(gradients=False, autocast=True):
-            structure, tokens = structure.to(self.device), tokens.to(self.device)
-            working = resize_shorter_side(structure.float(), size)
+            structure, tokens = structure.to(self.device).float(), tokens.to(self.device)
+            working = resize_shorter_side(structure, size)
             encoding = self.encode_images(working)  # of what the generator is given, as in training
             if strength < 1:
                 tokens = torch.lerp(self.generator.appearance_tokens(encoding).float(), tokens.float(), strength)
             tokens = tokens.expand(len(structure), -1, -1)
             if working.shape[-2] * working.shape[-1] > MAX_UNTILED:
-                output = paint_in_tiles(self.generator.unet, working, encoding.structure_features, tokens)
-            else:
-                output = self.generator.paint(working, encoding.structure_features, tokens)
-            return to_full_size(output, working, structure.float())
+                return paint_in_tiles(
+                    self.generator.unet, working, encoding.structure_features, tokens, full_structure=structure
+                )
+            return self.generator.paint(working, encoding.structure_features, tokens, structure)
 
     def mix(self, looks: Sequence[Tensor], weights: Sequence[float] | None = None) -> Tensor:
         """Weighted mean of looks, each (B, M, C), in the space of appearance tokens.

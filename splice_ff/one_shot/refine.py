@@ -101,8 +101,16 @@ class PairGenerator(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Repaint images with the appearance tokens."""
+        return self._paint(images)
+
+    def at_full_size(self, structure: Tensor, full_structure: Tensor) -> Tensor:
+        """The same, at the size of the full images."""
+        return self._paint(structure, full_structure)
+
+    def _paint(self, images: Tensor, full: Tensor | None = None) -> Tensor:
         tokens = self.appearance_tokens.expand(len(images), -1, -1)
-        return self.unet(images, self.structure_features(images), tokens)
+        painted: Tensor = self.unet(images, self.structure_features(images), tokens, full)
+        return painted
 
 
 class _StructureFeatures:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as TF
 
+from splice_ff.networks.bilateral_grid import Change, recolor_at_full_size
 from splice_ff.networks.cross_attention_unet import CrossAttentionUNet
 
 MAX_UNTILED = 1280 * 1280
@@ -33,8 +34,9 @@ def paint_in_tiles(
     appearance_tokens: Tensor,
     core: int = CORE,
     statistics_pixels: int = MAX_UNTILED,
+    full_structure: Tensor | None = None,
 ) -> Tensor:
-    """What `unet(structure, structure_features, appearance_tokens)` does, one tile at a time.
+    """What `unet(structure, structure_features, appearance_tokens, full_structure)` does, one tile at a time.
 
     Args:
         unet: the generator's image path; it is left as it is.
@@ -44,26 +46,37 @@ def paint_in_tiles(
         core: side of a tile without its margins, rounded up to the UNet's stride.
         statistics_pixels: most pixels of the pass that takes GroupNorm's statistics; with H * W or more they are
             exact, and so is the result, up to rounding.
+        full_structure: the structure images at the size that is wanted of the output; as they are if None.
 
     Returns:
-        (B, 3, H, W) in [0, 1].
+        (B, 3, H, W) in [0, 1], of the size of the full images.
     """
-    core = -(-core // unet.stride) * unet.stride
-    painted = torch.empty_like(structure)
+    full = structure if full_structure is None else full_structure
+    painted = torch.empty_like(full)
+    core, cell = -(-core // unet.stride) * unet.stride, unet.cell
+    cells = [-(-side // unet.stride) * unet.stride // cell for side in structure.shape[-2:]]
+    channels = unet.color_affine.out_channels
     for i in range(len(structure)):  # one by one: statistics belong to an image
         image, features, tokens = (t[i : i + 1] for t in (structure, structure_features, appearance_tokens))
         frozen = freeze_statistics(unet, _at_most(image, statistics_pixels), features, tokens)
         window = _Window(frozen.structure_proj, [-(-side // unet.stride) for side in image.shape[-2:]])
         frozen.structure_proj = window  # type: ignore[assignment]
         margin = reach(unet)
+        grid, pixels = image.new_empty(1, channels, *cells), torch.empty_like(image)
         for top, bottom, above, below in _spans(image.shape[-2], core, margin):
             for left, right, before, after in _spans(image.shape[-1], core, margin):
                 # where a tile does not end with a whole stride it ends with the image, which the UNet pads
                 window.show(*(-(-edge // unet.stride) for edge in (above, below, before, after)))
-                tile = frozen(image[..., above:below, before:after], features, tokens)
-                painted[i, :, top:bottom, left:right] = tile[
-                    0, :, top - above : bottom - above, left - before : right - before
+                tile = frozen.change(image[..., above:below, before:after], features, tokens)
+                pixels[..., top:bottom, left:right] = tile.pixels[
+                    ..., top - above : bottom - above, left - before : right - before
                 ]
+                part = tile.grid[..., (top - above) // cell :, (left - before) // cell :]
+                part = part[..., : core // cell, : core // cell]
+                y, x = top // cell, left // cell
+                grid[..., y : y + part.shape[-2], x : x + part.shape[-1]] = part
+        extent = image.shape[-2] / cell, image.shape[-1] / cell
+        painted[i : i + 1] = recolor_at_full_size(image, Change(grid, pixels, extent), unet.guide, full[i : i + 1])
     return painted
 
 

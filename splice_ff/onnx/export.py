@@ -1,10 +1,19 @@
-"""A one-shot model as three ONNX graphs with dynamic sizes, for `splice_ff.onnx.runner` and for browsers.
+"""A one-shot model as three or four ONNX graphs with dynamic sizes, for `splice_ff.onnx.runner` and for browsers.
 
 | file | inputs | output |
 |---|---|---|
 | `encode.onnx` | `vit_input` (1, 3, h, w): the appearance image as the ViT sees it | `tokens` (1, M, C) |
 | `paint.onnx` | `structure` (1, 3, H, W), multiples of the stride; its `vit_input`; `tokens` | `output` (1, 3, H, W) |
 | `upsample.onnx` | `output` and `structure` (1, 3, H, W); `full` (1, 3, H', W') | `image` (1, 3, H', W') |
+
+Where color maps lie in a bilateral grid (see `splice_ff.networks.bilateral_grid`), the last two change and a fourth
+paints, so that the network works at low resolution and large images are painted a band of rows at a time:
+
+| file | inputs | output |
+|---|---|---|
+| `paint.onnx` | as above | `pixels` (1, 3, H, W) and `grid` (1, N, h, w) |
+| `upsample.onnx` | as above, with `pixels` for `output` | `image`, as above |
+| `slice.onnx` | `structure` and `pixels` (1, 3, H, W); `grid`; `rows` (H,) and `columns` (W,) in cells | `output` |
 
 All images are float32 in [0, 1], RGB. `model.json` holds what a runner needs to know besides.
 """
@@ -16,7 +25,7 @@ import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +35,12 @@ from torch import Tensor, nn
 
 import splice_ff
 from splice_ff.errors import InputError
+from splice_ff.networks.bilateral_grid import centers, recolor
 from splice_ff.one_shot.pipeline import SpliceFF
-from splice_ff.onnx.files import CARD, FORMAT, GRAPHS
+from splice_ff.onnx.files import CARD, FORMATS
 from splice_ff.utils.extras import need
 from splice_ff.utils.files import write_file
-from splice_ff.utils.resize import guided_upsample
+from splice_ff.utils.resize import enlarge_along_edges, guided_upsample
 from splice_ff.vit.features import ViTFeatures
 from splice_ff.vit.spec import PositionInterpolation
 
@@ -39,7 +49,7 @@ OPSET = 18
 
 
 def export_model(model: SpliceFF, folder: Path, *, precision: str = "fp32") -> list[Path]:
-    """Write the three graphs and model.json.
+    """Write the graphs and model.json.
 
     Args:
         model: on the CPU, in float32.
@@ -58,31 +68,45 @@ def export_model(model: SpliceFF, folder: Path, *, precision: str = "fp32") -> l
         raise InputError(f"unknown precision '{precision}'. Known: fp32, fp16")
     backbone = _traceable(model.backbone)
     patch = max(model.backbone.patch_size)
-    stride = model.generator.unet.stride
+    unet = model.generator.unet
+    stride, has_grid = unet.stride, unet.guide is not None
     image = torch.rand(1, 3, 8 * stride, 6 * stride)
     vit_input = torch.rand(1, 3, 7 * patch, 5 * patch)
     encode = _Encode(model, backbone).eval()
     with torch.no_grad():
         tokens = encode(vit_input)
-    graphs: dict[str, tuple[nn.Module, Mapping[str, Tensor], str]] = {
-        "encode": (encode, {"vit_input": vit_input}, "tokens"),
+    painted = ("pixels", "grid") if has_grid else ("output",)
+    upsample: nn.Module = _Upsample(enlarge_along_edges if has_grid else guided_upsample)
+    graphs: dict[str, tuple[nn.Module, Mapping[str, Tensor], Sequence[str]]] = {
+        "encode": (encode, {"vit_input": vit_input}, ("tokens",)),
         "paint": (
             _Paint(model, backbone).eval(),
             {"structure": image, "vit_input": vit_input, "tokens": tokens},
-            "output",
+            painted,
         ),
         "upsample": (
-            _Upsample(),  # a tensor of its own for each input: one given twice would be traced as one
+            upsample,  # a tensor of its own for each input: one given twice would be traced as one
             {"output": image.clone(), "structure": image, "full": torch.rand(1, 3, 200, 150)},
-            "image",
+            ("image",),
         ),
     }
+    if has_grid:
+        h, w = (side // unet.cell for side in image.shape[-2:])
+        inputs = {
+            "structure": torch.rand(1, 3, 30, 50),
+            "pixels": torch.rand(1, 3, 30, 50),
+            "grid": torch.rand(1, unet.color_affine.out_channels, h, w),
+            "rows": centers(30, h, image.device),
+            "columns": centers(50, w, image.device),
+        }
+        graphs["slice"] = (_Slice(model).eval(), inputs, ("output",))
+    layout = next(name for name, kinds in FORMATS.items() if set(kinds) == set(graphs))
     files = []
-    for name in GRAPHS:
+    for name in FORMATS[layout]:
         files.append(folder / f"{name}.onnx")
         _export(*graphs[name], files[-1], precision)
     card = {
-        "format": FORMAT,
+        "format": layout,
         "splice_ff": splice_ff.__version__,
         "precision": precision,
         "model_sha256": model.fingerprint,
@@ -90,6 +114,7 @@ def export_model(model: SpliceFF, folder: Path, *, precision: str = "fp32") -> l
         "vit_size": model.config.vit_size,
         "size": model.config.size,
         "stride": stride,
+        **({"cell": unet.cell} if has_grid else {}),
         "tokens": list(tokens.shape[1:]),
     }
     write_file(folder / CARD, (json.dumps(card, indent=1) + "\n").encode())
@@ -109,22 +134,40 @@ class _Encode(nn.Module):
 
 
 class _Paint(nn.Module):
-    """Structure images, as the UNet and as the ViT see them, and appearance tokens to output images."""
+    """Structure images, as the UNet and as the ViT see them, and appearance tokens to output images, or to changes."""
 
     def __init__(self, model: SpliceFF, backbone: ViTFeatures) -> None:
         super().__init__()
         self.generator, self.backbone = model.generator, backbone
 
-    def forward(self, structure: Tensor, vit_input: Tensor, tokens: Tensor) -> Tensor:
-        encoding = self.generator.encode_images(self.backbone, vit_input)
-        return self.generator.paint(structure, encoding.structure_features, tokens)
+    def forward(self, structure: Tensor, vit_input: Tensor, tokens: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        features = self.generator.encode_images(self.backbone, vit_input).structure_features
+        if self.generator.unet.guide is None:
+            return self.generator.paint(structure, features, tokens)
+        change = self.generator.unet.change(structure, features, tokens)
+        return change.pixels, change.grid
+
+
+class _Slice(nn.Module):
+    """A band of structure images and what is to be done to it, to output images."""
+
+    def __init__(self, model: SpliceFF) -> None:
+        super().__init__()
+        self.guide = model.generator.unet.guide
+
+    def forward(self, structure: Tensor, pixels: Tensor, grid: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        return recolor(structure, grid, pixels, self.guide, rows, columns)
 
 
 class _Upsample(nn.Module):
-    """Output images at the working size to the size of the full structure image."""
+    """Outputs or changes at the working size to the size of the full structure image."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
 
     def forward(self, output: Tensor, structure: Tensor, full: Tensor) -> Tensor:
-        return guided_upsample(output, structure, full)
+        return self.function(output, structure, full)
 
 
 class _TraceableViT(ViTFeatures):
@@ -177,12 +220,15 @@ def _traceable(backbone: ViTFeatures) -> ViTFeatures:
     raise InputError(f"{backbone.name}: only ViTs whose position embeddings are interpolated as DINO's can be exported")
 
 
-def _export(module: nn.Module, inputs: Mapping[str, Tensor], output: str, file: Path, precision: str) -> None:
+def _export(
+    module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str], file: Path, precision: str
+) -> None:
     """Trace one graph with free heights and widths, and write it, whole or not at all."""
     import onnx
 
     free = torch.export.Dim.DYNAMIC
-    shapes = {name: {2: free, 3: free} if value.ndim == 4 else {} for name, value in inputs.items()}
+    sides = {4: {2: free, 3: free}, 1: {0: free}}  # images and maps; places of rows and columns
+    shapes = {name: sides.get(value.ndim, {}) for name, value in inputs.items()}
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
     levels = [logger.level for logger in loggers]
     with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
@@ -193,7 +239,7 @@ def _export(module: nn.Module, inputs: Mapping[str, Tensor], output: str, file: 
         try:
             torch.onnx.export(
                 module, tuple(inputs.values()), str(traced), dynamo=True, input_names=list(inputs),
-                output_names=[output], dynamic_shapes=tuple(shapes.values()), opset_version=OPSET,
+                output_names=list(outputs), dynamic_shapes=tuple(shapes.values()), opset_version=OPSET,
                 external_data=False, verbose=False,
             )  # fmt: skip
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-FORMAT = "splice-ff onnx 1"
 GRAPHS = ("encode", "paint", "upsample")
+FORMATS = {"splice-ff onnx 1": GRAPHS, "splice-ff onnx 2": (*GRAPHS, "slice")}
+"""Which graphs a folder holds; the second is of generators whose color maps lie in a bilateral grid."""
 CARD = "model.json"

@@ -21,12 +21,14 @@ from PIL import Image
 from splice_ff.errors import CheckpointError, InputError, first_line
 from splice_ff.images.decode import decode_image
 from splice_ff.images.formats import MIN_SIDE
-from splice_ff.onnx.files import CARD, FORMAT, GRAPHS
+from splice_ff.onnx.files import CARD, FORMATS
 from splice_ff.utils.extras import need
 
 Array = NDArray[np.float32]
 MAX_ASPECT = 480 / 224
 """Longest shape that the ViT sees at full size: see `splice_ff.vit.inputs`."""
+BAND = 2**18
+"""Pixels that are sliced at once."""
 BICUBIC, BILINEAR = Image.Resampling.BICUBIC, Image.Resampling.BILINEAR
 
 
@@ -52,7 +54,7 @@ class OnnxSpliceFF:
         options.intra_op_num_threads = threads or 0
         options.log_severity_level = 3
         self._sessions: dict[str, Any] = {}
-        for name in GRAPHS:
+        for name in FORMATS[self.card["format"]]:
             file = folder / f"{name}.onnx"
             if not file.is_file():
                 raise CheckpointError(f"{file}: no such file; export the model again")
@@ -65,7 +67,7 @@ class OnnxSpliceFF:
 
     def embed(self, appearance: Array) -> Array:
         """Appearance tokens (1, M, C) of an image (1, 3, H, W) in [0, 1]."""
-        return self._run("encode", vit_input=self._vit_input(appearance))
+        return self._run("encode", vit_input=self._vit_input(appearance))[0]
 
     def paint(self, structure: Array, tokens: Array, size: int | None = None, strength: float = 1.0) -> Array:
         """The structure image (1, 3, H, W) in [0, 1] with the look of `tokens` (1, M, C), at its own size.
@@ -87,16 +89,46 @@ class OnnxSpliceFF:
         working = _resize_shorter_side(structure, size or self.card["size"])
         vit_input = self._vit_input(working)
         if strength < 1:
-            own = self._run("encode", vit_input=vit_input)
+            (own,) = self._run("encode", vit_input=vit_input)
             tokens = own + np.float32(strength) * (tokens - own)
         h, w = working.shape[-2:]
         padded = _pad(working, self.card["stride"])
-        output = self._run("paint", structure=padded, vit_input=vit_input, tokens=tokens)[..., :h, :w]
+        if "cell" in self.card:
+            return self._paint_by_grid(structure, working, padded, vit_input, tokens)
+        (output,) = self._run("paint", structure=padded, vit_input=vit_input, tokens=tokens)
+        output = output[..., :h, :w]
         if (h, w) == full_size:
             return output
         if w > full_size[1]:
             return _resize(output, full_size, BICUBIC).clip(0, 1)
-        return self._run("upsample", output=output, structure=working, full=structure)
+        return self._run("upsample", output=output, structure=working, full=structure)[0]
+
+    def _paint_by_grid(self, structure: Array, working: Array, padded: Array, vit_input: Array, tokens: Array) -> Array:
+        """Paint with a generator whose maps lie in a bilateral grid; as `recolor_at_full_size` in splice_ff does."""
+        pixels, grid = self._run("paint", structure=padded, vit_input=vit_input, tokens=tokens)
+        h, w = working.shape[-2:]
+        pixels, extent = pixels[..., :h, :w], [side / self.card["cell"] for side in (h, w)]
+        if w >= structure.shape[-1]:
+            return _resize(self._slice(working, pixels, grid, extent), structure.shape[-2:], BICUBIC).clip(0, 1)
+        (pixels,) = self._run("upsample", output=pixels, structure=working, full=structure)
+        return self._slice(structure, pixels, grid, extent)
+
+    def _slice(self, image: Array, pixels: Array, grid: Array, extent: Sequence[float]) -> Array:
+        """Change an image a few rows at a time, `extent` cells of the grid high and wide."""
+        rows, columns = (
+            (np.arange(n, dtype=np.float32) + np.float32(0.5)) * np.float32(cells / n)
+            for n, cells in zip(image.shape[-2:], extent, strict=True)
+        )
+        step = max(1, BAND // image.shape[-1])
+        bands = (slice(top, top + step) for top in range(0, len(rows), step))
+        painted = [
+            self._run(
+                "slice", structure=image[..., band, :], pixels=pixels[..., band, :], grid=grid, rows=rows[band],
+                columns=columns,
+            )[0]
+            for band in bands
+        ]  # fmt: skip
+        return np.concatenate(painted, 2)
 
     def __call__(
         self,
@@ -130,9 +162,9 @@ class OnnxSpliceFF:
             output = np.concatenate([output, image.alpha])
         return Image.fromarray(np.rint(output.clip(0, 1) * 255).astype(np.uint8).transpose(1, 2, 0))
 
-    def _run(self, graph: str, **inputs: Array) -> Array:
-        result: Array = self._sessions[graph].run(None, inputs)[0]
-        return result
+    def _run(self, graph: str, **inputs: Array) -> list[Array]:
+        outputs: list[Array] = self._sessions[graph].run(None, inputs)
+        return outputs
 
     def _vit_input(self, image: Array) -> Array:
         """An image as the ViT sees it: whole patches, the rule of `splice_ff.vit.inputs.ViTInput`."""
@@ -144,8 +176,9 @@ class OnnxSpliceFF:
 def _read_card(file: Path) -> dict[str, Any]:
     try:
         card: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        if card["format"] != FORMAT:
-            raise CheckpointError(f"{file}: format '{card['format']}', expected '{FORMAT}'; export the model again")
+        if card["format"] not in FORMATS:
+            known = " or ".join(f"'{name}'" for name in FORMATS)
+            raise CheckpointError(f"{file}: format '{card['format']}', expected {known}; export the model again")
         return card
     except OSError as error:
         raise CheckpointError(

@@ -8,7 +8,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -72,6 +72,14 @@ class _Best:
     weights: dict[str, Tensor]
 
 
+@runtime_checkable
+class FullSizeGenerator(Protocol):
+    """A generator with a way of its own to paint images that are larger than the working size."""
+
+    def at_full_size(self, structure: Tensor, full_structure: Tensor) -> Tensor:
+        """Structure images (B, 3, h, w), of which the full ones are (B, 3, H, W), painted at the size of the latter."""
+
+
 class PairOptimizer(SteppedRun[Losses]):
     """Optimizes a generator on one pair, step by step.
 
@@ -83,7 +91,8 @@ class PairOptimizer(SteppedRun[Losses]):
         compile: torch.compile the generator and the ViT.
         device: where to compute.
         generator: images (B, 3, H, W) in [0, 1] to images of their shape and range, to be optimized in place of a new
-            SkipUNet. Its first image counts: the result is never worse, by the total loss.
+            SkipUNet. Its first image counts: the result is never worse, by the total loss. A `FullSizeGenerator` says
+            how it paints at the structure image's size; what others paint is enlarged along its edges.
 
     Raises:
         InputError: images too small for the generator or too large at the recipe's size, or a negative seed.
@@ -277,15 +286,15 @@ class PairOptimizer(SteppedRun[Losses]):
             self._evaluate()
         if (best := self._best) is None:
             raise DivergedError("the losses were never finite: there is no image")
-        generator = copy.deepcopy(self.averaged).cpu()
+        generator = copy.deepcopy(self.averaged)
         generator.load_state_dict(best.weights)
-        image = self._at_full_size(best.image.to(self.device))
-        return PairResult(image, best.losses, best.step, generator, self.settings())
+        image = self._at_full_size(generator, best.image.to(self.device))
+        return PairResult(image, best.losses, best.step, generator.cpu(), self.settings())
 
     @torch.no_grad()
     def preview(self) -> Tensor:
         """The present image, (1, 3, H, W) in [0, 1], of the structure image's size."""
-        return self._at_full_size(self.averaged(self.structure))
+        return self._at_full_size(self.averaged)
 
     @torch.no_grad()
     def _whole_image(self) -> tuple[Tensor, dict[str, float]]:
@@ -305,8 +314,13 @@ class PairOptimizer(SteppedRun[Losses]):
         has_gained = losses["total"] < (1 - MIN_GAIN) * best_total
         self.evaluations_without_gain = 0 if has_gained else self.evaluations_without_gain + 1
 
-    def _at_full_size(self, image: Tensor) -> Tensor:
-        return to_full_size(image, self.structure, self.full_structure.to(self.device)).cpu()
+    @torch.no_grad()
+    def _at_full_size(self, generator: nn.Module, image: Tensor | None = None) -> Tensor:
+        """What a generator paints, at the structure image's size; `image` is the same at working size, if known."""
+        full = self.full_structure.to(self.device)
+        if isinstance(generator, FullSizeGenerator):
+            return generator.at_full_size(self.structure, full).cpu()
+        return to_full_size(generator(self.structure) if image is None else image, self.structure, full).cpu()
 
     # -- the state ----------------------------------------------------------------------------------------------
 

@@ -53,7 +53,8 @@ class BackboneConfig(Section):
 class GeneratorSettings(Section):
     """Which amortized generator."""
 
-    size: Literal["tiny", "small", "base"] = "small"
+    size: Literal["tiny", "small", "base", "tiny-grid", "small-grid", "base-grid"] = "small"
+    """Those with a grid read their color maps at the image's own edges."""
     context: Context = "cls"
     start_from: UserPath | None = None
     """Folder of a trained generator whose weights are the first ones."""

@@ -53,13 +53,18 @@ def guided_upsample(output: Tensor, small_guide: Tensor, guide: Tensor) -> Tenso
         (B, 3, H, W) in [0, 1]. What the affine functions cannot express is added by bicubic interpolation, so that
         reduced again it is close to `output`.
     """
+    return enlarge_along_edges(output, small_guide, guide).clamp_(0, 1)
+
+
+def enlarge_along_edges(values: Tensor, small_guide: Tensor, guide: Tensor) -> Tensor:
+    """The same for values (B, 3, h, w) of any range, such as a change of colors."""
     h, w = guide.shape[-2:]
-    matrix, offset = _local_affine(output, small_guide)
-    rest = output - (torch.einsum("bijhw,bihw->bjhw", matrix, small_guide) + offset)
+    matrix, offset = _local_affine(values, small_guide)
+    rest = values - (torch.einsum("bijhw,bihw->bjhw", matrix, small_guide) + offset)
     enlarged = F.interpolate(offset, (h, w), mode="bilinear") + F.interpolate(rest, (h, w), mode="bicubic")
     # one channel at a time: the matrices of a large image would fill the memory
     colors = [(F.interpolate(matrix[:, :, j], (h, w), mode="bilinear") * guide).sum(1) for j in range(3)]
-    return enlarged.add_(torch.stack(colors, 1)).clamp_(0, 1)
+    return enlarged.add_(torch.stack(colors, 1))
 
 
 def _local_affine(output: Tensor, guide: Tensor) -> tuple[Tensor, Tensor]:

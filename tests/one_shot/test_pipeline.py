@@ -76,7 +76,7 @@ def test_large_sizes_go_in_tiles(model, monkeypatch):
     calls = []
     monkeypatch.setattr("splice_ff.one_shot.model.MAX_UNTILED", 64 * 95)
     monkeypatch.setattr(
-        "splice_ff.one_shot.model.paint_in_tiles", lambda *a: calls.append(a) or paint_in_tiles(*a, core=32)
+        "splice_ff.one_shot.model.paint_in_tiles", lambda *a, **k: calls.append(a) or paint_in_tiles(*a, core=32, **k)
     )
     torch.testing.assert_close(model.paint(structure, tokens), whole, atol=2e-5, rtol=0)
     assert len(calls) == 1

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,10 +14,10 @@ SIZE = UNetConfig((16, 16, 32), 1, 1, 2, 4, 16)
 WIDTH = 12
 
 
-@pytest.fixture(scope="module")
-def unet(randomized):
+@pytest.fixture(scope="module", params=[1, 4], ids=["maps", "grid"])
+def unet(randomized, request):
     """Random, and paints strongly: what is wrong anywhere shows."""
-    unet = randomized(CrossAttentionUNet(SIZE, WIDTH)).eval()
+    unet = randomized(CrossAttentionUNet(replace(SIZE, bins=request.param), WIDTH)).eval()
     unet.to_rgb[-1].weight.data *= 3
     return unet
 
@@ -40,6 +41,17 @@ def test_tiles_are_the_whole(unet, h, w):
     tiled = paint_in_tiles(unet, structure, features, tokens, core=64, statistics_pixels=h * w)
     assert tiled.shape == whole.shape
     torch.testing.assert_close(tiled, whole, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("h", "w"), [(300, 406), (75, 101), (150, 203)])
+@torch.no_grad()
+def test_tiles_are_the_whole_at_full_size(unet, h, w):
+    structure, features, tokens = inputs(150, 203)
+    full = torch.nn.functional.interpolate(structure, (h, w), mode="bicubic", antialias=True).clamp(0, 1)
+    whole = unet(structure, features, tokens, full)
+    tiled = paint_in_tiles(unet, structure, features, tokens, core=64, statistics_pixels=150 * 203, full_structure=full)
+    assert tiled.shape == full.shape and (whole - full).abs().mean() > 0.05
+    torch.testing.assert_close(tiled, whole, atol=5e-5, rtol=0)
 
 
 @torch.no_grad()

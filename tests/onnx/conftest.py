@@ -15,7 +15,22 @@ def model():
 
 
 @pytest.fixture(scope="session")
+def grid_model():
+    """One whose color maps lie in a bilateral grid."""
+    return make_model(ViTFeatures(make_vit()), generator="tiny-grid")
+
+
+@pytest.fixture(scope="session")
 def exported(model, tmp_path_factory):
+    return export(model, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def grid_exported(grid_model, tmp_path_factory):
+    return export(grid_model, tmp_path_factory)
+
+
+def export(model, tmp_path_factory):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason="needs the extra [onnx]")
     folder = tmp_path_factory.mktemp("exported")

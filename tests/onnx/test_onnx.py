@@ -25,8 +25,11 @@ from splice_ff.onnx.runner import OnnxSpliceFF  # noqa: E402
 SIZES = [(64, 64), (90, 70), (48, 130)]
 
 
+@pytest.mark.parametrize("kind", ["", "grid_"])
 @pytest.mark.parametrize("size", SIZES)
-def test_it_computes_what_torch_computes(model, exported, size):
+def test_it_computes_what_torch_computes(request, kind, size, monkeypatch):
+    monkeypatch.setattr("splice_ff.onnx.runner.BAND", 1000)  # several bands, the last one shorter
+    model, exported = (request.getfixturevalue(kind + name) for name in ("model", "exported"))
     structure, appearance = picture(0, *size), picture(1, 80, 100)
     runner = OnnxSpliceFF(exported, threads=1)
     tokens = model.embed(appearance)
@@ -34,6 +37,15 @@ def test_it_computes_what_torch_computes(model, exported, size):
     for working in (64, 48, 96):  # the model's own, reduced, and enlarged
         expected = model.paint(structure, tokens, size=working).numpy()
         np.testing.assert_allclose(runner.paint(structure.numpy(), tokens.numpy(), working), expected, atol=1e-4)
+
+
+def test_a_grid_is_exported_as_such_and_needs_its_graph(exported, grid_exported, tmp_path):
+    formats = [json.loads((folder / "model.json").read_text())["format"] for folder in (exported, grid_exported)]
+    assert formats == ["splice-ff onnx 1", "splice-ff onnx 2"]  # what knows only the first refuses the second
+    shutil.copytree(grid_exported, tmp_path / "copy")
+    (tmp_path / "copy" / "slice.onnx").unlink()
+    with pytest.raises(CheckpointError, match=r"slice\.onnx: no such file; export the model again"):
+        OnnxSpliceFF(tmp_path / "copy")
 
 
 def test_half_precision_halves_the_files_and_keeps_the_image(exported, tmp_path):

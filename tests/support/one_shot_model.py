@@ -8,13 +8,16 @@ from splice_ff.networks.cross_attention_unet import SIZES
 from splice_ff.one_shot.pipeline import SpliceFF
 
 
-def make_model(backbone, seed=0, context="cls", **options):
-    """`SpliceFF` of size `tiny`, for work at 64 px, in eval mode."""
+def make_model(backbone, seed=0, context="cls", generator="tiny", **options):
+    """`SpliceFF` with a generator of a size, for work at 64 px, in eval mode."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        generator = AmortizedGenerator(GeneratorConfig(backbone.depth, backbone.width, SIZES["tiny"], context))
+        generator = AmortizedGenerator(GeneratorConfig(backbone.depth, backbone.width, SIZES[generator], context))
         with torch.no_grad():
             generator.unet.to_rgb[-1].weight.normal_(std=0.15)  # zero at first: it would copy
+            if (guide := generator.unet.guide) is not None:
+                generator.unet.color_affine.weight.normal_(std=0.05)
+                guide.out.weight.normal_(std=0.3)
             for name, parameter in generator.named_parameters():
                 if "modulation" in name or "to_kv" in name:
                     parameter.mul_(4)  # looks differ visibly
