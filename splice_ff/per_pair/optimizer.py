@@ -202,8 +202,9 @@ class PairOptimizer(SteppedRun[Losses]):
             output_view, structure_view = same_similarity([output, structure.images], self.random)
             (target,) = loss.targets(structure_view)
             seen.append(loss(output_view, target, appearance.target))
-        means = (torch.stack([getattr(each, name) for each in seen]).mean() for name in ("structure", "appearance"))
-        return self.loss.weigh(*means, kept)
+        layout = torch.stack([each.structure for each in seen]).mean()
+        look = torch.stack([each.appearance for each in seen]).mean()
+        return self.loss.weigh(layout, look, kept)
 
     def _draw_views(self) -> list[_View]:
         """What this step sees of the structure and of the appearance image."""
