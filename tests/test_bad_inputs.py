@@ -300,7 +300,7 @@ def video_cases():
             yield f"video look {name}", [*video, f"FILES/{name}", *MODEL], name
     for output in (*BAD_FILES, "FILES/good.mkv", f"{LONG}.mp4", "/proc/none/out.mp4", "FILES/good.png/out.mp4"):
         word = output.removeprefix("FILES/")[:100]
-        yield f"video -o {output[:40]}", [*video, OTHER, *MODEL, "-o", output], word
+        yield f"video -o {output[:20]} {output[-5:]}", [*video, OTHER, *MODEL, "-o", output], word
     yield "video sound", ["video", "FILES/adpcm.avi", OTHER, *MODEL, "-o", "out.mp4"], "adpcm_ms"
     for option, values in {"--size": ["0", "8", "100000"], "--strength": ["3", "nan"], "--batch-size": ["0"]}.items():
         for value in values:

@@ -42,7 +42,7 @@ TINY = {
     "apply": ["--device", "cpu"],
     "teach": ["--device", "cpu", "--size", "64", "--steps", "1", "--backbone", "vit_mini"],
     "pairs": ["--device", "cpu", "--size", "32", "--backbone", "vit_mini"],
-    "pca": ["--device", "cpu", "--size", "64", "--layers", "11"],
+    "pca": ["--device", "cpu", "--size", "64", "--layers", "-1"],
     "invert": ["--device", "cpu", "--size", "64", "--steps", "1"],
     "attention": ["--device", "cpu", "--size", "64"],
     "match": ["--device", "cpu", "--size", "64"],

@@ -55,7 +55,7 @@ def invert(
 
     Writes grid.png and the single images. ctrl-C writes the images so far.
 
-    Example: `splice-ff invert cat.jpg --feature cls --layers 2,5,8,11 --seeds 2 -o inverted`
+    Example: `splice-ff invert cat.jpg --feature cls --layers 2,5,-1 --seeds 2 -o inverted`
     """
     with errors(debug):
         from splice_ff.analysis.recipes import InversionRecipe, parse_layers
