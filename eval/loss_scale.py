@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,10 +25,11 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from safetensors.torch import save_file
 
 from splice_ff.training.config import TrainingConfig, load_config
-from splice_ff.training.runtime import USUAL_DECAY
+from splice_ff.training.runtime import next_usual_norm
 from splice_ff.training.trainer import Trainer
 from splice_ff.utils.config_file import find_config
 from splice_ff.utils.markdown import markdown_table
+from splice_ff.vit.spec import LossWeights
 from splice_ff.vit.weights import backbone_without_weights
 
 CLIPPING = {"norm 1": "optimizer.max_grad_ratio=null", "ratio 2": "optimizer.max_grad_ratio=2"}
@@ -50,7 +52,7 @@ def main(
                 f"data.source={source}", f"output={output / clipping.replace(' ', '-')}-{times:g}", override,
                 f"backbone.weights={weights}", f"optimizer.steps={steps}", f"optimizer.warmup_steps={steps // 10}",
                 "run.log_every=1", f"run.validate_every={steps}", "run.trackers=[]",
-                *(f"loss.{name}={times * weight}" for name, weight in PUBLISHED.items()),
+                *(f"loss.{name}={times * weight}" for name, weight in asdict(LossWeights()).items()),
             ]  # fmt: skip
             settings = load_config(find_config(config), [*SMALL, *(overrides or ()), *own])
             if not weights.exists():
@@ -59,7 +61,6 @@ def main(
     typer.echo(markdown_table(HEADER, rows, 1))
 
 
-PUBLISHED = {"structure": 1.0, "appearance": 10.0, "identity": 1.0}
 SMALL = (
     "data.size=64", "data.workers=0", "data.preload=true", "loss.vit_size=128", "generator.size=tiny",
     "optimizer.batch_size=4", "optimizer.gradient_accumulation_steps=1", "run.precision=fp32", "run.compile=false",
@@ -109,9 +110,8 @@ def clipped(norms: Sequence[float], settings: TrainingConfig) -> int:
         return sum(norm > optimizer.max_grad_norm for norm in norms)
     usual, count = norms[0], 0
     for norm in norms[1:]:
-        limit = optimizer.max_grad_ratio * usual
-        count += norm > limit
-        usual = USUAL_DECAY * usual + (1 - USUAL_DECAY) * min(norm, limit)
+        count += norm > optimizer.max_grad_ratio * usual
+        usual = next_usual_norm(usual, norm, optimizer.max_grad_ratio)
     return count
 
 

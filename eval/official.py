@@ -83,10 +83,11 @@ def main(
         say("running the tests of fidelity")
         sections.append(("fidelity", [run_tests(tests or FIDELITY)]))
         say("painting the sample pair")
-        sections.append(("sample pair", list(paint(names[0], output, steps, size, where))))
+        sections.append(("sample pair", [paint(names[0], output, steps, size, where)]))
         write_file(output / "report.md", report(sections, where).encode())
         failed = [check.what for _, checks in sections for check in checks if check.passed is False]
-        say(f"{output / 'report.md'}: {f'FAILED: {chr(44).join(failed)}' if failed else 'all checks passed'}")
+        outcome = f"FAILED: {', '.join(failed)}" if failed else "all checks passed"
+        say(f"{output / 'report.md'}: {outcome}")
         if failed:
             raise typer.Exit(1)
 
@@ -170,16 +171,14 @@ def run_tests(tests: list[str] | tuple[str, ...]) -> Check:
     return Check("pytest " + " ".join(tests), "; ".join(said) or "no failure", done.returncode == 0)
 
 
-def paint(
-    backbone: str, output: Path, steps: int | None, size: int | None, device: torch.device
-) -> Iterator[Check]:  # fmt: skip
+def paint(backbone: str, output: Path, steps: int | None, size: int | None, device: torch.device) -> Check:
     """The example pair, by the published method's `fast` preset."""
     pair = [ROOT / "examples" / f"{name}.jpg" for name in ("raccoon", "cat")]
     result = optimize_pair(*pair, backbone=backbone, steps=steps, size=size, device=device, output_type="pt")
     file = output / "sample.png"
     save_image(file, result.image)
     losses = ", ".join(f"{name} {value:.4f}" for name, value in result.losses.items())
-    yield Check(f"{backbone}, step {result.step}", f"{losses}: {file}", None)
+    return Check(f"{backbone}, step {result.step}", f"{losses}: {file}", None)
 
 
 if __name__ == "__main__":

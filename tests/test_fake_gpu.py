@@ -7,7 +7,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from support.fake_gpu import fake_gpu
-from support.one_shot_model import make_model, picture
+from support.one_shot_model import make_model, random_image
 from support.training_setup import CONFIGS, read_config, write_run
 from torch._subclasses.fake_tensor import FakeTensor
 
@@ -105,7 +105,10 @@ def test_a_tensor_left_on_the_cpu_is_caught_in_a_step(part, trains_on, tmp_path,
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_one_shot(gpu, tiny_backbone, context, dtype):
     model = make_model(tiny_backbone(), context=context).to(gpu, dtype)
-    structures, appearances = [picture(0, 64, 80)[0], picture(1, 96, 64)[0]], [picture(2)[0], picture(3)[0]]
+    structures, appearances = (
+        [random_image(0, 64, 80)[0], random_image(1, 96, 64)[0]],
+        [random_image(2)[0], random_image(3)[0]],
+    )
     painted = model(structures, appearances, output_type="pt")
     assert [image.device for image in painted] == [gpu] * 2
     assert model(structures[0].to(gpu), appearances[0], strength=0.5).size == (80, 64)
@@ -116,21 +119,21 @@ def test_one_shot_in_tiles(gpu, tiny_backbone, monkeypatch):
     monkeypatch.setattr("splice_ff.one_shot.model.MAX_UNTILED", 64 * 64)
     monkeypatch.setattr("splice_ff.one_shot.tiles.CORE", 64)
     model = make_model(tiny_backbone()).to(gpu)
-    assert model(picture(0, 96, 192)[0], picture(1)[0], size=96, output_type="pt").device == gpu
+    assert model(random_image(0, 96, 192)[0], random_image(1)[0], size=96, output_type="pt").device == gpu
 
 
 def test_refining(gpu, tiny_backbone):
     model = make_model(tiny_backbone()).to(gpu)
-    assert model(picture(0)[0], picture(1)[0], refine=2, output_type="pt").device == gpu
+    assert model(random_image(0)[0], random_image(1)[0], refine=2, output_type="pt").device == gpu
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_optimizing_a_pair(gpu, tiny_backbone, preset):
     recipe = replace(PRESETS[preset], steps=2, size=72, views=min(2, PRESETS[preset].views), copy_steps=2)
-    run = PairOptimizer(picture(0, 72, 80), picture(1, 80, 72), tiny_backbone(), recipe, device=gpu)
+    run = PairOptimizer(random_image(0, 72, 80), random_image(1, 80, 72), tiny_backbone(), recipe, device=gpu)
     run.run()
     assert run.preview().device == run.result().image.device == torch.device("cpu")
-    other = PairOptimizer(picture(0, 72, 80), picture(1, 80, 72), tiny_backbone(), recipe, device=gpu)
+    other = PairOptimizer(random_image(0, 72, 80), random_image(1, 80, 72), tiny_backbone(), recipe, device=gpu)
     other.load_state_dict(run.state_dict())
 
 
@@ -138,10 +141,10 @@ def test_a_tensor_left_on_the_cpu_is_caught_elsewhere(gpu, tiny_backbone):
     model = make_model(tiny_backbone()).to(gpu)
     model.backbone.mean = torch.zeros(1, 3, 1, 1)
     with pytest.raises(RuntimeError, match=MIXED):
-        model(picture(0)[0], picture(1)[0])
+        model(random_image(0)[0], random_image(1)[0])
     recipe = replace(PRESETS["paper"], steps=2, size=72)
-    run = PairOptimizer(picture(0, 72, 80), picture(1, 80, 72), tiny_backbone(), recipe, device=gpu)
-    run.whole_structure = replace(run.whole_structure, images=picture(0, 72, 80))
+    run = PairOptimizer(random_image(0, 72, 80), random_image(1, 80, 72), tiny_backbone(), recipe, device=gpu)
+    run.whole_structure = replace(run.whole_structure, images=random_image(0, 72, 80))
     with pytest.raises(RuntimeError, match=MIXED):
         run.step()
 

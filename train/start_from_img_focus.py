@@ -80,7 +80,7 @@ def _block(weights: dict[str, Tensor], matrices: dict[str, Tensor], i: int) -> d
 
 
 def main(
-    file: Annotated[Path, typer.Argument(help="vit_s_focus.onnx of the package.")],
+    file: Annotated[Path, typer.Argument(help="vit_s_focus.onnx of the package.", exists=True, dir_okay=False)],
     output: Annotated[Path, typer.Argument(help="Folder to write.")],
     depth: Annotated[int, typer.Option(help="Layers to keep.", min=2, max=12)] = 8,
 ) -> None:

@@ -41,8 +41,8 @@ def appearance_views(images: Tensor, generator: Generator) -> Tensor:
 def same_similarity(batches: list[Tensor], generator: Generator) -> list[Tensor]:
     """One random flip, rotation, zoom and shift of all the batches, each (B, 3, H, W), of one size; that size is kept.
 
-    What is compared under ever other such views cannot be matched by a pattern that is locked to the patch grid
-    (expectation over transformation: Athalye et al., arXiv 1707.07397). Corners turned in are mirrored.
+    A pattern that is locked to the ViT's patch grid matches one view and fails in the next (expectation over
+    transformation: Athalye et al., arXiv 1707.07397). Where a rotated view reaches beyond the image, it is mirrored.
     """
     height, width = batches[0].shape[-2:]
     zoom = _uniform(LEAST_ZOOM, 1, generator)

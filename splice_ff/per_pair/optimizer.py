@@ -77,7 +77,7 @@ class FullSizeGenerator(Protocol):
     """A generator with a way of its own to paint images that are larger than the working size."""
 
     def at_full_size(self, structure: Tensor, full_structure: Tensor) -> Tensor:
-        """Structure images (B, 3, h, w), of which the full ones are (B, 3, H, W), painted at the size of the latter."""
+        """Paint structure images (B, 3, h, w) at the size of `full_structure`, (B, 3, H, W): the same, not reduced."""
 
 
 class PairOptimizer(SteppedRun[Losses]):

@@ -28,6 +28,7 @@ from splice_ff.utils.averaging import move_average, ramped_decay
 from splice_ff.vit.features import Features, self_similarity
 
 KEPT = ("kept_tokens", "kept_keys", "kept_cls")
+"""What a student keeps of its start; not plainly "keys", which a module's method is called."""
 
 
 @dataclass(frozen=True)
@@ -179,9 +180,9 @@ class Distillation(nn.Module):
         raw_patches, raw_cls = self._raw_targets(images)
         patches: list[Tensor] = [f(x) for f, x in zip(self.patch_targets, raw_patches, strict=True)]
         cls: list[Tensor] = [f(x) for f, x in zip(self.cls_targets, raw_cls, strict=True)]
-        # Each map counts as much as the other, however many channels it has.
-        places = F.normalize(torch.cat([F.normalize(x, dim=-1) for x in patches], -1), dim=-1)
         if not self._start:
+            # Each map counts as much as the other, however many channels it has.
+            places = F.normalize(torch.cat([F.normalize(x, dim=-1) for x in patches], -1), dim=-1)
             return _Targets(patches, cls, places @ places.mT, {})
         start = self._start[0](images, **self._deepest)
         kept = {name: self.kept_targets[name](features) for name, features in self._kept(start).items()}

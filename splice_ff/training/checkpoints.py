@@ -38,6 +38,8 @@ class Progress(BaseModel):
     """Pairs or images that all processes together have taken."""
     skipped_steps: int = Field(0, ge=0)
     """Steps whose gradients were of no use."""
+    usual_gradient_norm: float = Field(0.0, ge=0)
+    """A moving average of the gradients' norms, where `optimizer.max_grad_ratio` needs it; 0 before the first step."""
     results: dict[str, float] = {}
     """Measurements that a run has to remember."""
 

@@ -36,8 +36,13 @@ DEAD_GRADIENT = 1e-12
 """A smaller norm of the gradient is none at all,"""
 SMALL_LOSS = 1e-6
 """unless the loss is as small: there is nothing left to learn."""
-USUAL_NORM, USUAL_DECAY = "usual_gradient_norm", 0.98
-"""In `Progress.results`: a moving average of the gradients' norms, outliers clipped, over some 50 steps."""
+USUAL_DECAY = 0.98
+"""Of the moving average of the gradients' norms: it spans some 50 steps."""
+
+
+def next_usual_norm(usual: float, norm: float, ratio: float) -> float:
+    """The moving average of gradient norms after one more, which counts for at most `ratio` times the average."""
+    return USUAL_DECAY * usual + (1 - USUAL_DECAY) * min(norm, ratio * usual)
 
 
 def make_accelerator(precision: str, trackers: Sequence[str], folder: Path, accumulation: int = 1) -> Accelerator:
@@ -241,11 +246,11 @@ class TrainingLoop:
         AdamW would not need the division but for its epsilon: where the output layer is still near 0, gradients before
         it are so small that their size decides.
         """
-        results, norm = self.progress.results, self.gradient_norm
-        usual = results.get(USUAL_NORM, norm)
+        norm = self.gradient_norm
+        usual = self.progress.usual_gradient_norm or norm
         scale = min(1 / usual, ratio / norm)
         torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], scale)
-        results[USUAL_NORM] = USUAL_DECAY * usual + (1 - USUAL_DECAY) * min(norm, ratio * usual)
+        self.progress.usual_gradient_norm = next_usual_norm(usual, norm, ratio)
 
     def end_step(self, losses: Mapping[str, Tensor | float], count: int, skipped_images: int = 0) -> None:
         """Count a step, and write to the log when it is due.

@@ -184,7 +184,10 @@ def open_video(path: Path) -> Iterator[Any]:
             raise VideoError(f"{path}: the file is empty; download or export it again")
         options = {"format_whitelist": READERS, "protocol_whitelist": "file"}
         container = av.open(f"file:{path}", options=options)
-    except av.error.InvalidDataError as error:
+    except (
+        av.error.InvalidDataError,
+        av.error.ArgumentError,
+    ) as error:  # of no kind, or of one that READERS leaves out
         hint = "paint an image with `splice-ff transfer`" if path.suffix.lower() in IMAGE_SUFFIXES else "use MP4 or MKV"
         raise VideoError(f"{path}: not a video, or too damaged to tell; {hint}") from error
     except (av.error.FFmpegError, OSError, ValueError) as error:

@@ -76,4 +76,4 @@ BACKBONES = {
     }.items()
 }
 BUNDLED = "vit_s14_robust"
-"""The small stand-in that comes with the project. Not DINO; see its model card."""
+"""The bundled backbone that takes DINO's place where its weights cannot be had. Not DINO; see its model card."""

@@ -2,7 +2,7 @@
 
 import pytest
 from support.chromium import chromium, outside
-from support.one_shot_model import make_model, picture
+from support.one_shot_model import make_model, random_image
 from support.tiny_vit import make_vit
 
 from splice_ff.images import save_image
@@ -18,7 +18,7 @@ PATIENCE = 90_000
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     folder = tmp_path_factory.mktemp("images")
-    files = [save_image(folder / f"{i}.png", picture(i, 64, 80)) for i in range(2)]
+    files = [save_image(folder / f"{i}.png", random_image(i, 64, 80)) for i in range(2)]
     (folder / "fake.png").write_text("no image")
     return [*files, folder / "fake.png"]
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from PIL import Image
-from support.one_shot_model import make_model, picture
+from support.one_shot_model import make_model, random_image
 from support.tiny_vit import make_vit
 
 from splice_ff.app import work
@@ -18,7 +18,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     files = []
     for i, size in enumerate([(80, 96), (72, 64), (64, 64)]):
-        files.append(str(save_image(folder / f"{i}.png", picture(i, *size))))
+        files.append(str(save_image(folder / f"{i}.png", random_image(i, *size))))
     return Work(make_model(ViTFeatures(make_vit())), folder), files
 
 

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from support.one_shot_model import make_model, picture
+from support.one_shot_model import make_model, random_image
 
 from splice_ff import InputError
 
@@ -59,7 +59,7 @@ def comfy(monkeypatch):
 
 
 def image(seed, h=64, w=64, batch=1):
-    return picture(seed, h, w, batch).movedim(1, -1)
+    return random_image(seed, h, w, batch).movedim(1, -1)
 
 
 def test_every_mapping_is_a_node_that_comfyui_can_call(nodes):

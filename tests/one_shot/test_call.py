@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.one_shot_model import make_model, picture
+from support.one_shot_model import make_model, random_image
 
 from splice_ff.errors import InputError
 from splice_ff.images import load_image, save_image
@@ -41,7 +41,7 @@ def _float32(monkeypatch):
 
 @pytest.mark.parametrize("kind", AS)
 def test_images_of_every_kind(model, tmp_path, kind):
-    structure, appearance = picture(1, 48, 64), picture(2, 40, 40)
+    structure, appearance = random_image(1, 48, 64), random_image(2, 40, 40)
     expected = model.paint(structure, model.embed(appearance))
     for name in "sa":
         (tmp_path / name).mkdir()
@@ -51,7 +51,7 @@ def test_images_of_every_kind(model, tmp_path, kind):
 
 
 def test_what_comes_back_has_the_form_of_the_structure(model):
-    batch, appearance = picture(1, 32, 48, batch=2), picture(2)
+    batch, appearance = random_image(1, 32, 48, batch=2), random_image(2)
     array = batch.permute(0, 2, 3, 1).numpy()
     cases = [
         (batch[0], "pt", (3, 32, 48)),
@@ -71,8 +71,8 @@ def test_what_comes_back_has_the_form_of_the_structure(model):
 
 
 def test_a_list_of_any_sizes_equals_its_images_alone(model):
-    structures = [picture(1, 48, 64), picture(2, 64, 40), picture(3, 48, 64)]
-    appearances = [picture(4, 32, 32), picture(5, 64, 80), picture(6, 32, 32)]
+    structures = [random_image(1, 48, 64), random_image(2, 64, 40), random_image(3, 48, 64)]
+    appearances = [random_image(4, 32, 32), random_image(5, 64, 80), random_image(6, 32, 32)]
     structures, appearances = [s[0] for s in structures], [a[0] for a in appearances]
     pt = partial(model, output_type="pt")
     for structure, appearance, made in zip(structures, appearances, pt(structures, appearances), strict=True):
@@ -84,27 +84,27 @@ def test_a_list_of_any_sizes_equals_its_images_alone(model):
 def test_images_of_one_size_share_passes_that_fit_in_memory(model, monkeypatch):
     counts, paint = [], model.paint
     monkeypatch.setattr(model, "paint", lambda x, *rest, **more: counts.append(len(x)) or paint(x, *rest, **more))
-    model(picture(1, batch=5), picture(2))
+    model(random_image(1, batch=5), random_image(2))
     assert counts == [5]
     counts.clear()
     monkeypatch.setattr("splice_ff.one_shot.call.MAX_UNTILED", 2 * 64 * 64)
-    model(picture(1, batch=5), picture(2))
+    model(random_image(1, batch=5), random_image(2))
     assert counts == [2, 2, 1]
 
 
 def test_alpha_comes_back(model):
-    rgba = torch.cat([picture(1), torch.rand(1, 1, 64, 64)], 1)
-    made = model(rgba[0], picture(2))
+    rgba = torch.cat([random_image(1), torch.rand(1, 1, 64, 64)], 1)
+    made = model(rgba[0], random_image(2))
     assert made.mode == "RGBA" and (load_image(made).alpha - rgba[:, 3:]).abs().max() < 0.01
-    assert model(rgba, picture(2), output_type="pt").shape == (1, 4, 64, 64)
-    opaque = torch.cat([picture(3), torch.ones(1, 1, 64, 64)], 1)
-    assert model(opaque[0], picture(2)).mode == "RGB"
-    batch = model(torch.cat([rgba, opaque]), picture(2), output_type="np")
+    assert model(rgba, random_image(2), output_type="pt").shape == (1, 4, 64, 64)
+    opaque = torch.cat([random_image(3), torch.ones(1, 1, 64, 64)], 1)
+    assert model(opaque[0], random_image(2)).mode == "RGB"
+    batch = model(torch.cat([rgba, opaque]), random_image(2), output_type="np")
     assert batch.shape == (2, 64, 64, 4) and (batch[1, ..., 3] == 1).all()
 
 
 def test_weights_mix_and_strength_and_size_reach_the_painting(model):
-    a, b, c = picture(1), picture(2, 32, 40), picture(3)
+    a, b, c = random_image(1), random_image(2, 32, 40), random_image(3)
     tokens = model.mix([model.embed(b), model.embed(c)], [3, 1])
     made = model(a, [b[0], c[0]], weights=[3, 1], size=np.int64(48), strength=np.float32(0.5), output_type="pt")
     torch.testing.assert_close(made, model.paint(a, tokens, size=48, strength=0.5), atol=1e-6, rtol=0)
@@ -115,8 +115,8 @@ def test_weights_mix_and_strength_and_size_reach_the_painting(model):
 
 def test_refining_lowers_the_losses_and_tells_of_every_step(model):
     seen = []
-    one_shot = model(picture(1), picture(2), output_type="pt")
-    made = model(picture(1), picture(2), refine=4, output_type="pt", callback=seen.append)
+    one_shot = model(random_image(1), random_image(2), output_type="pt")
+    made = model(random_image(1), random_image(2), refine=4, output_type="pt", callback=seen.append)
     assert [(p.done, p.total) for p in seen] == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert set(seen[0].losses) == {"total", "structure", "appearance", "identity"}
     assert seen[-1].preview().shape == made.shape and (made - one_shot).abs().max() > 1e-3
@@ -124,7 +124,9 @@ def test_refining_lowers_the_losses_and_tells_of_every_step(model):
 
 def test_the_callback_ends_refining_with_the_best_so_far(model):
     calls = []
-    made = model(list(picture(1, batch=3)), picture(2), refine=5, callback=lambda p: calls.append(p.done) or p.done < 7)
+    made = model(
+        list(random_image(1, batch=3)), random_image(2), refine=5, callback=lambda p: calls.append(p.done) or p.done < 7
+    )
     assert calls == list(range(1, 8))
     assert [type(image) for image in made] == [Image.Image, Image.Image, type(None)]
 
@@ -132,7 +134,9 @@ def test_the_callback_ends_refining_with_the_best_so_far(model):
 def test_the_callback_ends_painting(model, monkeypatch):
     monkeypatch.setattr("splice_ff.one_shot.call.MAX_UNTILED", 2 * 64 * 64)
     seen = []
-    made = model(picture(1, batch=5), picture(2), output_type="pt", callback=lambda p: seen.append(p) or p.done < 4)
+    made = model(
+        random_image(1, batch=5), random_image(2), output_type="pt", callback=lambda p: seen.append(p) or p.done < 4
+    )
     assert [(p.done, p.total) for p in seen] == [(2, 5), (4, 5)]
     assert [image is None for image in made] == [False, False, False, False, True]
 
@@ -142,12 +146,12 @@ def test_an_error_in_the_callback_is_the_callers(model):
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        model(picture(1), picture(2), refine=2, callback=fail)
+        model(random_image(1), random_image(2), refine=2, callback=fail)
 
 
 # --- what it refuses ------------------------------------------------------------------------------------------------
 
-GOOD = picture(1)
+GOOD = random_image(1)
 NAN = torch.full((1, 3, 64, 64), torch.nan)
 
 
@@ -218,7 +222,7 @@ def test_the_tensor_layer_checks_too(model, images, word):
 
 def test_tokens_for_another_number_of_images(model):
     with pytest.raises(InputError, match="3 looks for 2"):
-        model.paint(picture(1, batch=2), model.embed(picture(2, batch=3)))
+        model.paint(random_image(1, batch=2), model.embed(random_image(2, batch=3)))
 
 
 # --- what it does not depend on -------------------------------------------------------------------------------------
@@ -281,14 +285,16 @@ def test_the_callers_ambience_changes_nothing(folder, vit_folder, ambience):
 
 def test_inference_tensors_can_be_refined(model):
     with torch.inference_mode():
-        structure, appearance = picture(1), picture(2)
+        structure, appearance = random_image(1), random_image(2)
     assert isinstance(model(structure[0], appearance, refine=1), Image.Image)
 
 
 def test_threads_share_a_model(model):
     made = {}
     threads = [
-        threading.Thread(target=lambda i=i: made.update({i: model(picture(i), picture(i + 9), output_type="pt")}))
+        threading.Thread(
+            target=lambda i=i: made.update({i: model(random_image(i), random_image(i + 9), output_type="pt")})
+        )
         for i in range(4)
     ]
     for thread in threads:
@@ -296,7 +302,7 @@ def test_threads_share_a_model(model):
     for thread in threads:
         thread.join()
     for i in range(4):
-        assert torch.equal(made[i], model(picture(i), picture(i + 9), output_type="pt"))
+        assert torch.equal(made[i], model(random_image(i), random_image(i + 9), output_type="pt"))
 
 
 @pytest.mark.parametrize(
@@ -304,7 +310,7 @@ def test_threads_share_a_model(model):
 )
 def test_numpy_subclasses_and_strides(model, make):
     gray = np.random.default_rng(0).integers(0, 255, (64, 48), np.uint8)
-    made, same = (model(x, picture(2), output_type="np") for x in (make(gray), np.array(make(gray))))
+    made, same = (model(x, random_image(2), output_type="np") for x in (make(gray), np.array(make(gray))))
     np.testing.assert_array_equal(made, same)
 
 
@@ -318,7 +324,7 @@ def test_numpy_subclasses_and_strides(model, make):
 def test_half_precision_paints_nearly_the_same(tiny_backbone, dtype, convert):
     """At most 0.01 on average, 0.1 at any pixel, of a range of 1."""
     model = make_model(tiny_backbone(), context="cls+patches")
-    structure, appearance = picture(1, 70, 90), picture(2)
+    structure, appearance = random_image(1, 70, 90), random_image(2)
     full, fingerprint = model(structure, appearance, strength=0.8, output_type="pt"), model.fingerprint
     assert convert(model, dtype) is model and model.dtype == dtype
     made = model(structure, appearance, strength=0.8, output_type="pt")
@@ -330,7 +336,7 @@ def test_half_precision_paints_nearly_the_same(tiny_backbone, dtype, convert):
 
 
 def test_half_precision_in_tiles(model, monkeypatch):
-    structure, tokens = picture(1, 96, 96), model.embed(picture(2))
+    structure, tokens = random_image(1, 96, 96), model.embed(random_image(2))
     whole = model.bfloat16().paint(structure, tokens, size=96)
     monkeypatch.setattr("splice_ff.one_shot.model.MAX_UNTILED", 64 * 64)
     assert (model.paint(structure, tokens, size=96) - whole).abs().mean() < 0.02

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from support.one_shot_model import make_model, picture
+from support.one_shot_model import make_model, random_image
 
 from splice_ff.data.pair_list import PairFiles
 from splice_ff.errors import CheckpointError
@@ -30,7 +30,7 @@ def test_it_is_saved_with_its_grid_and_loaded(model, tmp_path):
     assert json.loads((tmp_path / "model" / "config.json").read_text())["generator"]["unet"]["bins"] == 8
     assert "size `tiny-grid`" in (tmp_path / "model" / "README.md").read_text()
     again = SpliceFF.from_pretrained(tmp_path / "model", backbone=model.backbone)
-    structure, tokens = picture(1, 90, 131), model.embed(picture(2))
+    structure, tokens = random_image(1, 90, 131), model.embed(random_image(2))
     assert torch.equal(again.paint(structure, tokens), model.paint(structure, tokens))
     assert again.fingerprint == model.fingerprint
 
@@ -52,12 +52,15 @@ def test_configs_from_before_the_grid_have_one_bin(tiny_backbone, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     again = SpliceFF.from_pretrained(tmp_path, backbone=model.backbone)
     assert again.generator.unet.guide is None
-    assert torch.equal(again(picture(1), picture(2), output_type="pt"), model(picture(1), picture(2), output_type="pt"))
+    assert torch.equal(
+        again(random_image(1), random_image(2), output_type="pt"),
+        model(random_image(1), random_image(2), output_type="pt"),
+    )
 
 
 @pytest.mark.parametrize("size", [(150, 201), (64, 64), (40, 50)])
 def test_images_of_any_size_are_painted_at_their_own(model, size):
-    structure, tokens = picture(1, *size), model.embed(picture(2))
+    structure, tokens = random_image(1, *size), model.embed(random_image(2))
     output = model.paint(structure, tokens)
     assert output.shape == structure.shape and output.min() >= 0 and output.max() <= 1
     assert (output - structure).abs().mean() > 0.02
@@ -67,13 +70,13 @@ def test_images_of_any_size_are_painted_at_their_own(model, size):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_paints_nearly_the_same(model, dtype):
-    structure, appearance = picture(1, 130, 97), picture(2)
+    structure, appearance = random_image(1, 130, 97), random_image(2)
     expected = model(structure, appearance, output_type="pt")
     assert (model.to(dtype)(structure, appearance, output_type="pt") - expected).abs().mean() < 0.03
 
 
 def test_refining_starts_from_the_one_shot_image_at_full_size_and_goes_downhill(model):
-    structure, appearance = picture(1, 150, 120), picture(2, 90, 70)
+    structure, appearance = random_image(1, 150, 120), random_image(2, 90, 70)
     start = refiner(model, structure, appearance, steps=5)
     torch.testing.assert_close(start.preview(), model(structure, appearance, output_type="pt"), atol=1e-5, rtol=0)
     first = start.result()
@@ -85,7 +88,7 @@ def test_refining_starts_from_the_one_shot_image_at_full_size_and_goes_downhill(
 
 
 def test_batches_write_what_a_call_paints(model, tmp_path):
-    files = [save_image(tmp_path / f"{i}.png", picture(i, 100, 80)) for i in range(2)]
+    files = [save_image(tmp_path / f"{i}.png", random_image(i, 100, 80)) for i in range(2)]
     (outcome,) = paint_pairs(model, [PairFiles("pair", *files)], tmp_path / "out")
     assert outcome.error is None
     expected = model(files[0], files[1], output_type="pt")

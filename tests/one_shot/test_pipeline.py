@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.one_shot_model import make_model, picture
+from support.one_shot_model import make_model, random_image
 
 from splice_ff.errors import CheckpointError, InputError
 from splice_ff.one_shot.pipeline import SpliceFF
@@ -30,7 +30,7 @@ def folder(model, tmp_path):
 
 
 def test_output_depends_on_both_pictures(model):
-    a, b, c = picture(1), picture(2), picture(3)
+    a, b, c = random_image(1), random_image(2), random_image(3)
     output = model(a, b, output_type="pt")
     assert output.shape == a.shape and output.min() >= 0 and output.max() <= 1
     assert (output - a).abs().mean() > 0.02
@@ -41,25 +41,25 @@ def test_output_depends_on_both_pictures(model):
 @pytest.mark.parametrize("context", ["cls", "cls+patches"])
 def test_a_batch_is_its_samples(tiny_backbone, context):
     model = make_model(tiny_backbone(), context=context)
-    structure, appearance = picture(1, 72, 90, batch=3), picture(2, 64, 80, batch=3)
+    structure, appearance = random_image(1, 72, 90, batch=3), random_image(2, 64, 80, batch=3)
     together = model(structure, appearance, output_type="pt")
     apart = torch.cat([model(structure[i : i + 1], appearance[i : i + 1], output_type="pt") for i in range(3)])
     torch.testing.assert_close(together, apart, atol=1e-5, rtol=0)
 
 
 def test_one_look_serves_a_batch(model):
-    structure, tokens = picture(1, batch=2), model.embed(picture(2))
+    structure, tokens = random_image(1, batch=2), model.embed(random_image(2))
     one_by_one = torch.cat([model.paint(image, tokens) for image in structure.split(1)])
     torch.testing.assert_close(model.paint(structure, tokens), one_by_one, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("h", "w"), [(16, 17), (75, 201), (200, 64), (20, 1600)])
 def test_any_size_comes_back(model, h, w):
-    assert model(picture(1, h, w), picture(2, w, h), output_type="pt").shape == (1, 3, h, w)
+    assert model(random_image(1, h, w), random_image(2, w, h), output_type="pt").shape == (1, 3, h, w)
 
 
 def test_works_at_the_size_asked_for(model):
-    structure, tokens = picture(1, 128, 160), model.embed(picture(2))
+    structure, tokens = random_image(1, 128, 160), model.embed(random_image(2))
     working = resize_shorter_side(structure, 96)
     small = model.paint(working, tokens, size=96)
     made = model.paint(structure, tokens, size=96)
@@ -71,7 +71,7 @@ def test_works_at_the_size_asked_for(model):
 
 
 def test_large_sizes_go_in_tiles(model, monkeypatch):
-    structure, tokens = picture(1, 64, 96), model.embed(picture(2))
+    structure, tokens = random_image(1, 64, 96), model.embed(random_image(2))
     whole = model.paint(structure, tokens)
     calls = []
     monkeypatch.setattr("splice_ff.one_shot.model.MAX_UNTILED", 64 * 95)
@@ -83,7 +83,7 @@ def test_large_sizes_go_in_tiles(model, monkeypatch):
 
 
 def test_strength_runs_from_the_own_look_to_the_other(model):
-    structure, tokens = picture(1), model.embed(picture(2))
+    structure, tokens = random_image(1), model.embed(random_image(2))
     own, full = model.paint(structure, model.embed(structure)), model.paint(structure, tokens)
     torch.testing.assert_close(model.paint(structure, tokens, strength=0), own, atol=1e-6, rtol=0)
     assert torch.equal(model.paint(structure, tokens, strength=1), full)
@@ -95,7 +95,7 @@ def test_strength_runs_from_the_own_look_to_the_other(model):
 
 
 def test_mixes(model):
-    a, b = model.embed(picture(1)), model.embed(picture(2))
+    a, b = model.embed(random_image(1)), model.embed(random_image(2))
     assert torch.equal(model.mix([a, b], [1, 0]), a)
     torch.testing.assert_close(model.mix([a, b]), (a + b) / 2)
     torch.testing.assert_close(model.mix([a, b], [6, 2]), 0.75 * a + 0.25 * b)
@@ -119,7 +119,10 @@ def test_a_generator_for_another_vit_is_refused(tiny_backbone):
 def test_a_saved_model_paints_the_same(model, folder):
     again = SpliceFF.from_pretrained(folder, backbone=model.backbone)
     assert not again.training
-    assert torch.equal(again(picture(1), picture(2), output_type="pt"), model(picture(1), picture(2), output_type="pt"))
+    assert torch.equal(
+        again(random_image(1), random_image(2), output_type="pt"),
+        model(random_image(1), random_image(2), output_type="pt"),
+    )
     assert again.config == model.config and again.fingerprint == model.fingerprint
     assert sorted(p.name for p in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
 
@@ -133,7 +136,8 @@ def test_half_precision_on_disk(model, tmp_path):
     assert again.fingerprint == model.fingerprint  # so looks go with both
     assert all(p.dtype == torch.float32 for p in again.parameters())
     assert (
-        again(picture(1), picture(2), output_type="pt") - model(picture(1), picture(2), output_type="pt")
+        again(random_image(1), random_image(2), output_type="pt")
+        - model(random_image(1), random_image(2), output_type="pt")
     ).abs().max() < 0.02
     with pytest.raises(CheckpointError, match="int8"):
         model.save_pretrained(tmp_path / "other", dtype="int8")

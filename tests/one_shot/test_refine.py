@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.one_shot_model import make_model, picture
+from support.one_shot_model import make_model, random_image
 
 from splice_ff.errors import InputError
 from splice_ff.one_shot.refine import PairGenerator, refine, refiner
@@ -20,14 +20,14 @@ def model(tiny_backbone):
 
 
 def test_the_first_candidate_is_the_one_shot_picture(model):
-    structure, appearance = picture(1, 80, 100), picture(2, 90, 70)
+    structure, appearance = random_image(1, 80, 100), random_image(2, 90, 70)
     result = refiner(model, structure, appearance, steps=5).result()
     assert result.step == 0
     torch.testing.assert_close(result.image, model(structure, appearance, output_type="pt"), atol=1e-5, rtol=0)
 
 
 def test_losses_fall(model):
-    structure, appearance = picture(1), picture(2)
+    structure, appearance = random_image(1), random_image(2)
     before = refiner(model, structure, appearance, steps=5).result().losses["total"]
     seen = []
     result = refine(model, structure, appearance, steps=15, on_step=lambda run, losses: seen.append(run.step_count))
@@ -37,7 +37,7 @@ def test_losses_fall(model):
 
 def test_the_result_is_never_worse(model):
     """Steps that lead uphill leave the one-shot image."""
-    structure, appearance = picture(1), picture(2)
+    structure, appearance = random_image(1), random_image(2)
     run = refiner(model, structure, appearance, steps=3)
     run.adam.param_groups[0]["maximize"] = True
     while not run.done:
@@ -49,7 +49,7 @@ def test_the_result_is_never_worse(model):
 
 
 def test_the_model_is_left_as_it_is(model):
-    structure, appearance = picture(1), picture(2)
+    structure, appearance = random_image(1), random_image(2)
     before, fingerprint = model(structure, appearance, output_type="pt"), model.fingerprint
     refine(model, structure, appearance, steps=2)
     assert model.fingerprint == fingerprint
@@ -57,25 +57,25 @@ def test_the_model_is_left_as_it_is(model):
 
 
 def test_the_same_seed_the_same_picture(model):
-    structure, appearance = picture(1), picture(2)
+    structure, appearance = random_image(1), random_image(2)
     assert torch.equal(
         refine(model, structure, appearance, steps=3).image, refine(model, structure, appearance, steps=3).image
     )
 
 
 def test_the_pairs_generator_has_no_vit_in_its_state(model):
-    generator = PairGenerator(model, model.embed(picture(2)))
+    generator = PairGenerator(model, model.embed(random_image(2)))
     assert generator.state_dict().keys() == {"appearance_tokens"} | {
         f"unet.{k}" for k in model.generator.unet.state_dict()
     }
-    assert torch.equal(generator(picture(1)), model(picture(1), picture(2), output_type="pt"))
+    assert torch.equal(generator(random_image(1)), model(random_image(1), random_image(2), output_type="pt"))
     passes = []
     model.backbone.register_forward_hook(lambda *_: passes.append(1))
-    image = picture(3)
+    image = random_image(3)
     assert torch.equal(generator(image), generator(image)) and len(passes) == 1
 
 
 def test_what_cannot_be_refined(model):
     for steps, size in [(0, 64), (2, 32), (2, 8)]:
         with pytest.raises(InputError):
-            refine(model, picture(1), picture(2), steps=steps, size=size)
+            refine(model, random_image(1), random_image(2), steps=steps, size=size)

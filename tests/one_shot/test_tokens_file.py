@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 from safetensors.torch import save_file
-from support.one_shot_model import make_model, picture
+from support.one_shot_model import make_model, random_image
 
 from splice_ff.errors import CheckpointError
 from splice_ff.one_shot.tokens_file import FORMAT, load_look, save_look
@@ -19,7 +19,7 @@ def model(tiny_backbone):
 @pytest.fixture
 def look(model, tmp_path):
     """A file, and the tokens in it."""
-    tokens = model.embed(picture(2))
+    tokens = model.embed(random_image(2))
     save_look(tmp_path / "look.safetensors", model, tokens, {"appearance": "tigre été.jpg"})
     return tmp_path / "look.safetensors", tokens
 
@@ -28,7 +28,7 @@ def test_a_look_comes_back(model, look):
     path, tokens = look
     again, facts = load_look(path, model)
     assert torch.equal(again, tokens) and facts == {"appearance": "tigre été.jpg"}
-    assert torch.equal(model.paint(picture(1), again), model(picture(1), picture(2), output_type="pt"))
+    assert torch.equal(model.paint(random_image(1), again), model(random_image(1), random_image(2), output_type="pt"))
 
 
 def test_others_may_read_it_as_the_umask_says(look):
@@ -68,7 +68,7 @@ def test_damaged_looks_are_refused(look, model, tmp_path):
 
 def test_nothing_is_written_of_what_is_not_a_look(model, tmp_path):
     path = tmp_path / "look.safetensors"
-    tokens = model.embed(picture(2))
+    tokens = model.embed(random_image(2))
     with pytest.raises(ValueError, match="one look"):
         save_look(path, model, tokens.expand(2, -1, -1))
     with pytest.raises(CheckpointError, match="NaN"):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from support.checkpoint_files import CONFIG, checkpoint_folder
-from support.one_shot_model import make_model, picture
+from support.one_shot_model import make_model, random_image
 from typer.testing import CliRunner
 
 from splice_ff.cli import app
@@ -25,7 +25,7 @@ def place(tmp_path_factory):
     checkpoint_folder(folder / "vit", CONFIG, make_vit(depth=2).state_dict())
     make_model(load_backbone(str(folder / "vit")), card={"data": "noise"}).save_pretrained(folder / "model")
     for seed, name in enumerate("abc"):
-        save_image(folder / f"{name}.png", picture(seed, 72, 96))
+        save_image(folder / f"{name}.png", random_image(seed, 72, 96))
     return folder
 
 

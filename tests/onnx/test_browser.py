@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.chromium import chromium, outside
-from support.one_shot_model import picture
+from support.one_shot_model import random_image
 
 from splice_ff.images import save_image
 
@@ -45,7 +45,7 @@ def url(exported, tmp_path):
 
 
 def test_it_paints_in_the_browser(exported, url, tmp_path):
-    structure, appearance = (save_image(tmp_path / f"{i}.png", picture(i, 90, 70)) for i in range(2))
+    structure, appearance = (save_image(tmp_path / f"{i}.png", random_image(i, 90, 70)) for i in range(2))
     (tmp_path / "fake.png").write_text("no image")
     with chromium() as browser:
         page = browser.new_page()

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
-from support.one_shot_model import picture
+from support.one_shot_model import random_image
 from typer.testing import CliRunner
 
 from splice_ff.cli import app
@@ -30,7 +30,7 @@ SIZES = [(64, 64), (90, 70), (48, 130)]
 def test_it_computes_what_torch_computes(request, kind, size, monkeypatch):
     monkeypatch.setattr("splice_ff.onnx.runner.BAND", 1000)  # several bands, the last one shorter
     model, exported = (request.getfixturevalue(kind + name) for name in ("model", "exported"))
-    structure, appearance = picture(0, *size), picture(1, 80, 100)
+    structure, appearance = random_image(0, *size), random_image(1, 80, 100)
     runner = OnnxSpliceFF(exported, threads=1)
     tokens = model.embed(appearance)
     np.testing.assert_allclose(runner.embed(appearance.numpy()), tokens.numpy(), atol=1e-4, rtol=1e-4)
@@ -56,7 +56,7 @@ def test_half_precision_halves_the_files_and_keeps_the_image(exported, tmp_path)
         onnx.save(graph, tmp_path / f"{name}.onnx")
     full, half = ((folder / "paint.onnx").stat().st_size for folder in (exported, tmp_path))
     assert half < 0.65 * full
-    structure, appearance = picture(0).numpy(), picture(1).numpy()
+    structure, appearance = random_image(0).numpy(), random_image(1).numpy()
     outputs = [r.paint(structure, r.embed(appearance)) for r in (OnnxSpliceFF(exported), OnnxSpliceFF(tmp_path))]
     assert 0 < np.abs(outputs[0] - outputs[1]).max() < 0.02
 
@@ -98,7 +98,7 @@ def test_another_format_and_other_tokens_are_refused(exported, tmp_path):
     with pytest.raises(CheckpointError, match="format 'splice-ff onnx 0'"):
         OnnxSpliceFF(tmp_path / "copy")
     with pytest.raises(InputError, match="appearance tokens of shape"):
-        OnnxSpliceFF(exported).paint(picture(0).numpy(), np.zeros((1, 2, 3), np.float32))
+        OnnxSpliceFF(exported).paint(random_image(0).numpy(), np.zeros((1, 2, 3), np.float32))
     image = np.zeros((32, 32, 3), np.uint8)
     with pytest.raises(InputError, match="weights must not be negative"):
         OnnxSpliceFF(exported)(image, image, image, weights=[0, 0])
@@ -108,7 +108,7 @@ def test_another_format_and_other_tokens_are_refused(exported, tmp_path):
 
 def test_transfer_paints_through_it_without_torch(model, exported, tmp_path):
     for i in range(3):
-        save_image(tmp_path / f"{i}.png", picture(i, 60, 50))
+        save_image(tmp_path / f"{i}.png", random_image(i, 60, 50))
     program = "import sys; sys.modules['torch'] = None\nfrom splice_ff.cli import main\nmain()"
     command = [
         sys.executable,
@@ -143,7 +143,7 @@ def test_transfer_paints_through_it_without_torch(model, exported, tmp_path):
     ],
 )
 def test_what_it_cannot_do_is_said(tmp_path, options, reason):
-    files = [str(save_image(tmp_path / f"{i}.png", picture(i))) for i in range(2)]
+    files = [str(save_image(tmp_path / f"{i}.png", random_image(i))) for i in range(2)]
     result = CliRunner().invoke(app, ["transfer", *files, "-o", str(tmp_path / "out.png"), *options])
     assert result.exit_code == 2 and reason in " ".join(result.stderr.split())
     assert not (tmp_path / "out.png").exists()

@@ -122,7 +122,11 @@ def test_steps_on_one_batch_lower_its_loss(config, name, monkeypatch):
 
 
 def test_both_stages_leave_folders_to_use(config):
-    settings = config(probe={"split": "train", "every": 2})
+    settings = config(
+        "distillation.optimizer.max_grad_ratio=2",
+        "dino.optimizer.max_grad_ratio=2",
+        probe={"split": "train", "every": 2},
+    )
     assert pretrain(settings, quiet=True) is False
     for name in ("distillation", "dino"):
         assert list(lines(settings, name)) == [1, 2, 3, 4]
@@ -133,6 +137,9 @@ def test_both_stages_leave_folders_to_use(config):
         assert backbone.spec.loss_scales.appearance > 0
         card = (settings.output / name / "backbone" / "README.md").read_text()
         assert "after 4 of 4 steps, 16 images seen" in card and f"knn {probes[4]['knn']:.3f}" in card
+        assert "gradient" not in card
+        record = json.loads(max((settings.output / name / "checkpoints").glob("*/state.json")).read_text())
+        assert record["progress"]["usual_gradient_norm"] > 0, "a probe forgot what gradients are usual"
     first, second = (load_backbone(str(settings.output / name / "backbone")) for name in ("distillation", "dino"))
     assert first.fingerprint != second.fingerprint
     pixels = torch.rand(1, 3, 48, 40)

@@ -24,7 +24,7 @@ def make_model(backbone, seed=0, context="cls", generator="tiny", **options):
     return SpliceFF(generator, backbone, **{"vit_size": 48, "size": 64} | options).eval()
 
 
-def picture(seed, h=64, w=64, batch=1):
+def random_image(seed, h=64, w=64, batch=1):
     """Smooth random colors, (batch, 3, h, w) in [0, 1]."""
     small = torch.rand(batch, 3, 4, 5, generator=torch.Generator().manual_seed(seed))
     return F.interpolate(small, (h, w), mode="bicubic").clamp(0, 1)

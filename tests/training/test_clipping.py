@@ -8,7 +8,6 @@ from support.training_setup import write_run
 
 from eval.loss_scale import CLIPPING
 from eval.loss_scale import main as loss_scale
-from splice_ff.training.runtime import USUAL_NORM
 
 
 @pytest.fixture
@@ -42,9 +41,9 @@ def test_an_outlier_is_scaled_down_to_the_usual(tmp_path):
 
     assert [clip(3.0) for _ in range(3)] == pytest.approx([1.0] * 3)  # 3 is usual
     assert clip(4.5) == pytest.approx(1.5)
-    loop.progress.results[USUAL_NORM] = 3.0
+    loop.progress.usual_gradient_norm = 3.0
     assert clip(300.0) == pytest.approx(2.0, rel=1e-4) and loop.gradient_norm == pytest.approx(300.0)
-    assert loop.progress.results[USUAL_NORM] == pytest.approx(3 * 0.98 + 6 * 0.02)
+    assert loop.progress.usual_gradient_norm == pytest.approx(3 * 0.98 + 6 * 0.02)
 
 
 def test_what_is_usual_is_remembered(tmp_path, weights_after):
@@ -59,7 +58,7 @@ def test_what_is_usual_is_remembered(tmp_path, weights_after):
 
 
 def test_a_run_without_it_remembers_nothing(tmp_path):
-    assert USUAL_NORM not in SmallRun(tmp_path, steps=3).run().loop.progress.results
+    assert SmallRun(tmp_path, steps=3).run().loop.progress.usual_gradient_norm == 0
 
 
 def test_the_experiment_tells_them_apart(tmp_path, vit_state, monkeypatch, capsys):

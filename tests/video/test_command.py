@@ -6,13 +6,15 @@ import pytest
 
 pytest.importorskip("av", reason="needs the extra video")
 
+from PIL import Image
 from support.checkpoint_files import CONFIG, checkpoint_folder
-from support.one_shot_model import make_model, picture
+from support.one_shot_model import make_model, random_image
 from support.tiny_vit import make_vit
 from support.video_files import panned, write_video
 from typer.testing import CliRunner
 
 from splice_ff.cli import app
+from splice_ff.errors import VideoError
 from splice_ff.images import save_image
 from splice_ff.video import stylize
 from splice_ff.video.files import read_info
@@ -25,7 +27,7 @@ def files(tmp_path_factory):
     checkpoint_folder(folder / "vit", CONFIG, make_vit(depth=2).state_dict())
     make_model(load_backbone(str(folder / "vit"))).save_pretrained(folder / "model")
     write_video(folder / "clip.mp4", panned(count=4, h=33))
-    save_image(folder / "look.png", picture(5)[0])
+    save_image(folder / "look.png", random_image(5)[0])
     return folder
 
 
@@ -69,3 +71,11 @@ def test_interrupted_it_says_how_to_go_on(files, tmp_path, monkeypatch):
     monkeypatch.setattr(stylize, "write_frames", lambda path, frames, info: write(path, frames, info))
     assert run(files, *arguments, "--quiet").exit_code == 0
     assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tiff", "bmp"])
+def test_an_image_is_no_video(suffix, tmp_path):
+    image = tmp_path / f"image.{suffix}"
+    Image.new("RGB", (64, 48)).save(image)
+    with pytest.raises(VideoError, match=r"not a video.*splice-ff transfer"):
+        read_info(image)

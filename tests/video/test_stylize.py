@@ -9,7 +9,7 @@ import torch
 pytest.importorskip("av", reason="needs the extra video")
 
 import av
-from support.one_shot_model import make_model, picture
+from support.one_shot_model import make_model, random_image
 from support.video_files import RATE, packets, panned, write_video
 
 from splice_ff.errors import VideoError
@@ -25,7 +25,7 @@ def model(tiny_backbone):
 
 @pytest.fixture
 def look(model):
-    return model.embed(picture(3))
+    return model.embed(random_image(3))
 
 
 class Copy:
