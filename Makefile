@@ -20,7 +20,7 @@ demo: .venv/installed
 	@echo "beside structure and appearance: $(CURDIR)/out/side-by-side.png"
 
 test: .venv/installed
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile  # a thread each: two processes share two cores
 
 lint: .venv/installed
 	@$(BIN)/ruff check .
