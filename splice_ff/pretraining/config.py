@@ -120,6 +120,9 @@ class DistillationConfig(Section):
     """Weight of the deepest map's mean and spread, for [CLS]: what is there."""
     statistics: float = Field(1.0, ge=0)
     """Weight of the crop's color and texture, for [CLS]: how it looks."""
+    relations: float = Field(0.0, ge=0)
+    """Weight of the resemblance between crops, for the plain distances of the deepest [CLS]: see
+    `splice_ff.pretraining.relations`. The start's [CLS] is not kept then."""
     keys: float = Field(0.0, ge=0)
     """Weight of the self-similarity of the deepest keys, towards that of the deepest maps, or of the start's keys if
     those are kept."""
@@ -204,10 +207,12 @@ class PretrainingConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> PretrainingConfig:
-        if self.distillation is not None and self.distillation.keys and self.distillation.optimizer.batch_size < 2:
-            raise ValueError(
-                "distillation.keys compares images of a batch: set distillation.optimizer.batch_size above 1"
-            )
+        taught = self.distillation
+        for name in ("keys", "relations"):
+            if taught is not None and getattr(taught, name) and taught.optimizer.batch_size < 2:
+                raise ValueError(
+                    f"distillation.{name} compares images of a batch: set distillation.optimizer.batch_size above 1"
+                )
         if self.distillation is not None and self.distillation.keep and self.student.start_from is None:
             raise ValueError("distillation.keep needs student.start_from, whose features it keeps")
         if self.distillation is None and self.dino is None:

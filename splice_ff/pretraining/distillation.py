@@ -2,7 +2,8 @@
 
 Patch tokens learn the two deepest maps, place by place; [CLS] the means and spreads of all maps, and the crop's color
 and texture: it is to know what is there as well as how it looks. The self-similarity of the deepest keys, which the
-structure loss compares, may learn that of the maps. A student that starts from a ViT worth keeping may also be held to
+structure loss compares, may learn that of the maps; and the deepest [CLS] tokens, whose plain distance the appearance
+loss takes, may learn to lie as far from each other as the teacher says. A student that starts from a ViT worth keeping may also be held to
 what that one makes of the crops (`keep`). With an adversary the student learns all of this from crops that were moved
 to mislead it.
 """
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from splice_ff.pretraining.adversary import moved_up
 from splice_ff.pretraining.config import DistillationConfig
+from splice_ff.pretraining.relations import relations, relations_loss
 from splice_ff.pretraining.statistics import Standardize, appearance_statistics, pooled
 from splice_ff.pretraining.student import Student
 from splice_ff.pretraining.teachers import Teacher
@@ -41,6 +43,8 @@ class _Targets:
     """(B, C') of each map, the deepest last, and of color and texture."""
     similarity: Tensor
     """Cosines of the places of the deepest maps, (B, h * w, h * w); of the start's keys if those are kept."""
+    relations: Tensor
+    """How the crops resemble each other by all that [CLS] is to tell, (B, B)."""
     kept: dict[str, Tensor]
     """What the start makes of the crops, as `KEPT` names it: the deepest tokens and keys (B, T, D) and [CLS] (B, D)."""
 
@@ -70,7 +74,8 @@ class Distillation(nn.Module):
         self.cls_targets = nn.ModuleList(Standardize(c) for c in vectors)
         # Never saved: every process makes it from the same start, also one that goes on from a checkpoint.
         self._start = [copy.deepcopy(student.features).requires_grad_(False)] if settings.keep else []
-        self.kept_targets = nn.ModuleDict({name: Standardize(width) for name in KEPT if self._start})
+        kept = [name for name in KEPT if self._start and not (name == "kept_cls" and settings.relations)]
+        self.kept_targets = nn.ModuleDict({name: Standardize(width) for name in kept})
 
     @property
     def product(self) -> Student:
@@ -110,7 +115,8 @@ class Distillation(nn.Module):
         Returns:
             `total`; and the shares of the targets' variance that are not predicted yet: `patches` (mean of the two
             maps), `cls` (mean of the shallower maps' statistics), `deepest` (the deepest map's), `statistics` (color
-            and texture) and, where they have a weight, `keys` (self-similarity) and `keep` (the start's features).
+            and texture) and, where they have a weight, `relations` (of the crops), `keys` (self-similarity) and `keep`
+            (the start's features).
         """
         targets = self._targets(images)
         if self.settings.adversary is not None and epsilon > 0:
@@ -132,6 +138,8 @@ class Distillation(nn.Module):
             "deepest": told[-2],
             "statistics": told[-1],
         }
+        if self.settings.relations:
+            losses["relations"] = relations_loss(seen.tokens[self.layers[-1]][:, 0], targets.relations)
         if self.settings.keys:
             # The variance between images: what all images have in common should not hide what sets them apart.
             between = targets.similarity.var(0, correction=0).mean()
@@ -183,10 +191,16 @@ class Distillation(nn.Module):
         if not self._start:
             # Each map counts as much as the other, however many channels it has.
             places = F.normalize(torch.cat([F.normalize(x, dim=-1) for x in patches], -1), dim=-1)
-            return _Targets(patches, cls, places @ places.mT, {})
+            return _Targets(patches, cls, places @ places.mT, self._relations(cls), {})
         start = self._start[0](images, **self._deepest)
-        kept = {name: self.kept_targets[name](features) for name, features in self._kept(start).items()}
-        return _Targets(patches, cls, self._similarity(start), kept)
+        features = self._kept(start)
+        kept: dict[str, Tensor] = {name: target(features[name]) for name, target in self.kept_targets.items()}
+        return _Targets(patches, cls, self._similarity(start), self._relations(cls), kept)
+
+    def _relations(self, cls: list[Tensor]) -> Tensor:
+        """By each target as much as its loss weighs."""
+        settings, shallower = self.settings, max(1, len(cls) - 2)
+        return relations(cls, [settings.cls / shallower] * (len(cls) - 2) + [settings.deepest, settings.statistics])
 
     @torch.no_grad()
     def _raw_targets(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:

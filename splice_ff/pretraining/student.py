@@ -102,6 +102,20 @@ def architecture(vit: Any) -> dict[str, Any]:
 
 
 @torch.no_grad()
+def center_keys(features: ViTFeatures, images: Tensor) -> None:
+    """Move the deepest keys so that their mean over the patches of images (B, 3, H, W) in [0, 1] is 0.
+
+    Attention stays as it is: a constant in all keys adds the same to all logits of a query, and softmax does not see
+    it. The cosines of keys, which the structure loss compares, then show what sets places apart.
+    """
+    last = features.depth - 1
+    means = [features(batch, keys=[last]).keys[last][:, :, features.prefix_tokens :].mean((0, 2))
+             for batch in images.split(32)]  # fmt: skip
+    bias = features.vit.blocks[last].attn.qkv.bias
+    bias[features.width : 2 * features.width] -= torch.stack(means).mean(0).flatten()
+
+
+@torch.no_grad()
 def _plain_twin(source: ViTFeatures, drop_path: float) -> VisionTransformer | None:
     """The same ViT made from `architecture` alone; None if that says too little to compute the same."""
     try:

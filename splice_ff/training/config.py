@@ -53,7 +53,7 @@ class BackboneConfig(Section):
 class GeneratorSettings(Section):
     """Which amortized generator."""
 
-    size: Literal["tiny", "small", "base", "tiny-grid", "small-grid", "base-grid"] = "small"
+    size: Literal["tiny", "compact", "small", "base", "tiny-grid", "compact-grid", "small-grid", "base-grid"] = "small"
     """Those with a grid read their color maps at the image's own edges."""
     context: Context = "cls"
     start_from: UserPath | None = None
