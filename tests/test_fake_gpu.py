@@ -11,6 +11,7 @@ from support.one_shot_model import make_model, random_image
 from support.training_setup import CONFIGS, read_config, write_run
 from torch._subclasses.fake_tensor import FakeTensor
 
+from splice_ff.benchmark.steps import step_works
 from splice_ff.per_pair.optimizer import PairOptimizer
 from splice_ff.per_pair.recipes import PRESETS
 from splice_ff.training import trainer as training
@@ -135,6 +136,13 @@ def test_optimizing_a_pair(gpu, tiny_backbone, preset):
     assert run.preview().device == run.result().image.device == torch.device("cpu")
     other = PairOptimizer(random_image(0, 72, 80), random_image(1, 80, 72), tiny_backbone(), recipe, device=gpu)
     other.load_state_dict(run.state_dict())
+
+
+def test_the_steps_that_the_benchmark_times(gpu):
+    works = step_works("vit_mini", 96, ["fp32"], gpu)
+    assert len(works) == 1 + len(PRESETS)
+    for work in works.values():
+        work()
 
 
 def test_a_tensor_left_on_the_cpu_is_caught_elsewhere(gpu, tiny_backbone):

@@ -58,7 +58,7 @@ def naive_step(vit: Any, backbone: ViTFeatures, structure: Tensor, appearance: T
     vit.requires_grad_(True)
     for block in vit.blocks:
         block.attn.fused_attn = False
-    generator = NaiveSkipUNet()
+    generator = NaiveSkipUNet().to(structure.device)
     adam = torch.optim.Adam(generator.parameters(), 2e-3, betas=(0.0, 0.99))
 
     def features(image: Tensor, module: nn.Module) -> Tensor:
