@@ -28,7 +28,7 @@ lint: .venv/installed
 	@$(BIN)/mypy
 
 web: .venv/installed
-	@PYTHON=../$(BIN)/python web/build.sh pets-tiny
+	@PYTHON=../$(BIN)/python web/build.sh everyday
 	@echo "now: python -m http.server --directory web/dist"
 
 official: .venv/installed

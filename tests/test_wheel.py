@@ -78,7 +78,7 @@ def test_it_brings_models_configs_and_types(site):
     for name in (
         "checkpoints/vit_mini/model.safetensors",
         "checkpoints/vit_s14_robust/model.safetensors",
-        "checkpoints/pets-tiny/model.safetensors",
+        "checkpoints/everyday/model.safetensors",
         "py.typed",
     ):
         assert (package / name).is_file(), name

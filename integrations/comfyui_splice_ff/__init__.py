@@ -36,7 +36,7 @@ class SpliceFFTransfer:
                 ),
                 "model": (
                     "STRING",
-                    {"default": "pets-tiny", "tooltip": "Bundled model, folder, or hub id owner/name."},
+                    {"default": "everyday", "tooltip": "Bundled model, folder, or hub id owner/name."},
                 ),
                 "strength": ("FLOAT", {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.05}),
                 "size": ("INT", {"default": 0, "min": 0, "max": 4096, "step": 16, "tooltip": size}),

@@ -26,7 +26,7 @@ IMAGES = 32
 def training_settings(
     config: Path | None, overrides: Sequence[str], backbone: str, generator: str, device: torch.device
 ) -> Iterator[TrainingConfig]:
-    """A config file's settings; or those of train/configs/pets-tiny.yaml, small.yaml on a GPU, with random images.
+    """A config file's settings; or `DEFAULTS`, with random images.
 
     Raises:
         InputError: the file or an override cannot be used.

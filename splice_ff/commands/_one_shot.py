@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from splice_ff.images import LoadedImage
     from splice_ff.one_shot.pipeline import SpliceFF
 
-DEFAULT_MODEL = "pets-tiny"
+DEFAULT_MODEL = "everyday"
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 Model = Annotated[str, typer.Option(help="Bundled model, folder, or hub id owner/name.")]

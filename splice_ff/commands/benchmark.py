@@ -30,7 +30,10 @@ def benchmark(
         bool, typer.Option("--compile", help="Time step, one-shot and training compiled as well: minutes more.")
     ] = False,
     repeats: Annotated[int | None, typer.Option(help="Rounds, of which the medians are shown.")] = None,
-    generator: Annotated[str | None, typer.Option(help="Size of the amortized generator: tiny, small, base.")] = None,
+    generator: Annotated[
+        str | None,
+        typer.Option(help="Size of the amortized generator: tiny, compact, small, base, or one of them with -grid."),
+    ] = None,
     model: Annotated[
         str | None, typer.Option(help="One-shot model to time, instead of a generator with random weights.")
     ] = None,

@@ -21,7 +21,7 @@ def export(
 ) -> None:
     """Write a one-shot model as ONNX, for onnxruntime without torch and for browsers.
 
-    Example: `splice-ff export pets-tiny -o exported`, then `splice-ff transfer … --runtime onnx --model exported`
+    Example: `splice-ff export everyday -o exported`, then `splice-ff transfer … --runtime onnx --model exported`
     """
     with errors(debug):
         from splice_ff.utils.extras import need

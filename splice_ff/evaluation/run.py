@@ -39,7 +39,7 @@ def evaluate(
     baseline: str | None = None,
     baseline_pairs: bool = False,
     limit: int | None = None,
-    model: str = "pets-tiny",
+    model: str = "everyday",
     backbone: str | ViTFeatures | None = None,
     weights: str | Path | None = None,
     also_backbones: Sequence[str] = (),

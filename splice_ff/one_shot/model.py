@@ -82,9 +82,9 @@ class OneShotModel(nn.Module):
 
         Examples:
             >>> from splice_ff import SpliceFF, load_image
-            >>> model = SpliceFF.from_pretrained("pets-tiny")
+            >>> model = SpliceFF.from_pretrained("everyday")
             >>> model.embed(load_image("examples/cat.jpg").rgb).shape
-            torch.Size([1, 32, 192])
+            torch.Size([1, 32, 256])
 
         Raises:
             InputError: tensors of another shape or type, or values outside [0, 1].
@@ -110,7 +110,7 @@ class OneShotModel(nn.Module):
 
         Examples:
             >>> from splice_ff import SpliceFF, load_image
-            >>> model = SpliceFF.from_pretrained("pets-tiny")
+            >>> model = SpliceFF.from_pretrained("everyday")
             >>> tokens = model.embed(load_image("examples/cat.jpg").rgb)
             >>> model.paint(load_image("examples/raccoon.jpg").rgb, tokens, size=64).shape
             torch.Size([1, 3, 500, 600])
@@ -143,10 +143,10 @@ class OneShotModel(nn.Module):
 
         Examples:
             >>> from splice_ff import SpliceFF, load_image
-            >>> model = SpliceFF.from_pretrained("pets-tiny")
+            >>> model = SpliceFF.from_pretrained("everyday")
             >>> looks = [model.embed(load_image(f"examples/{name}.jpg").rgb) for name in ("cat", "raccoon")]
             >>> model.mix(looks, [2, 1]).shape
-            torch.Size([1, 32, 192])
+            torch.Size([1, 32, 256])
 
         Args:
             looks: at least one.

@@ -45,7 +45,7 @@ class SpliceFF(OneShotModel, ModelHubMixin):
 
         Examples:
             >>> from splice_ff import SpliceFF
-            >>> model = SpliceFF.from_pretrained("pets-tiny")
+            >>> model = SpliceFF.from_pretrained("everyday")
             >>> image = model("examples/raccoon.jpg", "examples/cat.jpg")
             >>> image.size  # a PIL image of the structure image's size
             (600, 500)
@@ -90,9 +90,9 @@ class SpliceFF(OneShotModel, ModelHubMixin):
 
         Examples:
             >>> from splice_ff import SpliceFF
-            >>> SpliceFF.from_pretrained("pets-tiny").save_pretrained("my-model", dtype="fp16")
+            >>> SpliceFF.from_pretrained("everyday").save_pretrained("my-model", dtype="fp16")
             >>> SpliceFF.from_pretrained("my-model").config.size
-            128
+            256
 
         Args:
             save_directory: the folder, made if it is not there.
@@ -130,7 +130,7 @@ class SpliceFF(OneShotModel, ModelHubMixin):
         Examples:
             >>> import torch
             >>> from splice_ff import SpliceFF
-            >>> SpliceFF.from_pretrained("pets-tiny", dtype=torch.bfloat16).dtype
+            >>> SpliceFF.from_pretrained("everyday", dtype=torch.bfloat16).dtype
             torch.bfloat16
 
         Args:

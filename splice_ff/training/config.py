@@ -46,7 +46,7 @@ class DataConfig(Section):
 class BackboneConfig(Section):
     """The frozen ViT."""
 
-    name: Name = "vit_mini"
+    name: Name = "vit_s14_robust"
     weights: UserPath | None = None
 
 

@@ -230,23 +230,23 @@ def test_color_has_the_appearance_images_statistics():
 
 
 def test_one_shot_and_refine():
-    backbone = load_backbone("vit_mini")
+    backbone = load_backbone("vit_s14_robust")
     structure, appearance = smooth_image(0), smooth_image(1, 80, 72)
-    method = parse_method("one-shot", backbone, "pets-tiny")
+    method = parse_method("one-shot", backbone, "everyday")
     assert method.model.backbone is backbone  # not loaded once more
-    assert method.settings == {"model": "pets-tiny", "sha256": method.model.fingerprint}
+    assert method.settings == {"model": "everyday", "sha256": method.model.fingerprint}
     painted = method("", structure, appearance)
     assert (painted.image - method.model.paint(structure, method.model.embed(appearance))).abs().max() == 0
     assert painted.identity().shape == appearance.shape
-    refined = parse_method("one-shot+refine:1", backbone, "pets-tiny")
+    refined = parse_method("one-shot+refine:1", backbone, "everyday")
     assert refined.name == "one-shot+refine:1"
     painted = refined("", structure, appearance)
     assert painted.image.shape == structure.shape and painted.identity().shape == appearance.shape
 
 
 def test_a_model_of_another_backbone_brings_its_own(tiny_backbone):
-    method = parse_method("one-shot", tiny_backbone(), "pets-tiny")
-    assert method.model.backbone.name == "vit_mini"
+    method = parse_method("one-shot", tiny_backbone(), "everyday")
+    assert method.model.backbone.name == "vit_s14_robust"
 
 
 def test_optimize_hands_on_preset_steps_and_backbone(monkeypatch, tiny_backbone):
@@ -258,10 +258,10 @@ def test_optimize_hands_on_preset_steps_and_backbone(monkeypatch, tiny_backbone)
 
     monkeypatch.setattr(methods, "optimize_pair", optimize_pair)
     backbone = tiny_backbone()
-    painted = parse_method("optimize-fast:20", backbone, "pets-tiny")("", smooth_image(0), smooth_image(1, 64, 96))
+    painted = parse_method("optimize-fast:20", backbone, "everyday")("", smooth_image(0), smooth_image(1, 64, 96))
     assert asked == {"preset": "fast", "steps": 20, "backbone": backbone, "device": "cpu", "output_type": "pt"}
     assert painted.identity().shape == (1, 3, 64, 96)
-    method = parse_method("optimize-paper", backbone, "pets-tiny")
+    method = parse_method("optimize-paper", backbone, "everyday")
     method("", smooth_image(0), smooth_image(1))
     assert method.name == "optimize-paper" and asked["preset"] == "paper" and asked["steps"] is None
 
@@ -279,7 +279,7 @@ def test_optimize_hands_on_preset_steps_and_backbone(monkeypatch, tiny_backbone)
 )
 def test_methods_that_cannot_be(text, message, tiny_backbone):
     with pytest.raises(InputError, match=message):
-        parse_method(text, tiny_backbone(), "pets-tiny")
+        parse_method(text, tiny_backbone(), "everyday")
 
 
 def test_results_folder_that_is_not_there(tmp_path):

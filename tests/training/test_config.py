@@ -50,7 +50,7 @@ def test_values_on_the_command_line_win(load):
         ("steps=3", ["steps: unknown setting", "optimizer", "run"]),
         ("distill={source: x, sharee: 1}", ["distill.sharee: unknown setting", "share", "features"]),
         ("data=photos", ["data: a section (source", "not a value", "'photos'"]),
-        ("generator.size=huge", ["generator.size", "'tiny', 'small', 'base', 'tiny-grid'"]),
+        ("generator.size=huge", ["generator.size", "'tiny', 'compact', 'small', 'base', 'tiny-grid'"]),
         ("run.precision=fp8", ["run.precision", "'fp32' or 'bf16'"]),
         ("loss.appearance=[a]", ["loss.appearance"]),
         ("data.pairs.mined=1", ["mined_pairs", "splice-ff pairs"]),
