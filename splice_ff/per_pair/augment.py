@@ -2,17 +2,21 @@
 
 Structure: flip, color jitter, blur, crop. Appearance: flip, crop. Crops are squares of 95-100 % of the height.
 
-And one that is not published: `same_similarity`, under which `fast` compares output and structure image.
+And one that is not published: `same_similarity`, at a `random_resolution`, under which `fast` compares output and
+structure image, and training does where a config says so.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Generator, Tensor, cat, rand, randint, randperm, tensor, uint8
 from torchvision.transforms.v2 import functional as TF
+
+from splice_ff.vit.inputs import ViTInput
 
 MIN_COVER = 0.95
 FLIP_PROBABILITY = 0.5
@@ -21,6 +25,8 @@ BLUR_PROBABILITY = 0.2
 LEAST_ZOOM = 0.85
 """Share of the sides that `same_similarity` shows at least."""
 MOST_DEGREES = 6
+LEAST_RESOLUTION = 0.6
+"""Share of the ViT's usual size at which a view is seen at least."""
 
 
 def structure_views(images: Tensor, generator: Generator, in_8_bits: bool = False) -> Tensor:
@@ -59,6 +65,11 @@ def same_similarity(batches: list[Tensor], generator: Generator) -> list[Tensor]
         )
         for images in batches
     ]
+
+
+def random_resolution(vit_input: ViTInput, generator: Generator) -> ViTInput:
+    """The same at a random share of its size, `LEAST_RESOLUTION` at least."""
+    return replace(vit_input, size=round(_uniform(LEAST_RESOLUTION, 1, generator) * vit_input.size))
 
 
 def _square_crops(images: Tensor, generator: Generator) -> Tensor:

@@ -7,7 +7,7 @@ import copy
 import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -18,7 +18,7 @@ from splice_ff.errors import DivergedError
 from splice_ff.images import check_images
 from splice_ff.losses import Losses, SpliceLoss, Target
 from splice_ff.networks.skip_unet import SkipUNet
-from splice_ff.per_pair.augment import appearance_views, same_similarity, structure_views
+from splice_ff.per_pair.augment import appearance_views, random_resolution, same_similarity, structure_views
 from splice_ff.per_pair.recipes import Recipe, check_image_size
 from splice_ff.utils.averaging import move_average, ramped_decay
 from splice_ff.utils.machine import fastest_dtype
@@ -30,8 +30,6 @@ from splice_ff.vit.features import ViTFeatures
 
 EVALUATE_EVERY = 25
 """Steps between looks at the whole image without augmentation, which choose the best so far."""
-LEAST_RESOLUTION = 0.6
-"""Share of the ViT's usual size at which a similarity is seen at least."""
 MIN_GAIN = 0.01
 """Share by which the best total must fall for an evaluation to count as progress."""
 
@@ -196,8 +194,7 @@ class PairOptimizer(SteppedRun[Losses]):
         kept = output.new_zeros(()) if identity is None else self.loss.identity(identity, appearance.target)
         seen = []
         for _ in range(self.recipe.similarities):
-            share = LEAST_RESOLUTION + (1 - LEAST_RESOLUTION) * torch.rand((), generator=self.random).item()
-            coarser = replace(self.recipe.vit_input, size=round(share * self.recipe.vit_input.size))
+            coarser = random_resolution(self.recipe.vit_input, self.random)
             loss = SpliceLoss(self.loss.backbone, vit_input=coarser)
             output_view, structure_view = same_similarity([output, structure.images], self.random)
             (target,) = loss.targets(structure_view)

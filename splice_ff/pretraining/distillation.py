@@ -3,9 +3,9 @@
 Patch tokens learn the two deepest maps, place by place; [CLS] the means and spreads of all maps, and the crop's color
 and texture: it is to know what is there as well as how it looks. The self-similarity of the deepest keys, which the
 structure loss compares, may learn that of the maps; and the deepest [CLS] tokens, whose plain distance the appearance
-loss takes, may learn to lie as far from each other as the teacher says. A student that starts from a ViT worth keeping may also be held to
-what that one makes of the crops (`keep`). With an adversary the student learns all of this from crops that were moved
-to mislead it.
+loss takes, may learn to lie as far from each other as the teacher says. A student that starts from a ViT worth keeping
+may also be held to what that one makes of the crops (`keep`). With an adversary the student learns all of this from
+crops that were moved to mislead it.
 """
 
 from __future__ import annotations

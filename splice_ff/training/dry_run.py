@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -23,6 +23,7 @@ from splice_ff.training.batches import Batch
 from splice_ff.training.config import TrainingConfig
 from splice_ff.training.losses import PairLosses
 from splice_ff.vit.features import ViTFeatures, store_matrices_in
+from splice_ff.vit.inputs import ViTInput
 from splice_ff.vit.weights import backbone_without_weights
 
 GIB = 2**30
@@ -78,11 +79,13 @@ class Estimate:
 
 
 class _WholeImages(PairLosses):
-    """With the largest crop instead of a random one."""
+    """With the largest view instead of a random one."""
 
-    def crop_box(self, side: int, step: int) -> tuple[int, int, int]:
-        """All of the image."""
-        return 0, 0, side
+    def views(self, step: int, *batches: Tensor) -> tuple[ViTInput, list[Tensor]]:
+        """All of the images at full resolution; other tensors than before, as views are."""
+        if self.config.loss.views == "crop" and self.config.loss.crop == 1:
+            return super().views(step, *batches)
+        return self.vit_input, [images[...] for images in batches]
 
 
 class _PeakMemory(TorchDispatchMode):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from splice_ff.losses import Losses, SpliceLoss, Target
 from splice_ff.networks.amortized import AmortizedGenerator, ImageEncoding
+from splice_ff.per_pair.augment import random_resolution, same_similarity
 from splice_ff.training.batches import Batch, TeacherBatch
 from splice_ff.training.config import LossConfig, TrainingConfig, weight_at
 from splice_ff.utils.seeding import seeded_generator
@@ -37,51 +38,60 @@ class PairLosses:
         self.config, self.generator, self.backbone = config, generator, backbone
         self.vit_input = ViTInput(config.loss.vit_size)
 
-    def at(self, step: int) -> SpliceLoss:
+    def at(self, step: int, vit_input: ViTInput | None = None) -> SpliceLoss:
         """The losses with their weights at a step."""
-        return SpliceLoss(self.backbone, weights_at(self.config.loss, step), self.vit_input)
+        return SpliceLoss(self.backbone, weights_at(self.config.loss, step), vit_input or self.vit_input)
 
-    def resize(self, images: Tensor) -> Tensor:
+    def resize(self, images: Tensor, vit_input: ViTInput | None = None) -> Tensor:
         """(B, 3, H, W) as the ViT sees them."""
-        return self.vit_input.resize(images, self.backbone.patch_size)
+        return (vit_input or self.vit_input).resize(images, self.backbone.patch_size)
 
     @torch.no_grad()
-    def encode_images(self, images: Tensor) -> tuple[ImageEncoding, Target]:
+    def encode_images(self, images: Tensor, vit_input: ViTInput | None = None) -> tuple[ImageEncoding, Target]:
         """One ViT pass over (B, 3, H, W): what the generator takes of the images, and what losses compare with."""
-        features = self.generator.features(self.backbone, self.resize(images))
+        features = self.generator.features(self.backbone, self.resize(images, vit_input))
         assert features.cls is not None
         target = Target(features.keys[self.backbone.depth - 1], features.cls[:, -1])
         return ImageEncoding.from_features(features, self.backbone.prefix_tokens), target
 
     def __call__(self, model: Model, batch: Batch, step: int) -> tuple[Losses, Tensor]:
         """Splice's losses, and the weighted distillation terms (0 without a teacher), with gradients."""
-        settings, count = self.config.loss, len(batch.first)
+        count = len(batch.first)
         images = torch.cat([batch.first, batch.second])
         again = batch.identity
         encoding, target = self.encode_images(images)
         painted = model(*_both_ways(images, encoding, again))
         output, same = painted[: 2 * count], painted[2 * count :]
-        box = self.crop_box(images.shape[-1], step)
-        if settings.crop < 1:
-            _, target = self.encode_images(_crop(images, box))
-        loss = self.at(step)
+        vit_input, (output_view, same_view, image_view) = self.views(step, output, same, images)
+        if image_view is not images:
+            _, target = self.encode_images(image_view, vit_input)
+        loss = self.at(step, vit_input)
         losses = loss(
-            _crop(output, box),
+            output_view,
             structure=target,
             appearance=Target(target.keys, target.cls.roll(count, 0)),
-            identity=_crop(same, box) if len(same) else None,
+            identity=same_view if len(same) else None,
             identity_target=Target(target.keys[again], target.cls[again]),
         )
         losses = loss.weigh(losses.structure, losses.appearance, batch.identity_weight * losses.identity)
         return losses, self._distilled(model, batch.teacher) if batch.teacher else output.new_zeros(())
 
-    def crop_box(self, side: int, step: int) -> tuple[int, int, int]:
-        """Top, left and side of a step's square: the same in all processes, and in a run that was resumed."""
-        random = seeded_generator(self.config.seed, step)
-        share = self.config.loss.crop + (1 - self.config.loss.crop) * torch.rand((), generator=random).item()
+    def views(self, step: int, *batches: Tensor) -> tuple[ViTInput, list[Tensor]]:
+        """A step's view of all batches (B, 3, S, S), and how the ViT is to see it.
+
+        The same in all processes, and in a run that was resumed. Batches that are seen whole come back as they are.
+        """
+        settings, random = self.config.loss, seeded_generator(self.config.seed, step)
+        if settings.views == "similarity":
+            vit_input = random_resolution(self.vit_input, random)
+            return vit_input, same_similarity(list(batches), random)
+        if settings.crop == 1:
+            return self.vit_input, list(batches)
+        side = batches[0].shape[-1]
+        share = settings.crop + (1 - settings.crop) * torch.rand((), generator=random).item()
         size = round(side * share)
         top, left = torch.randint(side - size + 1, (2,), generator=random).tolist()
-        return top, left, size
+        return self.vit_input, [images[..., top : top + size, left : left + size] for images in batches]
 
     def _distilled(self, model: Model, teacher: TeacherBatch) -> Tensor:
         """Towards the per-pair teacher's images: by pixels, and by deepest keys."""
@@ -119,8 +129,3 @@ def _both_ways(images: Tensor, encoding: ImageEncoding, again: slice) -> list[Te
         appearances(encoding.cls),
         appearances(encoding.patches),
     ]
-
-
-def _crop(images: Tensor, box: tuple[int, int, int]) -> Tensor:
-    top, left, size = box
-    return images[..., top : top + size, left : left + size]

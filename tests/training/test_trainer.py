@@ -85,12 +85,34 @@ def test_the_losses_are_splices_in_both_directions(start):
     assert found.structure.item() == pytest.approx(0, abs=1e-6) and found.identity.item() == pytest.approx(0, abs=1e-6)
 
 
-def test_the_same_crop_of_output_and_structure_is_compared(start):
-    trainer = start("loss.crop=0.5")
+@pytest.mark.parametrize("views", ["loss.crop=0.5", "loss.views=similarity"])
+def test_the_same_view_of_output_and_structure_is_compared(start, views):
+    trainer = start(views)
     losses, _ = trainer.losses(next(trainer.data.batches(0)))
-    assert losses.structure.item() == pytest.approx(0, abs=1e-6)  # a copy; another crop would not match
-    boxes = {trainer.pair_losses.crop_box(32, step) for step in range(8)}
-    assert len(boxes) > 4 and all(0 <= top <= 32 - side and side >= 16 for top, left, side in boxes)
+    assert losses.structure.item() == pytest.approx(0, abs=1e-6)  # a copy; another view would not match
+    assert losses.appearance > 0
+
+
+def test_crops_are_of_all_sizes_and_places(start):
+    trainer = start("loss.crop=0.5")
+    places = torch.arange(32.0 * 32).view(1, 1, 32, 32)
+    seen = [trainer.pair_losses.views(step, places)[1][0][0, 0] for step in range(8)]
+    assert len({view[0, 0].item() for view in seen}) > 4
+    assert all(16 <= len(view) <= 32 and view.shape == (len(view), len(view)) for view in seen)
+    assert all((view.diff(dim=1) == 1).all() and (view.diff(dim=0) == 32).all() for view in seen)
+
+
+def test_similarities_are_seen_at_random_resolution(start):
+    trainer = start("loss.views=similarity", "loss.vit_size=64")
+    images = torch.rand(2, 3, 32, 32)
+    found = [trainer.pair_losses.views(step, images, images + 1) for step in range(8)]
+    sizes = [vit_input.size for vit_input, _ in found]
+    assert len(set(sizes)) > 4 and round(0.6 * 64) <= min(sizes) and max(sizes) <= 64
+    for _, (first, second) in found:
+        assert first.shape == images.shape and torch.allclose(first + 1, second, atol=1e-5), "the same for all"
+        assert not torch.equal(first, images)
+    again = trainer.pair_losses.views(3, images)
+    assert again[0].size == sizes[3] and torch.equal(again[1][0], found[3][1][0]), "a resumed run sees the same"
 
 
 def test_only_the_generator_learns(start):
