@@ -73,8 +73,19 @@ def side_for_crops(size: int) -> int:
     return size + size // 8
 
 
-def square_crop(image: Tensor, size: int, generator: torch.Generator | None = None) -> Tensor:
-    """A square of `(3, H, W)`: `(3, size, size)`, from the middle; with a generator from anywhere, perhaps mirrored."""
+def close_up(size: int, least: float, generator: torch.Generator) -> int:
+    """Pixels of a square that will be enlarged to `size`: a random share of it, `least` or more; all of it if 1."""
+    return size if least == 1 else round(size * (least + (1 - least) * torch.rand((), generator=generator).item()))
+
+
+def square_crop(image: Tensor, size: int, generator: torch.Generator | None = None, shown: int | None = None) -> Tensor:
+    """A square of `(3, H, W)`: `(3, size, size)`, from the middle; with a generator from anywhere, perhaps mirrored.
+
+    A square of `shown` pixels, if given, is enlarged to `size`.
+    """
+    if shown is not None and shown != size:
+        square = square_crop(image, shown, generator)
+        return TF.resize(square, [size, size], interpolation=InterpolationMode.BICUBIC, antialias=True)
     top, left = (n - size for n in image.shape[-2:])
     if generator is None:
         top, left, mirrored = top // 2, left // 2, False

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from splice_ff.data.decoding import square_crop
+from splice_ff.data.decoding import close_up, square_crop
 from splice_ff.data.image_dataset import ImageCache, ImageRows
 from splice_ff.errors import ImageError, InputError
 from splice_ff.utils.config_file import Section
@@ -81,6 +81,7 @@ class PairDataset(torch.utils.data.Dataset[dict[str, Any]]):
         mined: from `splice_ff.data.mined_pairs.read_mined_pairs`; needed where `mix.mined` is not 0.
         seed: another seed, other pairs.
         augment: random squares, mirrored half of the time; False takes the middle, for validation.
+        zoom: smallest share of a square that is shown, enlarged to `size`: the same for both images of a pair.
 
     Raises:
         InputError: an unknown label, no images left, a `mix` that labels or `mined` cannot serve, `mined` of
@@ -97,6 +98,7 @@ class PairDataset(torch.utils.data.Dataset[dict[str, Any]]):
         mined: MinedPairs | None = None,
         seed: int = 0,
         augment: bool = True,
+        zoom: float = 1.0,
     ) -> None:
         side = images.side if isinstance(images, ImageRows) else images.pixels.shape[-1]
         if size > side:
@@ -111,6 +113,7 @@ class PairDataset(torch.utils.data.Dataset[dict[str, Any]]):
         self.mined = mined
         self.seed = seed
         self.augment = augment
+        self.zoom = zoom
         self._order: tuple[int, NDArray[np.int64]] | None = None
         self._warned: set[int] = set()
 
@@ -148,8 +151,9 @@ class PairDataset(torch.utils.data.Dataset[dict[str, Any]]):
             _, second, more = self._first_readable(self._partners(at, kind, generator))
             skipped += more
         crop = generator if self.augment else None
-        square = square_crop(first, self.size, crop)
-        other = square if second is None else square_crop(second, self.size, crop)
+        shown = close_up(self.size, self.zoom, generator) if self.augment else None
+        square = square_crop(first, self.size, crop, shown)
+        other = square if second is None else square_crop(second, self.size, crop, shown)
         return {"first": square, "second": other, "skipped": skipped}
 
     def _permutation(self, epoch: int) -> NDArray[np.int64]:

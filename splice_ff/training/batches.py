@@ -151,7 +151,9 @@ class TrainingData:
             )
             self.unreadable = len(images.unreadable)
             mix = self._servable(self.mix, images.labels, settings.split)
-            self.pairs = PairDataset(images, settings.size, mix, labels=settings.labels, mined=mined, seed=config.seed)
+            self.pairs = PairDataset(
+                images, settings.size, mix, labels=settings.labels, mined=mined, seed=config.seed, zoom=settings.zoom
+            )
             if len(self.pairs) < 2 and mix.identity < sum(share for _, share in mix):
                 raise InputError(f"{settings.source}: {settings.split} has 1 image, and pairs need two; add images")
         self.held_out: PairDataset | None = None

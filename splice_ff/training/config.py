@@ -32,12 +32,16 @@ class DataConfig(Section):
     """Decode all images once into memory, instead of in workers as they are needed."""
     size: int = Field(128, ge=32, le=4096)
     """Side of the square crops in pixels."""
+    zoom: float = Field(1.0, gt=0, le=1)
+    """Smallest share of a crop that is shown, enlarged: below 1 a run also sees close-ups. Not with `streaming`."""
     pairs: PairMix = PairMix()
     mined_pairs: UserPath | None = None
     workers: int = Field(1, ge=0, le=1024)
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
+        if self.streaming and self.zoom < 1:
+            raise ValueError("zoom needs images that can be indexed: set streaming to false, or zoom to 1")
         if self.pairs.mined and self.mined_pairs is None:
             raise ValueError("pairs.mined needs mined_pairs, a file made by `splice-ff pairs`")
         return self

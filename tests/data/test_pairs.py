@@ -117,6 +117,21 @@ def test_identity_pairs_are_cropped_alike_and_others_are_not():
     assert {tuple(centers[i]["first"].flatten().tolist()) for i in range(6)} == middle
 
 
+def test_a_zoom_shows_close_ups_of_both_images_alike_enlarged():
+    places = torch.arange(16 * 16, dtype=torch.uint8).view(1, 16, 16).expand(3, -1, -1)  # 1 more to the right
+    images = ImageCache(torch.stack([places] * 6), list(LABELS[:1]) * 6)
+    mix = PairMix.only(within=1)
+    steps = []
+    zooming, still, plain = (PairDataset(images, 12, mix, **kind) for kind in ({"zoom": 0.5}, {"zoom": 1.0}, {}))
+    for item in (zooming[i] for i in range(6)):
+        assert item["first"].shape == item["second"].shape == (3, 12, 12)
+        spans = [int(item[k][0, 6, 11]) - int(item[k][0, 6, 0]) for k in ("first", "second")]
+        assert abs(abs(spans[0]) - abs(spans[1])) <= 1, "the same share of both"
+        steps.append(abs(spans[0]))
+    assert len(set(steps)) > 2 and min(steps) >= 4 and max(steps) <= 11
+    assert all(torch.equal(still[i]["first"], plain[i]["first"]) for i in range(6))
+
+
 def test_damaged_images_are_replaced_by_the_next_counted_and_named(caplog):
     rows = ImageRows(make_dataset(12, damaged=(3, 4, 9)), 20)
     pairs = PairDataset(rows, 16, IDENTITY)
