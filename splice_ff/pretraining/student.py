@@ -109,10 +109,10 @@ def center_keys(features: ViTFeatures, images: Tensor) -> None:
     it. The cosines of keys, which the structure loss compares, then show what sets places apart.
     """
     last = features.depth - 1
-    means = [features(batch, keys=[last]).keys[last][:, :, features.prefix_tokens :].mean((0, 2))
+    means = [features(batch, keys=[last]).keys[last][:, :, features.prefix_tokens :].mean(2)
              for batch in images.split(32)]  # fmt: skip
     bias = features.vit.blocks[last].attn.qkv.bias
-    bias[features.width : 2 * features.width] -= torch.stack(means).mean(0).flatten()
+    bias[features.width : 2 * features.width] -= torch.cat(means).mean(0).flatten()
 
 
 @torch.no_grad()

@@ -27,12 +27,18 @@ class Silent(SimpleHTTPRequestHandler):
         """Say nothing."""
 
 
+@pytest.fixture(params=["exported", "grid_exported"])
+def folder(request):
+    """A plain model, and one with a grid, as the bundled one is."""
+    return request.getfixturevalue(request.param)
+
+
 @pytest.fixture
-def url(exported, tmp_path):
+def url(folder, tmp_path):
     if not ORT.is_dir():
         pytest.skip("needs onnxruntime-web: npm install --prefix web")
     site = tmp_path / "site"
-    shutil.copytree(exported, site / "model")
+    shutil.copytree(folder, site / "model")
     (site / "ort").mkdir()
     for file in [WEB / name for name in ("index.html", "style.css", "page.js", "model.js")]:
         shutil.copy(file, site)
@@ -44,7 +50,7 @@ def url(exported, tmp_path):
         server.shutdown()
 
 
-def test_it_paints_in_the_browser(exported, url, tmp_path):
+def test_it_paints_in_the_browser(folder, url, tmp_path):
     structure, appearance = (save_image(tmp_path / f"{i}.png", random_image(i, 90, 70)) for i in range(2))
     (tmp_path / "fake.png").write_text("no image")
     with chromium() as browser:
@@ -68,5 +74,5 @@ def test_it_paints_in_the_browser(exported, url, tmp_path):
     from splice_ff.onnx.runner import OnnxSpliceFF
 
     made = np.asarray(Image.open(BytesIO(bytes(png))).convert("RGB"), np.float32)
-    expected = np.asarray(OnnxSpliceFF(exported)(structure, appearance), np.float32)
+    expected = np.asarray(OnnxSpliceFF(folder)(structure, appearance), np.float32)
     assert np.abs(made - expected).max() <= 1

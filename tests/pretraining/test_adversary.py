@@ -4,34 +4,10 @@ import pytest
 import torch
 
 from splice_ff.pretraining.adversary import moved_up
-from splice_ff.pretraining.config import AdversaryConfig, DistillationConfig
-from splice_ff.pretraining.distillation import Distillation, fit_linear
-from splice_ff.pretraining.student import Student
-from splice_ff.pretraining.teachers import Teacher
+from splice_ff.pretraining.config import AdversaryConfig
+from splice_ff.pretraining.distillation import fit_linear
 
 EPSILON = 4 / 255
-
-
-class Colors(torch.nn.Module):
-    """A teacher with two maps: colors of places, coarse and coarser."""
-
-    def forward(self, images):
-        return [torch.nn.functional.avg_pool2d(images, s) for s in (8, 16)]
-
-
-@pytest.fixture
-def make(tiny_backbone):
-    def distillation(**settings):
-        torch.manual_seed(0)
-        config = DistillationConfig(
-            teacher="colors", optimizer={"steps": 4}, adversary={"epsilon": [4, 4]}, keys=1.0, **settings
-        )
-        teacher = Teacher(Colors(), [3, 3], (0.5,) * 3, (0.5,) * 3)
-        module = Distillation(Student(tiny_backbone(depth=3)), teacher, config)
-        module.measure([torch.rand(8, 3, 32, 32)])
-        return module
-
-    return distillation
 
 
 @pytest.mark.parametrize("steps", [1, 3])

@@ -266,6 +266,10 @@ def test_the_configs_that_ship_are_valid(path):
         ("dino.local_area=[0.4, 0.1]", ["dino", "local_area", "rising shares"]),
         ("distillation.keep=1", ["distillation.keep needs student.start_from"]),
         ("distillation={teacher: open_nsfw, keys: 1, optimizer: {steps: 1, batch_size: 1}}", ["batch_size above 1"]),
+        (
+            "distillation={teacher: open_nsfw, relations: 1, optimizer: {steps: 1, batch_size: 1}}",
+            ["batch_size above 1"],
+        ),
         ("distillation.area=[0, 1]", ["distillation", "area"]),
         ("dino.momentum=1", ["dino.momentum", "less than 1"]),
         ("dino.prototype=9", ["dino.prototype: unknown setting. Known:", "prototypes"]),
