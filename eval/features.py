@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +18,7 @@ import timm
 import torch
 import typer
 
-from splice_ff.analysis.correspondence import WEAK_BUDDIES, WEAK_COSINE, MatchStrength, match_strength
+from splice_ff.analysis.correspondence import MatchStrength, match_strength, thresholds_of
 from splice_ff.analysis.inversion import FeatureInversion
 from splice_ff.analysis.pca import pca as principal_colors
 from splice_ff.analysis.recipes import InversionRecipe
@@ -37,6 +38,8 @@ KINDS = {
 """What is on the pairs, by the beginning of their names; the others are not shuffled."""
 FALSE_ALARMS = 0.05
 """Share of good pairs that may be called weak."""
+STEPS = 50
+"""Quantiles of all values that are tried as thresholds."""
 
 
 @app.command()
@@ -129,22 +132,24 @@ def match(pairs: Path, backbone: str = "vit_mini", seed: int = 0) -> None:
         typer.echo(f"{name}: quartiles {quarters[0]} matched, {quarters[1]} shuffled; area under the curve {above:.3f}")
 
     half = len(good) // 2
+    seen = good[:half] + bad[:half]
     allowed = (
-        (_weak(bad[:half], cosine / 100, share / 200, patches), cosine / 100, share / 200)
-        for cosine in range(30, 90, 2)
-        for share in range(4, 40)
-        if _weak(good[:half], cosine / 100, share / 200, patches) <= FALSE_ALARMS
+        (_weak(bad[:half], (cosine, share), patches), cosine, share)
+        for cosine in statistics.quantiles([s.cosine for s in seen], n=STEPS)
+        for share in statistics.quantiles([s.buddies / patches for s in seen], n=STEPS)
+        if _weak(good[:half], (cosine, share), patches) <= FALSE_ALARMS
     )
-    _, cosine, share = max(allowed)
-    for where, thresholds in (("chosen here", (cosine, share)), ("the library's", (WEAK_COSINE, WEAK_BUDDIES))):
-        rates = [_weak(group[half:], *thresholds, patches) for group in (good, bad)]
+    _, *chosen = max(allowed)
+    for where, thresholds in (("chosen here", chosen), ("the library's", thresholds_of(vit.name))):
+        rates = [_weak(group[half:], thresholds, patches) for group in (good, bad)]
         typer.echo(
-            f"{where}: cosine < {thresholds[0]}, share < {thresholds[1]}: on the other half "
+            f"{where}: cosine < {thresholds[0]:.3g}, share < {thresholds[1]:.3g}: on the other half "
             f"{rates[0]:.0%} of the matched and {rates[1]:.0%} of the shuffled pairs are weak"
         )
 
 
-def _weak(strengths: list[MatchStrength], cosine: float, share: float, patches: int) -> float:
+def _weak(strengths: list[MatchStrength], thresholds: Sequence[float], patches: int) -> float:
+    cosine, share = thresholds
     return statistics.mean(s.cosine < cosine and s.buddies < share * patches for s in strengths)
 
 

@@ -10,7 +10,7 @@ training takes pairs of several categories, and looks can be mixed, kept in file
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from einops import rearrange
 from torch import Tensor, nn
@@ -114,16 +114,23 @@ class AmortizedGenerator(nn.Module):
         return output
 
     def forward(
-        self, structure: Tensor, structure_features: Tensor, cls: Tensor, patches: Tensor | None = None
-    ) -> Tensor:
+        self,
+        structure: Tensor,
+        structure_features: Tensor,
+        cls: Tensor,
+        patches: Tensor | None = None,
+        *,
+        with_pixels: bool = False,
+    ) -> Any:
         """Encode the appearance and paint: the whole way in one call, as training needs it.
 
         Args:
             structure: (B, 3, H, W) in [0, 1].
             structure_features: of the structure images, (B, D, h, w).
             cls, patches: of the appearance images, (B, L, D) and (B, N, D).
+            with_pixels: also return what was added to the logits of every pixel, (B, 3, H, W).
 
         Returns:
             (B, 3, H, W) in [0, 1].
         """
-        return self.paint(structure, structure_features, self.encoder(cls, patches))
+        return self.unet(structure, structure_features, self.encoder(cls, patches), with_pixels=with_pixels)

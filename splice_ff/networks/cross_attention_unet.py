@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -122,7 +123,9 @@ class CrossAttentionUNet(nn.Module):
         structure_features: Tensor,
         appearance_tokens: Tensor,
         full_structure: Tensor | None = None,
-    ) -> Tensor:
+        *,
+        with_pixels: bool = False,
+    ) -> Any:
         """Paint.
 
         Args:
@@ -130,6 +133,7 @@ class CrossAttentionUNet(nn.Module):
             structure_features: deepest keys of the structure image's patches, (B, D, h, w); any grid, it is resized.
             appearance_tokens: (B, M, C).
             full_structure: the structure images at the size that is wanted of the output; without gradients.
+            with_pixels: also return what was added to the logits of every pixel, (B, 3, H, W).
 
         Returns:
             (B, 3, H, W) in [0, 1], of the size of the structure images, or of the full ones.
@@ -138,7 +142,8 @@ class CrossAttentionUNet(nn.Module):
         if full_structure is not None:
             return recolor_at_full_size(structure, change, self.guide, full_structure)
         rows, columns = (centers(n, n / self.cell, structure.device) for n in structure.shape[-2:])
-        return recolor(structure, change.grid, change.pixels, self.guide, rows, columns)
+        painted = recolor(structure, change.grid, change.pixels, self.guide, rows, columns)
+        return (painted, change.pixels) if with_pixels else painted
 
     def change(self, structure: Tensor, structure_features: Tensor, appearance_tokens: Tensor) -> Change:
         """What is to be done to the structure images, at their size; arguments as for painting."""

@@ -55,12 +55,12 @@ class PairLosses:
         return ImageEncoding.from_features(features, self.backbone.prefix_tokens), target
 
     def __call__(self, model: Model, batch: Batch, step: int) -> tuple[Losses, Tensor]:
-        """Splice's losses, and the weighted distillation terms (0 without a teacher), with gradients."""
+        """Splice's losses, and the weighted other terms (of pixels, of a teacher), with gradients."""
         count = len(batch.first)
         images = torch.cat([batch.first, batch.second])
         again = batch.identity
         encoding, target = self.encode_images(images)
-        painted = model(*_both_ways(images, encoding, again))
+        painted, pixels = model(*_both_ways(images, encoding, again), with_pixels=True)
         output, same = painted[: 2 * count], painted[2 * count :]
         vit_input, (output_view, same_view, image_view) = self.views(step, output, same, images)
         if image_view is not images:
@@ -74,7 +74,10 @@ class PairLosses:
             identity_target=Target(target.keys[again], target.cls[again]),
         )
         losses = loss.weigh(losses.structure, losses.appearance, batch.identity_weight * losses.identity)
-        return losses, self._distilled(model, batch.teacher) if batch.teacher else output.new_zeros(())
+        others = self.config.loss.pixels * pixels.pow(4).mean()
+        if batch.teacher:
+            others = others + self._distilled(model, batch.teacher)
+        return losses, others
 
     def views(self, step: int, *batches: Tensor) -> tuple[ViTInput, list[Tensor]]:
         """A step's view of all batches (B, 3, S, S), and how the ViT is to see it.

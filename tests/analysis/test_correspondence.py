@@ -77,6 +77,17 @@ def test_weak_needs_both_numbers_low(tiny_backbone, monkeypatch, cosine, share, 
     assert strength.is_weak == weak and ("weak" in strength.text) == weak
 
 
+@pytest.mark.parametrize(("name", "weak"), [("vit_mini", False), ("vit_s14_robust", True), ("dino_vits8", False)])
+def test_thresholds_are_those_of_the_backbone(tiny_backbone, monkeypatch, name, weak):
+    monkeypatch.setattr("splice_ff.analysis.correspondence.F.cosine_similarity", lambda *a, **k: torch.tensor(0.97))
+    found = Matches(torch.zeros(20, 2, 2), torch.zeros(20), ((28, 28),) * 2)
+    monkeypatch.setattr("splice_ff.analysis.correspondence.best_buddies", lambda *a: found)
+    backbone = tiny_backbone()
+    backbone.name = name
+    strength = match_strength(backbone, noise(), noise(1))
+    assert strength.is_weak == weak and ("thresholds measured with" in strength.text) == (name == "dino_vits8")
+
+
 def probabilities(block, run):
     """The attention that timm computes in a block while `run()`: (B, heads, T, T)."""
     block.attn.fused_attn, seen = False, []
