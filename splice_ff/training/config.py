@@ -74,8 +74,8 @@ class LossConfig(Section):
     appearance: Weight | Points = 10.0
     identity: Weight | Points = 1.0
     pixels: float = Field(0.0, ge=0)
-    """Weight of the mean fourth power of what the UNet adds to single pixels' logits. A small change is texture and costs
-    next to nothing; a large one paints what the structure image does not show, such as a second pair of eyes."""
+    """Weight of the mean fourth power of what the UNet adds to single pixels' logits. A small change is texture and
+    costs next to nothing; a large one paints what the structure image does not show, such as a second pair of eyes."""
     identity_every: Count = 4
     """The identity loss is taken on every so many-th pair of a batch: it costs as much as the other two."""
     vit_size: int = Field(224, ge=32, le=4096)

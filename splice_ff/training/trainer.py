@@ -135,22 +135,23 @@ class Trainer:
             with loop.log.waiting():
                 batch = next(batches)
             with self.accelerator.accumulate(loop.model):
-                losses, distilled = self.losses(batch)
-                self.accelerator.backward(losses.total + distilled)
-                values = (losses.total + distilled, losses.structure, losses.appearance, losses.identity, distilled)
+                losses, others = self.losses(batch)
+                self.accelerator.backward(losses.total + others)
+                values = (losses.total + others, losses.structure, losses.appearance, losses.identity, others)
                 sums += torch.stack([v.detach().float() for v in values]) / optimizer.gradient_accumulation_steps
                 if self.accelerator.sync_gradients and loop.clip_gradients(sums[0]):
                     loop.adam.step()
                     updates = loop.step_count + 1 - loop.progress.skipped_steps
                     move_average(self.average, self.generator, ramped_decay(optimizer.ema_decay, updates))
             pairs, skipped = pairs + len(batch.first), skipped + batch.skipped
-        names = ("total", "structure", "appearance", "identity", *(["distilled"] if self.config.distill else []))
+        has_others = self.config.distill or self.config.loss.pixels
+        names = ("total", "structure", "appearance", "identity", *(["others"] if has_others else []))
         means = dict(zip(names, sums.tolist(), strict=False))
         loop.end_step(means, pairs, skipped)
         return means
 
     def losses(self, batch: Batch) -> tuple[Losses, Tensor]:
-        """Splice's losses of a batch, and the weighted distillation terms; see `PairLosses`."""
+        """Splice's losses of a batch, and the weighted other terms; see `PairLosses`."""
         with self.accelerator.autocast():
             return self.pair_losses(self.loop.model, batch, self.loop.step_count)
 

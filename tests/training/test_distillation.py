@@ -52,7 +52,7 @@ def test_the_image_term_is_the_distance_to_the_teachers_picture(start):
     copied = F.l1_loss(batch.teacher.structure, batch.teacher.output)  # an untrained generator copies
     assert copied > 0.01 and distilled.item() == pytest.approx(2 * copied.item(), rel=1e-3)
     seen = trainer.step(iter([batch]))
-    assert seen["distilled"] == pytest.approx(distilled.item(), rel=1e-4)
+    assert seen["others"] == pytest.approx(distilled.item(), rel=1e-4)
     assert seen["total"] == pytest.approx(losses.total.item() + distilled.item(), rel=1e-4)
 
 
@@ -67,5 +67,5 @@ def test_training_comes_nearer_to_the_teacher(start):
     trainer = start("optimizer.steps=30", "optimizer.learning_rate=0.002", "distill.image=20", "loss.appearance=0.01")
     trainer.run()
     lines = log_lines(trainer.config.output)
-    first, last = (sum(lines[step]["distilled"] for step in steps) for steps in (range(1, 6), range(26, 31)))
+    first, last = (sum(lines[step]["others"] for step in steps) for steps in (range(1, 6), range(26, 31)))
     assert last < 0.8 * first

@@ -115,6 +115,18 @@ def test_similarities_are_seen_at_random_resolution(start):
     assert again[0].size == sizes[3] and torch.equal(again[1][0], found[3][1][0]), "a resumed run sees the same"
 
 
+def test_large_changes_of_pixels_have_a_price(start):
+    trainer = start("loss.pixels=2")
+    batch = next(trainer.data.batches(0))
+    assert trainer.losses(batch)[1] == 0, "an untrained generator copies"
+    with torch.no_grad():
+        trainer.generator.unet.to_rgb[-1].bias += 0.5
+    assert trainer.losses(batch)[1].item() == pytest.approx(2 * 0.5**4)
+    seen = trainer.step(iter([batch]))
+    assert seen["others"] == pytest.approx(2 * 0.5**4)
+    assert "others" not in start().step(iter([batch]))
+
+
 def test_only_the_generator_learns(start):
     trainer = start()
     fingerprint, before = trainer.original_backbone.fingerprint, weights(trainer)
