@@ -27,6 +27,7 @@ from splice_ff.utils.schedules import cosine
 from splice_ff.utils.seeding import check_seed
 from splice_ff.utils.steps import SteppedRun
 from splice_ff.vit.features import ViTFeatures
+from splice_ff.vit.spec import LossWeights
 
 EVALUATE_EVERY = 25
 """Steps between looks at the whole image without augmentation, which choose the best so far."""
@@ -121,7 +122,8 @@ class PairOptimizer(SteppedRun[Losses]):
         self.backbone_name, self.fingerprint = backbone.name, backbone.fingerprint
         backbone = backbone.to(self.device)
         backbone = backbone.with_matmuls_in(self.dtype) if self._is_mixed else backbone
-        self.loss = SpliceLoss(backbone, vit_input=recipe.vit_input)
+        self.weights = LossWeights(structure=recipe.structure)
+        self.loss = SpliceLoss(backbone, self.weights, recipe.vit_input)
 
         self.is_new = generator is None
         self.generator = (self._new_generator() if generator is None else generator).to(self.device)
@@ -195,7 +197,7 @@ class PairOptimizer(SteppedRun[Losses]):
         seen = []
         for _ in range(self.recipe.similarities):
             coarser = random_resolution(self.recipe.vit_input, self.random)
-            loss = SpliceLoss(self.loss.backbone, vit_input=coarser)
+            loss = SpliceLoss(self.loss.backbone, self.weights, coarser)
             output_view, structure_view = same_similarity([output, structure.images], self.random)
             (target,) = loss.targets(structure_view)
             seen.append(loss(output_view, target, appearance.target))
