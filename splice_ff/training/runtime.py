@@ -261,6 +261,7 @@ class TrainingLoop:
             skipped_images: of this process, that could not be read.
         """
         self.adam.zero_grad()
+        torch.clear_autocast_cache()  # inside a caller's autocast nothing else empties it, and weights have changed
         self.progress.step_count += 1
         self.progress.seen += count * self.accelerator.num_processes
         rate = self.adam.param_groups[0]["lr"]

@@ -256,3 +256,10 @@ def test_similarities_change_output_and_structure_alike(pair, backbone, count):
     assert not torch.equal(
         same.appearance, optimizer._compare(structure.images, structure, appearance, None).appearance
     )
+
+
+def test_steps_inside_a_callers_autocast_are_the_same(pair, backbone):
+    plain = run(start(pair, backbone, precision="bf16"))
+    with torch.autocast("cpu", enabled=False):  # an outer context keeps the cache of cast weights
+        inside = run(start(pair, backbone, precision="bf16"))
+    assert inside == plain and inside[0] != inside[-1]

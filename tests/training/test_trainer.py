@@ -136,6 +136,17 @@ def test_only_the_generator_learns(start):
     assert not torch.equal(weights(trainer), before)
 
 
+def test_steps_inside_a_callers_autocast_are_the_same(start):
+    def losses_of_three_steps():
+        trainer = start("run.precision=bf16")
+        batches = trainer.data.batches(0)
+        return [trainer.step(batches)["total"] for _ in range(3)]
+
+    plain = losses_of_three_steps()
+    with torch.autocast("cpu", enabled=False):  # an outer context keeps the cache of cast weights
+        assert losses_of_three_steps() == plain
+
+
 def test_accumulation_equals_a_larger_batch(start):
     gradients = []
     for name, overrides in (
