@@ -124,7 +124,7 @@ for (const role of ["structure", "appearance"]) {
 }
 element("size").addEventListener("change", update);
 element("example").addEventListener("click", async () => {
-  for (const [role, name] of [["structure", "raccoon.jpg"], ["appearance", "cat.jpg"]]) {
+  for (const [role, name] of [["structure", "horse.jpg"], ["appearance", "cow.jpg"]]) {
     await take(role, await (await fetch(`examples/${name}`)).blob(), name);
   }
 });

@@ -12,7 +12,7 @@ from splice_ff.commands.transfer import transfer
 from splice_ff.errors import InputError
 from splice_ff.utils.bundled import bundled_dir
 
-STRUCTURE, APPEARANCE, PAINTED = "raccoon.jpg", "cat.jpg", "raccoon-as-cat.png"
+STRUCTURE, APPEARANCE, PAINTED = "horse.jpg", "cow.jpg", "horse-as-cow.png"
 
 
 def demo(
