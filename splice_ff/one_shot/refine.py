@@ -25,7 +25,7 @@ REFINE = replace(
     identity_every=4,
     ema_decay=0.0,
     patience=0,
-    structure=3.0,
+    structure_weight=3.0,
 )
 """The losses of `fast`, from a generator that knows much already: smaller steps, few views, no averaging.
 

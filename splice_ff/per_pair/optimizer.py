@@ -122,7 +122,7 @@ class PairOptimizer(SteppedRun[Losses]):
         self.backbone_name, self.fingerprint = backbone.name, backbone.fingerprint
         backbone = backbone.to(self.device)
         backbone = backbone.with_matmuls_in(self.dtype) if self._is_mixed else backbone
-        self.weights = LossWeights(structure=recipe.structure)
+        self.weights = LossWeights(structure=recipe.structure_weight)
         self.loss = SpliceLoss(backbone, self.weights, recipe.vit_input)
 
         self.is_new = generator is None

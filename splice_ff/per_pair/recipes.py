@@ -59,8 +59,8 @@ class Recipe:
     generator: Generator
     vit_input: ViTInput = field(default_factory=ViTInput)
     """How images become what the losses see."""
-    structure: float = 1.0
-    """Weight of the structure loss: 1 as published."""
+    structure_weight: float = 1.0
+    """Of the structure loss: 1 as published."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= MAX_STEPS:
