@@ -225,9 +225,8 @@ class PairOptimizer(SteppedRun[Losses]):
         return cosine(peak, 0.0, self.step_count, self.steps) if self.recipe.cosine else peak
 
     def _precision(self) -> contextlib.AbstractContextManager[None]:
-        # Without its cache of cast weights: inside a caller's autocast that one is never emptied, and every step would
-        # paint with the weights of the first.
-        return torch.autocast(self.device.type, self.dtype, enabled=self._is_mixed, cache_enabled=False)
+        torch.clear_autocast_cache()  # inside a caller's autocast nothing else empties it, and weights have changed
+        return torch.autocast(self.device.type, self.dtype, enabled=self._is_mixed)
 
     @property
     def _is_mixed(self) -> bool:

@@ -74,7 +74,9 @@ class PairLosses:
             identity_target=Target(target.keys[again], target.cls[again]),
         )
         losses = loss.weigh(losses.structure, losses.appearance, batch.identity_weight * losses.identity)
-        others = self.config.loss.pixels * pixels[: 2 * count].pow(4).mean()
+        others = output.new_zeros(())
+        if self.config.loss.pixels:
+            others = others + self.config.loss.pixels * pixels[: 2 * count].pow(4).mean()
         if batch.teacher:
             others = others + self._distilled(model, batch.teacher)
         return losses, others

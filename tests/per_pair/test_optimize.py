@@ -263,3 +263,13 @@ def test_steps_inside_a_callers_autocast_are_the_same(pair, backbone):
     with torch.autocast("cpu", enabled=False):  # an outer context keeps the cache of cast weights
         inside = run(start(pair, backbone, precision="bf16"))
     assert inside == plain and inside[0] != inside[-1]
+
+
+@pytest.mark.parametrize("similarities", [0, 1])
+def test_the_structure_loss_counts_as_much_as_the_recipe_says(pair, backbone, similarities):
+    losses = {
+        weight: start(pair, backbone, similarities=similarities, structure_weight=weight).step().floats()
+        for weight in (1.0, 3.0)
+    }
+    assert losses[1.0]["structure"] == losses[3.0]["structure"] > 0
+    assert losses[3.0]["total"] - losses[1.0]["total"] == pytest.approx(2 * losses[1.0]["structure"], rel=1e-3)
