@@ -25,7 +25,7 @@ from torchvision.transforms.v2 import functional as TF
 from splice_ff.errors import InputError
 from splice_ff.evaluation.bootstrap import MIN_PAIRS
 from splice_ff.images import load_image
-from splice_ff.pretraining.teachers import BUNDLED_IN_PACKAGES, Teacher, load_teacher
+from splice_ff.networks.teachers import BUNDLED_IN_PACKAGES, Teacher, load_teacher
 from splice_ff.utils.console import progress_bar
 from splice_ff.vit.spec import BackboneSpec
 

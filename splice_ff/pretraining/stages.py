@@ -16,7 +16,7 @@ from splice_ff.pretraining.dino import Dino
 from splice_ff.pretraining.distillation import Distillation
 from splice_ff.pretraining.images import HeldImages
 from splice_ff.pretraining.student import Student
-from splice_ff.pretraining.teachers import Teacher
+from splice_ff.networks.teachers import Teacher
 from splice_ff.utils.schedules import cosine, linear
 from splice_ff.utils.seeding import seeded_generator
 

@@ -50,13 +50,13 @@ class RunState:
 
     Attributes:
         modules: whose parameters and buffers change, by name; not wrapped by accelerate.
-        optimizer: likewise. Its rates are settings, not state.
+        optimizers: likewise. Their rates are settings, not state.
         progress: counters.
         circumstances: what may be different when the run goes on, and is then said.
     """
 
     modules: Mapping[str, nn.Module]
-    optimizer: torch.optim.Optimizer
+    optimizers: Mapping[str, torch.optim.Optimizer]
     progress: Progress
     circumstances: Mapping[str, int | str]
 
@@ -90,7 +90,8 @@ def save_checkpoint(accelerator: Accelerator, output: Path, state: RunState) -> 
         if accelerator.is_main_process:
             for name, module in state.modules.items():
                 write_tensors(unfinished / f"{name}.safetensors", module.state_dict(), {"format": FORMAT})
-            write_tensors(unfinished / "optimizer.safetensors", _optimizer_tensors(state.optimizer), {"format": FORMAT})
+            for name, optimizer in state.optimizers.items():
+                write_tensors(unfinished / f"{name}.safetensors", _optimizer_tensors(optimizer), {"format": FORMAT})
             files = {file.name: _sha256(file) for file in sorted(unfinished.glob("*.safetensors"))}
             record = _Record(progress=state.progress, circumstances=dict(state.circumstances), files=files)
             write_file(unfinished / RECORD, record.model_dump_json(indent=1).encode())
@@ -121,7 +122,7 @@ def load_checkpoint(accelerator: Accelerator, output: Path, state: RunState, say
     Raises:
         InputError: there are only damaged ones, or one of another model.
     """
-    found = _newest_whole(output, [*state.modules, "optimizer"], say) if accelerator.is_main_process else 0
+    found = _newest_whole(output, [*state.modules, *state.optimizers], say) if accelerator.is_main_process else 0
     step = int(accelerator.reduce(torch.tensor(found, device=accelerator.device), "sum").item())
     if step == NONE:
         return False
@@ -134,7 +135,8 @@ def load_checkpoint(accelerator: Accelerator, output: Path, state: RunState, say
     try:
         for name, module in state.modules.items():
             module.load_state_dict(_read(folder / f"{name}.safetensors"))
-        _load_optimizer(state.optimizer, _read(folder / "optimizer.safetensors"))
+        for name, optimizer in state.optimizers.items():
+            _load_optimizer(optimizer, _read(folder / f"{name}.safetensors"))
     except (RuntimeError, IndexError, ValueError) as error:
         if isinstance(error, InputError):
             raise
@@ -199,8 +201,10 @@ def _newest_whole(output: Path, parts: Sequence[str], say: Callable[[str], objec
 def _check(folder: Path, step: int, parts: Sequence[str]) -> None:
     """Raise CheckpointError unless every file is there as it was written."""
     record = _read_record(folder)
-    if record.progress.step_count != step or not {f"{part}.safetensors" for part in parts} <= record.files.keys():
+    if record.progress.step_count != step:
         raise CheckpointError(f"{folder / RECORD}: damaged")
+    if missing := [part for part in parts if f"{part}.safetensors" not in record.files]:
+        raise CheckpointError(f"{folder / RECORD}: damaged, or of a run without {', '.join(missing)}")
     for name, sha256 in record.files.items():
         file = folder / name
         try:

@@ -76,6 +76,12 @@ class LossConfig(Section):
     pixels: float = Field(0.0, ge=0)
     """Weight of the mean fourth power of what the UNet adds to single pixels' logits. A small change is texture and
     costs next to nothing; a large one paints what the structure image does not show, such as a second pair of eyes."""
+    realism: float = Field(0.0, ge=0)
+    """Weight of the loss of a discriminator that learns beside the generator to tell outputs from photographs; see
+    `splice_ff.training.realism`. Neither Splice nor SpliceNet has one."""
+    realism_network: Name = "efficientnet_lite2"
+    """Frozen network in whose feature maps it looks, as in `distillation.teacher` of a backbone's training. It should
+    not be one that judges the outcome."""
     identity_every: Count = 4
     """The identity loss is taken on every so many-th pair of a batch: it costs as much as the other two."""
     vit_size: int = Field(224, ge=32, le=4096)

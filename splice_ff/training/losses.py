@@ -13,6 +13,7 @@ from splice_ff.networks.amortized import AmortizedGenerator, ImageEncoding
 from splice_ff.per_pair.augment import random_resolution, same_similarity
 from splice_ff.training.batches import Batch, TeacherBatch
 from splice_ff.training.config import LossConfig, TrainingConfig, weight_at
+from splice_ff.training.realism import Realism
 from splice_ff.utils.seeding import seeded_generator
 from splice_ff.vit.features import ViTFeatures
 from splice_ff.vit.inputs import ViTInput
@@ -32,10 +33,17 @@ class PairLosses:
         config: of the run.
         generator: whose encoding of images is wanted.
         backbone: the frozen ViT.
+        realism: the discriminator, where there is one.
     """
 
-    def __init__(self, config: TrainingConfig, generator: AmortizedGenerator, backbone: ViTFeatures) -> None:
-        self.config, self.generator, self.backbone = config, generator, backbone
+    def __init__(
+        self,
+        config: TrainingConfig,
+        generator: AmortizedGenerator,
+        backbone: ViTFeatures,
+        realism: Realism | None = None,
+    ) -> None:
+        self.config, self.generator, self.backbone, self.realism = config, generator, backbone, realism
         self.vit_input = ViTInput(config.loss.vit_size)
 
     def at(self, step: int, vit_input: ViTInput | None = None) -> SpliceLoss:
@@ -55,7 +63,7 @@ class PairLosses:
         return ImageEncoding.from_features(features, self.backbone.prefix_tokens), target
 
     def __call__(self, model: Model, batch: Batch, step: int) -> tuple[Losses, Tensor]:
-        """Splice's losses, and the weighted other terms (of pixels, of a teacher), with gradients."""
+        """Splice's losses, and the weighted other terms (of pixels, realism, a teacher), with gradients."""
         count = len(batch.first)
         images = torch.cat([batch.first, batch.second])
         again = batch.identity
@@ -77,6 +85,9 @@ class PairLosses:
         others = output.new_zeros(())
         if self.config.loss.pixels:
             others = others + self.config.loss.pixels * pixels[: 2 * count].pow(4).mean()
+        if self.realism:
+            cls = encoding.cls[:, -1]
+            others = others + self.realism(images, cls, output, cls.roll(count, 0))
         if batch.teacher:
             others = others + self._distilled(model, batch.teacher)
         return losses, others

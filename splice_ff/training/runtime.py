@@ -103,6 +103,7 @@ class TrainingLoop:
         checkpoint_every: steps; by the clock and at the end only, if None.
         unit: what a batch is made of, in the plural: "pairs".
         circumstances: see `RunState`.
+        other_optimizers: whose state goes into checkpoints too, by name.
         quiet: no progress bar and no messages.
         name: of the run, where there are several.
     """
@@ -119,6 +120,7 @@ class TrainingLoop:
         unit: str,
         checkpoint_every: int | None = None,
         circumstances: Mapping[str, int | str] | None = None,
+        other_optimizers: Mapping[str, torch.optim.Optimizer] | None = None,
         quiet: bool = False,
         name: str | None = None,
     ) -> None:
@@ -127,7 +129,7 @@ class TrainingLoop:
         self.model, self.adam = accelerator.prepare(modules["model"], adam)
         self.progress = Progress()
         circumstances = {"processes": accelerator.num_processes, **(circumstances or {})}
-        self.state = RunState(modules, adam, self.progress, circumstances)
+        self.state = RunState(modules, {"optimizer": adam, **(other_optimizers or {})}, self.progress, circumstances)
         self.log = RunLog(folder, accelerator, unit, quiet)
         self.resumed_at = 0
         self.skipped_in_a_row = 0

