@@ -94,7 +94,7 @@ def test_any_size(generator, h, w):
     assert output.shape == (1, 3, h, w) and torch.isfinite(output).all()
 
 
-def test_padding_is_outside_the_picture(generator):
+def test_padding_is_outside_the_image(generator):
     structure, features, cls = inputs(1, 24, 15)
     padded = F.pad(structure, (0, 1, 0, 0), mode="reflect")
     net = generator()

@@ -31,7 +31,7 @@ def folder(model, tmp_path):
 # --- painting -------------------------------------------------------------------------------------------------------
 
 
-def test_output_depends_on_both_pictures(model):
+def test_output_depends_on_both_images(model):
     a, b, c = random_image(1), random_image(2), random_image(3)
     output = model(a, b, output_type="pt")
     assert output.shape == a.shape and output.min() >= 0 and output.max() <= 1
