@@ -23,12 +23,20 @@ PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 Model = Annotated[str, typer.Option(help="Bundled model, folder, or hub id owner/name.")]
 Backbone = Annotated[
-    str | None, typer.Option(help="Folder of the model's backbone, where it cannot be found by its name.")
+    str | None, typer.Option(help="Folder of the model's backbone. By default it is found by its name.")
 ]
 BackboneWeights = Annotated[
     Path | None,
     typer.Option(
-        help="File with the weights of the model's backbone, where the hub cannot be reached.", callback=expanded
+        help="File with the weights of the model's backbone, by default from the hub where they are not bundled.",
+        callback=expanded,
+    ),
+]
+Size = Annotated[
+    int | None,
+    typer.Option(
+        help="Shorter side, in pixels, at which to work; by default the model's, of everyday 128. The output has the "
+        "structure's size."
     ),
 ]
 Strength = Annotated[float, typer.Option(help="From 0, the structure image's own look, to 1, the appearance image's.")]
@@ -52,6 +60,12 @@ def check_number_of_weights(paths: Sequence[Path], weight: Sequence[float] | Non
     """Raise InputError unless there is one for each path, or none at all."""
     if weight and len(weight) != len(paths):
         raise InputError(f"{len(weight)} --weight for {len(paths)} appearance images: give one for each, or none")
+
+
+def check_look(look: Path) -> None:
+    """Raise InputError unless there is such a file of a look."""
+    if not look.is_file():
+        raise InputError(f"{look}: no such file; name a look that `splice-ff embed` wrote")
 
 
 def load_model(

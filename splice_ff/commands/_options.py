@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -34,17 +34,16 @@ def _hush(quiet: bool) -> bool:
     return quiet
 
 
+REPLACED = "An existing file is replaced, unless it is an input."
+
 Structure = Annotated[Path, typer.Argument(help="Image whose layout is kept.", show_default=False, callback=expanded)]
 Appearance = Annotated[Path, typer.Argument(help="Image whose look is taken.", show_default=False, callback=expanded)]
 Output = Annotated[
-    Path, typer.Option("--output", "-o", help="Image to write; the suffix sets the format.", callback=expanded)
+    Path,
+    typer.Option("--output", "-o", help=f"Image to write; the suffix sets the format. {REPLACED}", callback=expanded),
 ]
 Folder = Annotated[
     Path, typer.Option("--output", "-o", help="Folder to write to; created if it is missing.", callback=expanded)
-]
-Size = Annotated[
-    int | None,
-    typer.Option(help="Shorter side, in pixels, at which to work. The output has the structure image's size."),
 ]
 Backbone = Annotated[
     str | None,
@@ -61,7 +60,11 @@ PresetBackbone = Annotated[
     ),
 ]
 Weights = Annotated[
-    Path | None, typer.Option(help="The backbone's weights: .safetensors, .pth, or a folder.", callback=expanded)
+    Path | None,
+    typer.Option(
+        help="The backbone's weights: .safetensors, .pth, or a folder. By default those that its name stands for.",
+        callback=expanded,
+    ),
 ]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Same seed, same machine: same image.")]
 State = Annotated[
@@ -133,6 +136,20 @@ def load(path: Path, quiet: bool) -> LoadedImage:
         for note in image.notes:
             say(f"note: {path}: {note}")
     return image
+
+
+def check_backbones(names: Iterable[str | None], weights: Path | None) -> None:
+    """Refuse files of backbones that cannot be used before torch is imported, which takes seconds.
+
+    Raises:
+        InputError: a backbone's folder or file that cannot be one.
+    """
+    from splice_ff.vit.files import check_backbone, check_weights, weights_file
+
+    if weights:
+        check_weights(weights_file(weights))
+    for name in filter(None, names):
+        check_backbone(name, weights)
 
 
 def find_device(name: str | None) -> torch.device:

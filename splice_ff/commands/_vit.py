@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import splice_ff
+from splice_ff.commands._options import check_backbones
 from splice_ff.errors import InputError
 from splice_ff.utils.extras import need
 
@@ -23,20 +24,18 @@ def check_files(images: Sequence[Path], output: Path, backbones: Sequence[str | 
     """Refuse what can be refused before torch is imported, which takes seconds.
 
     Raises:
-        InputError: no matplotlib; an image that cannot be read; an output that cannot be written; a backbone's folder
-            or file that cannot be one.
+        InputError: no matplotlib; an image that cannot be read; an output that cannot be written, or is one of the
+            images; a backbone's folder or file that cannot be one.
     """
     need("matplotlib", extra="features")
     from splice_ff.images import check_readable, check_writable
-    from splice_ff.vit.files import check_backbone, check_weights, weights_file
+    from splice_ff.utils.files import check_not_input
 
     check_writable(output)
+    check_not_input(output, images)
     for image in images:
         check_readable(image)
-    if weights:
-        check_weights(weights_file(weights))
-    for name in filter(None, backbones):
-        check_backbone(name, weights)
+    check_backbones(backbones, weights)
 
 
 def check_layers(numbers: Sequence[int], vit: ViTFeatures) -> list[int]:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from splice_ff.commands._one_shot import DEFAULT_MODEL, Backbone, BackboneWeights, Model, load_model
-from splice_ff.commands._options import Debug, Device, Quiet, errors, say
+from splice_ff.commands._options import Debug, Device, Quiet, check_backbones, errors, say
 
 
 def app(
@@ -32,6 +32,7 @@ def app(
         from splice_ff.utils.extras import need
 
         need("gradio", extra="app")
+        check_backbones([backbone], backbone_weights)
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read where gradio is imported
         from splice_ff.app.page import launch_page
         from splice_ff.app.work import Work

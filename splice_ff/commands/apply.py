@@ -13,7 +13,6 @@ from splice_ff.commands._options import (
     Device,
     Output,
     Quiet,
-    Size,
     errors,
     expanded,
     find_device,
@@ -29,7 +28,10 @@ def apply(
     ],
     image: Annotated[Path, typer.Argument(help="Image to repaint.", show_default=False, callback=expanded)],
     output: Output = Path("out.png"),
-    size: Size = None,
+    size: Annotated[
+        int | None,
+        typer.Option(help="Shorter side, in pixels, at which to work; by default that of the generator's training."),
+    ] = None,
     device: Device = None,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -40,10 +42,12 @@ def apply(
     """
     with errors(debug):
         from splice_ff.images import check_readable, check_writable
+        from splice_ff.utils.files import check_not_input
 
         if not generator.is_file():
             raise InputError(f"{generator}: no such file; name one written by `optimize --save-generator`")
         check_writable(output, check_readable(image))
+        check_not_input(output, [generator, image])
 
         from splice_ff.images import save_image
         from splice_ff.per_pair.generator_file import load_generator

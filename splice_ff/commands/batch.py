@@ -15,12 +15,14 @@ from splice_ff.commands._one_shot import (
     BackboneWeights,
     Model,
     Precision,
+    Size,
     Strength,
+    check_look,
     check_precision,
     facts_of,
     load_model,
 )
-from splice_ff.commands._options import Debug, Device, Folder, Quiet, Size, errors, expanded, say
+from splice_ff.commands._options import Debug, Device, Folder, Quiet, check_backbones, errors, expanded, say
 from splice_ff.errors import InputError
 from splice_ff.utils.console import progress_bar
 
@@ -80,6 +82,7 @@ def batch(
         check_precision(precision)
         pairs = _list_pairs(inputs, look, structure, quiet)
         check_place(output / RECORD)
+        check_backbones([backbone], backbone_weights)
 
         from splice_ff.one_shot.batch import paint_pairs
 
@@ -129,8 +132,8 @@ def _list_pairs(inputs: Sequence[Path], look: Path | None, structure: Path | Non
         return read_pairs(inputs[0])
     if structure or (look and look.suffix.lower() in SUFFIXES):
         check_readable(structure or look)  # type: ignore[arg-type]
-    elif look and not look.is_file():
-        raise InputError(f"{look}: no such file; check the path")
+    elif look:
+        check_look(look)
     listed = list_images(inputs)
     if listed.left_out and not quiet:
         say("note: left out: " + ", ".join(f"{count} × {kind}" for kind, count in listed.left_out.items() if count))

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from splice_ff.commands._options import Debug, Device, Quiet, errors, find_device, say
+from splice_ff.commands._options import Debug, Device, Quiet, check_backbones, errors, find_device, say
 
 
 def benchmark(
@@ -19,20 +19,32 @@ def benchmark(
     ] = None,
     backbone: Annotated[
         list[str] | None,
-        typer.Option(help="ViT of step, one-shot and memory; repeat for several. DINO's have random weights here."),
+        typer.Option(
+            help="ViT of step, one-shot and memory; repeat for several. By default DINO's, here with random weights."
+        ),
     ] = None,
-    size: Annotated[list[int] | None, typer.Option(help="Side of their images in pixels; repeat for several.")] = None,
-    batch: Annotated[list[int] | None, typer.Option(help="Images a shot; repeat for several.")] = None,
+    size: Annotated[
+        list[int] | None,
+        typer.Option(help="Side of their images in pixels; repeat for several. By default some of 256 to 1024."),
+    ] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(help="Images a shot; repeat for several. By default 1, and 4 or on a GPU 8.")
+    ] = None,
     precision: Annotated[
         list[str] | None, typer.Option(help="fp32 or bf16; repeat for both. By default what the device can do.")
     ] = None,
     compile: Annotated[
         bool, typer.Option("--compile", help="Time step, one-shot and training compiled as well: minutes more.")
     ] = False,
-    repeats: Annotated[int | None, typer.Option(help="Rounds, of which the medians are shown.")] = None,
+    repeats: Annotated[
+        int | None, typer.Option(help="Rounds, of which the medians are shown. By default 3, on a GPU 10.")
+    ] = None,
     generator: Annotated[
         str | None,
-        typer.Option(help="Size of the amortized generator: tiny, compact, small, base, or one of them with -grid."),
+        typer.Option(
+            help="Size of the amortized generator: tiny (the default), compact, small (on a GPU the default), base, or "
+            "one of them with -grid."
+        ),
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="One-shot model to time, instead of a generator with random weights.")
@@ -42,9 +54,14 @@ def benchmark(
     ] = None,
     set: Annotated[list[str] | None, typer.Option(help="section.key=value in those; repeat for several.")] = None,
     processes: Annotated[
-        list[int] | None, typer.Option(help="How many train side by side, in scaling; repeat for several.")
+        list[int] | None,
+        typer.Option(
+            help="How many train side by side, in scaling; repeat for several. By default 1 and 2, on GPUs 1, 2, 4, …"
+        ),
     ] = None,
-    output: Annotated[Path | None, typer.Option("--json", help="Also write the figures here.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--json", help="Also write the figures here; an existing file is replaced.")
+    ] = None,
     device: Device = None,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -59,9 +76,18 @@ def benchmark(
 
     Example: `splice-ff benchmark step --backbone dino_vits8 --json speed.json`
     """  # fmt: skip
-    from splice_ff.benchmark import run
-
     with errors(debug):
+        from splice_ff.utils.config_file import find_config
+        from splice_ff.utils.files import check_not_input
+
+        if config:
+            config = find_config(config)
+        if output:
+            check_not_input(output, [config])
+        check_backbones(backbone or (), None)
+
+        from splice_ff.benchmark import run
+
         options = run.Options(
             backbone or (), size or (), batch or (), precision or (), processes or (), repeats, generator, model,
             config, set or (), compile,

@@ -20,7 +20,7 @@ from splice_ff.commands._one_shot import (
     facts_of,
     load_model,
 )
-from splice_ff.commands._options import Debug, Device, Quiet, errors, expanded, load, say
+from splice_ff.commands._options import REPLACED, Debug, Device, Quiet, check_backbones, errors, expanded, load, say
 
 
 def embed(
@@ -29,7 +29,7 @@ def embed(
         typer.Argument(help="Image whose look is kept; several are mixed.", show_default=False, callback=expanded),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="File to write (.safetensors).", callback=expanded)
+        Path, typer.Option("--output", "-o", help=f"File to write (.safetensors). {REPLACED}", callback=expanded)
     ] = Path("look.safetensors"),
     model: Model = DEFAULT_MODEL,
     weight: Weight = None,
@@ -46,13 +46,15 @@ def embed(
     """
     with errors(debug):
         from splice_ff.images import check_readable
-        from splice_ff.utils.files import check_place
+        from splice_ff.utils.files import check_not_input, check_place
 
         check_number_of_weights(appearance, weight)
         check_precision(precision)
         check_place(output)
+        check_not_input(output, appearance)
         for path in appearance:
             check_readable(path)
+        check_backbones([backbone], backbone_weights)
 
         from splice_ff.one_shot.tokens_file import save_look
 

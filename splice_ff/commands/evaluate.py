@@ -10,7 +10,18 @@ from typing import Annotated
 import typer
 
 from splice_ff.commands._one_shot import DEFAULT_MODEL
-from splice_ff.commands._options import Backbone, Debug, Device, Folder, Quiet, Weights, errors, find_device, say
+from splice_ff.commands._options import (
+    Backbone,
+    Debug,
+    Device,
+    Folder,
+    Quiet,
+    Weights,
+    check_backbones,
+    errors,
+    find_device,
+    say,
+)
 from splice_ff.errors import InputError
 from splice_ff.utils.extras import need
 
@@ -67,6 +78,11 @@ def evaluate(
     """  # fmt: skip
     with errors(debug):
         need("accelerate", "matplotlib", "pyarrow", extra="eval")
+        from splice_ff.data.pair_list import read_pairs
+
+        read_pairs(pairs)
+        check_backbones([backbone, *(also_backbone or ())], weights)
+
         from splice_ff.evaluation import run
 
         summary = run.evaluate(

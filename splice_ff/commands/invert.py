@@ -53,7 +53,7 @@ def invert(
 ) -> None:
     """Find images that have the same features: what a feature holds comes back.
 
-    Writes grid.png and the single images. ctrl-C writes the images so far.
+    Writes grid.png and the single images; existing ones are replaced. ctrl-C writes the images so far.
 
     Example: `splice-ff invert cat.jpg --feature cls --layers 2,5,-1 --seeds 2 -o inverted`
     """

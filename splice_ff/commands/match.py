@@ -54,5 +54,4 @@ def match(
         figure = matches_figure(a[0], b[0], matches, (image_a.name, image_b.name), verdict)
         save_image(output, figure_image(figure), settings=facts_of(vit) | {"layer": str(number), "verdict": verdict})
         if not quiet:
-            count = len(matches.similarity)
-            say(f"{output}: {count} pairs of patches of layer {number}; as the losses see it, {verdict}")
+            say(f"{output}: {verdict}")

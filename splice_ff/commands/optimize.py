@@ -9,6 +9,7 @@ import typer
 
 import splice_ff
 from splice_ff.commands._options import (
+    REPLACED,
     Appearance,
     Debug,
     Device,
@@ -16,10 +17,10 @@ from splice_ff.commands._options import (
     PresetBackbone,
     Quiet,
     Seed,
-    Size,
     State,
     Structure,
     Weights,
+    check_backbones,
     errors,
     find_backbone,
     find_device,
@@ -36,17 +37,28 @@ def optimize(
     preset: Annotated[str, typer.Option(help="fast (minutes) or paper (as published: hours).")] = "fast",
     backbone: PresetBackbone = None,
     weights: Weights = None,
-    steps: Annotated[int | None, typer.Option(help="Number of steps instead of the preset's.")] = None,
-    size: Size = None,
-    generator: Annotated[str | None, typer.Option(help="published or refined.")] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32, bf16, or auto (the faster one here).")] = None,
+    steps: Annotated[int | None, typer.Option(help="Number of steps; by default 600 of fast, 10000 of paper.")] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            help="Shorter side, in pixels, at which to work; by default 224 of fast, the images' own of paper. The "
+            "output has the structure image's size."
+        ),
+    ] = None,
+    generator: Annotated[str | None, typer.Option(help="published, the default of both presets, or refined.")] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="fp32, bf16, or auto (the faster one here); by default auto of fast, fp32 of paper."),
+    ] = None,
     seed: Seed = 0,
     preview_every: Annotated[
         int | None, typer.Option(min=1, help="Write the image every so many steps, as OUT-step00100.png.")
     ] = None,
     save_generator_to: Annotated[
         Path | None,
-        typer.Option("--save-generator", help="Keep the trained generator (.safetensors) for `splice-ff apply`."),
+        typer.Option(
+            "--save-generator", help=f"Keep the trained generator (.safetensors) for `splice-ff apply`. {REPLACED}"
+        ),
     ] = None,
     state: State = None,
     compile: Annotated[bool, typer.Option("--compile", help="torch.compile; for long runs on a GPU.")] = False,
@@ -63,7 +75,7 @@ def optimize(
     with errors(debug):
         from splice_ff.images import check_readable, check_writable
         from splice_ff.per_pair.recipes import check_image_size, make_recipe
-        from splice_ff.utils.files import check_place
+        from splice_ff.utils.files import check_not_input, check_place
 
         # What can be known before torch is there is said before.
         recipe = make_recipe(preset, steps=steps, size=size, generator=generator, precision=precision)
@@ -71,9 +83,12 @@ def optimize(
             height, width = check_readable(path)
             check_image_size(height, width, recipe.size, str(path))
         check_writable(output, (height, width))
+        check_not_input(output, [structure, appearance])
         for place in (save_generator_to, state):
             if place:
                 check_place(place)
+                check_not_input(place, [structure, appearance, weights])
+        check_backbones([backbone], weights)
 
         from splice_ff.analysis.correspondence import match_strength
         from splice_ff.images import save_image

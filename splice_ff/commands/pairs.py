@@ -8,11 +8,13 @@ from typing import Annotated
 import typer
 
 from splice_ff.commands._options import (
+    REPLACED,
     Backbone,
     Debug,
     Device,
     Quiet,
     Weights,
+    check_backbones,
     errors,
     expanded,
     find_backbone,
@@ -24,9 +26,9 @@ from splice_ff.utils.extras import need
 
 def pairs(
     data: Annotated[str, typer.Argument(help="Folder of images, .parquet or .tar files, or a dataset on the hub.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="File to write (.parquet).", callback=expanded)] = Path(
-        "pairs.parquet"
-    ),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help=f"File to write (.parquet). {REPLACED}", callback=expanded)
+    ] = Path("pairs.parquet"),
     neighbors: Annotated[int, typer.Option(min=1, help="Neighbors of each image.")] = 8,
     split: Annotated[str, typer.Option(help="Part of the dataset; train on the same one: 'train[:95%]'.")] = "train",
     label: Annotated[list[str] | None, typer.Option(help="Only images with this label; may be repeated.")] = None,
@@ -47,6 +49,11 @@ def pairs(
     """
     with errors(debug):
         need("datasets", extra="train")
+        from splice_ff.utils.files import check_not_input
+
+        check_not_input(output, [Path(data)])
+        check_backbones([backbone], weights)
+
         from splice_ff.data.mining import check_output, mine_pairs
 
         check_output(output)  # before anything is downloaded

@@ -44,7 +44,8 @@ def pca(
         bool, typer.Option("--mask", help="Show only the object, found by the first component; the rest is black.")
     ] = False,
     backbone: Annotated[
-        list[str] | None, typer.Option(help="Frozen ViT; repeat to see several side by side. See `optimize --help`.")
+        list[str] | None,
+        typer.Option(help="Frozen ViT, by default dino_vits8; repeat to see several side by side. See `match --help`."),
     ] = None,
     weights: Weights = None,
     size: ViTSize = 224,
@@ -54,7 +55,7 @@ def pca(
 ) -> None:
     """Show features as colors: their first three principal components.
 
-    Writes grid.png and, for each image, a folder with the single ones at its size.
+    Writes grid.png and, for each image, a folder with the single ones at its size. Existing ones are replaced.
 
     Example: `splice-ff pca cat.jpg tiger.jpg --joint --mask -o colors`
     """

@@ -16,6 +16,7 @@ from splice_ff.commands._options import (
     Quiet,
     Seed,
     Weights,
+    check_backbones,
     errors,
     expanded,
     find_backbone,
@@ -41,8 +42,11 @@ def teach(
     split: Annotated[str, typer.Option(help="Its part, as given to `splice-ff pairs`.")] = "train",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many pairs.")] = None,
     preset: Annotated[str, typer.Option(help="fast, or paper (as published: hours a pair; give a --size).")] = "fast",
-    steps: Annotated[int | None, typer.Option(help="Number of steps instead of the preset's.")] = None,
-    size: Annotated[int | None, typer.Option(help="Shorter side, in pixels, of the images kept.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Number of steps; by default 600 of fast, 10000 of paper.")] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(help="Shorter side, in pixels, of the images kept; by default 224 of fast, none of paper."),
+    ] = None,
     backbone: PresetBackbone = None,
     weights: Weights = None,
     seed: Seed = 0,
@@ -59,12 +63,18 @@ def teach(
     """
     with errors(debug):
         need("accelerate", "datasets", extra="train")
+        from splice_ff.data.pair_list import read_pairs
         from splice_ff.per_pair.recipes import make_recipe
-        from splice_ff.training import teacher
 
         recipe = make_recipe(preset, steps=steps, size=size)
         if recipe.size is None:
             raise InputError(f"preset '{preset}' works at each image's own size; give the --size to keep")
+        if pairs.suffix != ".parquet" or not pairs.exists():
+            read_pairs(pairs)
+        check_backbones([backbone], weights)
+
+        from splice_ff.training import teacher
+
         place = find_device(device) if device else None
         rank, processes = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
         vit = find_backbone(backbone, weights, recipe, silent=rank > 0)

@@ -13,15 +13,28 @@ from splice_ff.commands._one_shot import (
     BackboneWeights,
     Model,
     Precision,
+    Size,
     Strength,
     Weight,
+    check_look,
     check_number_of_weights,
     check_precision,
     embed_images,
     facts_of,
     load_model,
 )
-from splice_ff.commands._options import Debug, Device, Output, Quiet, Size, Structure, errors, expanded, load, say
+from splice_ff.commands._options import (
+    Debug,
+    Device,
+    Output,
+    Quiet,
+    Structure,
+    check_backbones,
+    errors,
+    expanded,
+    load,
+    say,
+)
 from splice_ff.commands._runs import end_pair, take_steps, write_best
 from splice_ff.errors import InputError
 
@@ -69,12 +82,17 @@ def transfer(
     """
     with errors(debug):
         from splice_ff.images import check_readable, check_writable
+        from splice_ff.utils.files import check_not_input
 
         paths = appearance or []
         _check_arguments(paths, look, weight, strength, refine, precision)
         check_writable(output, check_readable(structure))
+        check_not_input(output, [structure, *paths])
         for path in paths:
             check_readable(path)
+        if look:
+            check_look(look)
+        check_backbones([backbone], backbone_weights)
         if runtime != "torch":
             _check_runtime(runtime, look, precision, refine, backbone, backbone_weights, device)
             _transfer_without_torch(structure, paths, output, model, weight, strength, size)

@@ -13,13 +13,14 @@ from splice_ff.commands._one_shot import (
     BackboneWeights,
     Model,
     Precision,
+    Size,
     Strength,
+    check_look,
     check_precision,
     facts_of,
     load_model,
 )
-from splice_ff.commands._options import Debug, Device, Quiet, Size, errors, expanded, load, say
-from splice_ff.errors import InputError
+from splice_ff.commands._options import Debug, Device, Quiet, check_backbones, errors, expanded, load, say
 from splice_ff.utils.console import progress_bar
 from splice_ff.utils.extras import need
 
@@ -73,9 +74,10 @@ def video(
         is_image = look.suffix.lower() != ".safetensors"  # as `embed` writes looks
         if is_image:
             check_readable(look)
-        elif not look.is_file():
-            raise InputError(f"{look}: no such file; check the path")
+        else:
+            check_look(look)
         check_output(output, info)
+        check_backbones([backbone], backbone_weights)
 
         import torch
 

@@ -10,7 +10,7 @@ training takes pairs of several categories, and looks can be mixed, kept in file
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from einops import rearrange
 from torch import Tensor, nn
@@ -121,7 +121,7 @@ class AmortizedGenerator(nn.Module):
         patches: Tensor | None = None,
         *,
         with_pixels: bool = False,
-    ) -> Any:
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Encode the appearance and paint: the whole way in one call, as training needs it.
 
         Args:
@@ -131,6 +131,9 @@ class AmortizedGenerator(nn.Module):
             with_pixels: also return what was added to the logits of every pixel, (B, 3, H, W).
 
         Returns:
-            (B, 3, H, W) in [0, 1].
+            (B, 3, H, W) in [0, 1]; with pixels, a pair: these and what was added.
         """
-        return self.unet(structure, structure_features, self.encoder(cls, patches), with_pixels=with_pixels)
+        tokens = self.encoder(cls, patches)
+        painted: Tensor | tuple[Tensor, Tensor]
+        painted = self.unet(structure, structure_features, tokens, with_pixels=with_pixels)
+        return painted

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -125,7 +124,7 @@ class CrossAttentionUNet(nn.Module):
         full_structure: Tensor | None = None,
         *,
         with_pixels: bool = False,
-    ) -> Any:
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Paint.
 
         Args:
@@ -136,13 +135,15 @@ class CrossAttentionUNet(nn.Module):
             with_pixels: also return what was added to the logits of every pixel, (B, 3, H, W).
 
         Returns:
-            (B, 3, H, W) in [0, 1], of the size of the structure images, or of the full ones.
+            (B, 3, H, W) in [0, 1], of the size of the structure images, or of the full ones; with pixels, a pair: these
+            and what was added, of the size of the structure images.
         """
         change = self.change(structure, structure_features, appearance_tokens)
         if full_structure is not None:
-            return recolor_at_full_size(structure, change, self.guide, full_structure)
-        rows, columns = (centers(n, n / self.cell, structure.device) for n in structure.shape[-2:])
-        painted = recolor(structure, change.grid, change.pixels, self.guide, rows, columns)
+            painted = recolor_at_full_size(structure, change, self.guide, full_structure)
+        else:
+            rows, columns = (centers(n, n / self.cell, structure.device) for n in structure.shape[-2:])
+            painted = recolor(structure, change.grid, change.pixels, self.guide, rows, columns)
         return (painted, change.pixels) if with_pixels else painted
 
     def change(self, structure: Tensor, structure_features: Tensor, appearance_tokens: Tensor) -> Change:

@@ -16,7 +16,7 @@ pipeline_tag: image-to-image
 tags: [semantic-appearance-transfer, splice]
 ---
 
-# Amortized appearance transfer
+# {name}: amortized appearance transfer
 
 Paints a structure image with the look of an appearance image in one forward pass. It takes the losses of Splice \
 (Tumanyan et al., CVPR 2022) and is trained on many pairs. Load it with \
@@ -29,10 +29,11 @@ LIMITS = (
 )
 
 
-def model_card(config: Mapping[str, Any], parameters: int, dtype: str) -> str:
+def model_card(name: str, config: Mapping[str, Any], parameters: int, dtype: str) -> str:
     """Markdown with the hub's header.
 
     Args:
+        name: of the model, for the title.
         config: as in config.json. Of `training`, the entries `data`, `loss` and `limits` become sections (text, a
             list, or a table of names and values); the rest a table. An absent one is called "not recorded".
         parameters: of the generator.
@@ -49,7 +50,7 @@ def model_card(config: Mapping[str, Any], parameters: int, dtype: str) -> str:
         **{k: v for k, v in training.items() if k not in (*SECTIONS, "limits") and v is not None},
     }
     limits = training.get("limits", ())
-    parts = [HEADER, _table(rows)]
+    parts = [HEADER.format(name=_line(name)), _table(rows)]
     for key, heading in SECTIONS.items():
         parts += [f"## {heading}", _text(training.get(key, "Not recorded."))]
     parts += ["## Limits", _text([*([limits] if isinstance(limits, str) else limits), *LIMITS])]

@@ -103,7 +103,7 @@ def save_model(folder: Path, generator: AmortizedGenerator, config: ModelConfig,
     write_tensors(folder / "model.safetensors", state, {"format": FORMAT})
     parameters = sum(t.numel() for t in state.values())
     texts = {
-        "README.md": model_card(config.to_dict(), parameters, dtype),
+        "README.md": model_card(folder.resolve().name, config.to_dict(), parameters, dtype),
         "config.json": json.dumps(config.to_dict(), indent=1) + "\n",
     }
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -30,6 +30,17 @@ def check_place(path: str | os.PathLike[str]) -> None:
             pass
     except (OSError, ValueError) as error:  # ValueError: a name with a null byte, or one that cannot be encoded
         raise InputError(f"{path}: cannot be written ({reason(error)}); choose another name or folder") from error
+
+
+def check_not_input(path: Path, inputs: Iterable[Path | None]) -> None:
+    """Find out whether writing `path` would replace what a run reads; None stands for an input that was not given.
+
+    Raises:
+        InputError: it is the file of an input, under whatever name.
+    """
+    for given in inputs:
+        if given and os.path.exists(path) and os.path.exists(given) and os.path.samefile(path, given):
+            raise InputError(f"{path}: is an input, which is never replaced; choose another name")
 
 
 def write_file(path: str | os.PathLike[str], data: bytes) -> None:

@@ -128,6 +128,12 @@ def test_attention_and_match_draw_an_image(run, command, arguments):
     assert min(size_of(made)) > 100 and text_of(made)["layer"] == "0"
 
 
+def test_match_says_one_count(run):
+    result, made = run("match", "a", "b", "--layer", "0")
+    [line] = (line for line in result.stderr.splitlines() if not line.startswith("note: "))
+    assert line == f"{made}: {text_of(made)['verdict']}" and line.count("patches") == 1
+
+
 def test_explain_gives_a_verdict(run):
     result, made = run("explain", "a", "b", "a", size=None)
     assert result.exit_code == 0, result.output

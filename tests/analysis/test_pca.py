@@ -62,10 +62,10 @@ def test_images_have_a_pixel_for_each_patch_and_are_the_same_again(tiny_backbone
     first, again = (pca(tiny_backbone(), images, PCA_FACETS, [0, -1], size=48) for _ in range(2))
     assert [set(found) for found in first] == [{(facet, n) for facet in PCA_FACETS for n in (0, 2)}] * 2
     for grid, found, same in zip([(6, 8), (8, 6)], first, again, strict=True):
-        for key, picture in found.items():
-            assert picture.shape == (3, *grid)
-            assert picture.min() >= 0 and picture.max() <= 1 and picture.std() > 0.05
-            assert picture.equal(same[key])
+        for key, image in found.items():
+            assert image.shape == (3, *grid)
+            assert image.min() >= 0 and image.max() <= 1 and image.std() > 0.05
+            assert image.equal(same[key])
 
 
 def test_one_pass_for_all_facets_and_layers_of_an_image(tiny_backbone, monkeypatch):
@@ -96,8 +96,8 @@ def test_the_foreground_is_the_side_away_from_the_border(tiny_backbone):
     expected = torch.zeros(8, 8, dtype=torch.bool)
     expected[2:6, 2:6] = True
     assert inside.equal(expected)
-    picture = pca(backbone, [image], ["keys"], [0], mask=True, size=64)[0]["keys", 0]
-    assert picture[:, ~inside].max() == 0 and picture[:, inside].max() > 0
+    image = pca(backbone, [image], ["keys"], [0], mask=True, size=64)[0]["keys", 0]
+    assert image[:, ~inside].max() == 0 and image[:, inside].max() > 0
 
 
 def test_four_layers_by_default(tiny_backbone):

@@ -1,9 +1,11 @@
 """The amortized generator: appearance encoder and cross-attention UNet."""
 
 from dataclasses import replace
+from typing import get_type_hints
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from splice_ff import InputError
@@ -29,6 +31,19 @@ def inputs(batch=2, h=24, w=16, seed=0):
     features = torch.randn(batch, WIDTH, 3, 2, generator=random)
     cls = torch.randn(batch, LAYERS, WIDTH, generator=random)
     return structure, features, cls
+
+
+@pytest.mark.parametrize("network", [AmortizedGenerator, CrossAttentionUNet])
+def test_what_forward_returns_is_said(network):
+    assert get_type_hints(network.forward)["return"] == Tensor | tuple[Tensor, Tensor]
+
+
+def test_pixels_come_with_a_full_size_too(generator):
+    net, (structure, features, cls) = generator(), inputs()
+    tokens, full = net.encoder(cls), F.interpolate(structure, (48, 32))
+    painted, pixels = net.unet(structure, features, tokens, full, with_pixels=True)
+    assert painted.equal(net.unet(structure, features, tokens, full)) and painted.shape == full.shape
+    assert pixels.equal(net.unet(structure, features, tokens, with_pixels=True)[1])
 
 
 def test_an_untrained_generator_copies():
@@ -79,7 +94,7 @@ def test_any_size(generator, h, w):
     assert output.shape == (1, 3, h, w) and torch.isfinite(output).all()
 
 
-def test_padding_is_outside_the_picture(generator):
+def test_padding_is_outside_the_image(generator):
     structure, features, cls = inputs(1, 24, 15)
     padded = F.pad(structure, (0, 1, 0, 0), mode="reflect")
     net = generator()

@@ -88,7 +88,7 @@ def test_too_small_an_image_says_so():
         SkipUNet()(torch.rand(1, 3, MIN_SIDE - 1, 100))
 
 
-def test_bfloat16_is_finite_and_the_picture_float32():
+def test_bfloat16_is_finite_and_the_image_float32():
     with torch.autocast("cpu", torch.bfloat16):
         out = SkipUNet()(torch.rand(1, 3, 64, 64))
     assert out.dtype == torch.float32 and out.isfinite().all()

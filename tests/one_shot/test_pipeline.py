@@ -8,6 +8,8 @@ from safetensors.torch import load_file, save_file
 from support.one_shot_model import make_model, random_image
 
 from splice_ff.errors import CheckpointError, InputError
+from splice_ff.one_shot.model_card import model_card
+from splice_ff.one_shot.model_files import bundled_models, read_config
 from splice_ff.one_shot.pipeline import SpliceFF
 from splice_ff.one_shot.tiles import paint_in_tiles
 from splice_ff.utils.resize import resize_shorter_side
@@ -29,7 +31,7 @@ def folder(model, tmp_path):
 # --- painting -------------------------------------------------------------------------------------------------------
 
 
-def test_output_depends_on_both_pictures(model):
+def test_output_depends_on_both_images(model):
     a, b, c = random_image(1), random_image(2), random_image(3)
     output = model(a, b, output_type="pt")
     assert output.shape == a.shape and output.min() >= 0 and output.max() <= 1
@@ -155,6 +157,7 @@ def test_the_model_card_says_what_was_recorded(model, folder):
     card = (folder / "README.md").read_text()
     for words in ("a folder of 40 cats", "1234", "0.125", "cats only", model.backbone.fingerprint, "`tiny`", "fp32"):
         assert words in card
+    assert f"\n# {folder.name}: amortized" in card
     model.config.training.clear()
     model.config.training["data"] = {"source": "a|b\n# <script>\x1b[2J"}
     model.config.training["limits"] = "# no heading\n---\n<b>"
@@ -166,6 +169,15 @@ def test_the_model_card_says_what_was_recorded(model, folder):
     model.config.training.clear()
     model.save_pretrained(folder)
     assert "Not recorded" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", bundled_models())
+def test_a_bundled_model_has_the_card_of_its_config(name):
+    folder = bundled_models()[name]
+    state = load_file(folder / "model.safetensors")
+    dtypes = {"fp16" if tensor.dtype == torch.float16 else "fp32" for tensor in state.values()}
+    card = model_card(name, read_config(folder).to_dict(), sum(map(torch.numel, state.values())), dtypes.pop())
+    assert (folder / "README.md").read_text(encoding="utf-8") == card and f"# {name}: " in card
 
 
 def test_another_backbone_is_refused(folder, model, tiny_backbone):

@@ -19,7 +19,7 @@ def model(tiny_backbone):
     return make_model(tiny_backbone(patch_size=16))
 
 
-def test_the_first_candidate_is_the_one_shot_picture(model):
+def test_the_first_candidate_is_the_one_shot_image(model):
     structure, appearance = random_image(1, 80, 100), random_image(2, 90, 70)
     result = refiner(model, structure, appearance, steps=5).result()
     assert result.step == 0
@@ -56,7 +56,7 @@ def test_the_model_is_left_as_it_is(model):
     assert torch.equal(model(structure, appearance, output_type="pt"), before)
 
 
-def test_the_same_seed_the_same_picture(model):
+def test_the_same_seed_the_same_image(model):
     structure, appearance = random_image(1), random_image(2)
     assert torch.equal(
         refine(model, structure, appearance, steps=3).image, refine(model, structure, appearance, steps=3).image

@@ -115,7 +115,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux")
-def test_memory_follows_the_tile_not_the_picture():
+def test_memory_follows_the_tile_not_the_image():
     """111 MiB when written, libraries included; each map of 16 channels at the size of the whole image has 64."""
     made = subprocess.run([sys.executable, "-c", MEMORY], check=True, capture_output=True, text=True)
     assert int(made.stdout) / 1024 < 180, f"{int(made.stdout) / 1024:.0f} MiB"

@@ -109,7 +109,7 @@ def test_refine(run, tmp_path):
     assert text["refine"] == "2" and float(text["loss_total"]) > 0
 
 
-def test_refine_that_diverges_leaves_the_best_picture(run, tmp_path, monkeypatch):
+def test_refine_that_diverges_leaves_the_best_image(run, tmp_path, monkeypatch):
     from splice_ff.errors import DivergedError
     from splice_ff.per_pair.optimizer import PairOptimizer
 
@@ -122,7 +122,7 @@ def test_refine_that_diverges_leaves_the_best_picture(run, tmp_path, monkeypatch
     assert load_image(tmp_path / "out.png").size == (72, 96)
 
 
-def test_an_interrupted_refine_writes_the_best_picture(run, tmp_path, monkeypatch):
+def test_an_interrupted_refine_writes_the_best_image(run, tmp_path, monkeypatch):
     from splice_ff.per_pair.optimizer import PairOptimizer
 
     def interrupt(self):
@@ -172,7 +172,7 @@ def test_wrong_arguments_are_one_line(run, place, tmp_path, arguments, words):
         assert_refused(run("transfer", *arguments, "-o", output), output, *words)
 
 
-def test_a_place_that_takes_no_picture_is_found_first(run, tmp_path, monkeypatch):
+def test_a_place_that_takes_no_image_is_found_first(run, tmp_path, monkeypatch):
     monkeypatch.setattr(SpliceFF, "from_pretrained", lambda *_, **__: pytest.fail("loaded a model first"))
     assert_refused(run("transfer", "a", "b", "-o", tmp_path / "out.txt"), tmp_path / "out.txt", "out.txt")
     (tmp_path / "file").write_text("")
@@ -245,7 +245,7 @@ def test_a_batch_goes_on_where_it_was(run, pairs, place, tmp_path):
     assert (folder / "two.png").stat().st_mtime_ns == kept and (folder / "one.png").exists()
 
 
-def test_a_folder_holds_pictures_of_one_kind(run, pairs, tmp_path):
+def test_a_folder_holds_images_of_one_kind(run, pairs, tmp_path):
     folder = tmp_path / "painted"
     run("batch", pairs, "-o", folder)
     for change, word in [(["--size", "48"], "size"), (["--strength", "0.5"], "strength")]:

@@ -17,8 +17,8 @@ def generator(seed=0):
 def ramps(count, side=40):
     """Red is the column, green the row, in steps of 6."""
     line = torch.arange(side, dtype=torch.uint8) * 6
-    picture = torch.stack([line.expand(side, side), line[:, None].expand(side, side), torch.zeros(side, side)])
-    return picture.to(torch.uint8).expand(count, -1, -1, -1).contiguous()
+    image = torch.stack([line.expand(side, side), line[:, None].expand(side, side), torch.zeros(side, side)])
+    return image.to(torch.uint8).expand(count, -1, -1, -1).contiguous()
 
 
 def test_boxes_lie_inside_and_have_the_areas_asked_for():
@@ -32,7 +32,7 @@ def test_boxes_lie_inside_and_have_the_areas_asked_for():
     assert whole.min() >= 0 and whole.max() <= 10
 
 
-def test_each_picture_has_its_own_crop():
+def test_each_image_has_its_own_crop():
     found = crops(ramps(8), 16, (0.1, 0.4), STILL, generator())
     assert found.shape == (8, 3, 16, 16) and found.dtype == torch.float32
     assert len({tuple(c[:2].mean((-2, -1)).tolist()) for c in found}) == 8
@@ -61,18 +61,18 @@ def test_scaling_down_averages():
 
 
 def test_the_same_generator_the_same_crops():
-    pictures = ramps(3)
+    images = ramps(3)
     views = ViewsConfig(jitter=0.3, blur=0.5)
     assert torch.equal(
-        crops(pictures, 8, (0.1, 1.0), views, generator(5)), crops(pictures, 8, (0.1, 1.0), views, generator(5))
+        crops(images, 8, (0.1, 1.0), views, generator(5)), crops(images, 8, (0.1, 1.0), views, generator(5))
     )
     assert not torch.equal(
-        crops(pictures, 8, (0.1, 1.0), views, generator(5)), crops(pictures, 8, (0.1, 1.0), views, generator(6))
+        crops(images, 8, (0.1, 1.0), views, generator(5)), crops(images, 8, (0.1, 1.0), views, generator(6))
     )
 
 
 @pytest.mark.parametrize("place", range(3))
-def test_jitter_is_torchvisions_for_each_picture(place):
+def test_jitter_is_torchvisions_for_each_image(place):
     images = torch.rand(4, 3, 9, 7, generator=generator())
     factors = torch.ones(3, 4)
     factors[place] = torch.tensor([0.5, 0.9, 1.2, 1.6])
@@ -82,7 +82,7 @@ def test_jitter_is_torchvisions_for_each_picture(place):
     assert torch.allclose(jitter(images, *factors), wanted, atol=2e-3)
 
 
-def test_blur_is_torchvisions_for_each_picture():
+def test_blur_is_torchvisions_for_each_image():
     images = torch.rand(3, 3, 20, 16, generator=generator())
     sigmas = torch.tensor([0.3, 1.0, 2.0])
     wanted = torch.stack(

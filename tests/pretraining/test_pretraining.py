@@ -46,9 +46,9 @@ def photos(tmp_path_factory):
         label = folder / ("red", "blue")[i % 2]
         label.mkdir(exist_ok=True)
         tint = (200, 40, 40) if i % 2 == 0 else (30, 60, 210)
-        picture = noise_image(i).resize((40, 40))
-        picture.paste(tint, (0, 0, 40, 20 + i))
-        picture.save(label / f"{i}.png")
+        image = noise_image(i).resize((40, 40))
+        image.paste(tint, (0, 0, 40, 20 + i))
+        image.save(label / f"{i}.png")
     return folder
 
 
@@ -94,8 +94,8 @@ def start(config, name):
             config.distillation.teacher, config.distillation.weights, config.distillation.teacher_size
         )
         stage = DistillationStage(config, config.distillation, student, teacher)
-    pictures = HeldImages(config.images, device, quiet=True)
-    return StageRun(config, stage, pictures, None, quiet=True)
+    images = HeldImages(config.images, device, quiet=True)
+    return StageRun(config, stage, images, None, quiet=True)
 
 
 def lines(config, stage, kind="train"):
@@ -215,13 +215,13 @@ def test_gradients_that_are_not_finite_change_nothing_and_end_the_run(config, mo
     assert all(torch.equal(t, before[k]) for k, t in run.module.state_dict().items())
 
 
-def test_every_picture_comes_once_an_epoch(config):
-    pictures = HeldImages(config().images, torch.device("cpu"), quiet=True)
-    pictures.pixels = torch.arange(12, dtype=torch.uint8).view(-1, 1, 1, 1)
-    batches = pictures.batches(4, 0, seed=3)
+def test_every_image_comes_once_an_epoch(config):
+    images = HeldImages(config().images, torch.device("cpu"), quiet=True)
+    images.pixels = torch.arange(12, dtype=torch.uint8).view(-1, 1, 1, 1)
+    batches = images.batches(4, 0, seed=3)
     epochs = [torch.cat([next(batches) for _ in range(3)]).flatten().tolist() for _ in range(2)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(12)) and epochs[0] != epochs[1]
-    shared = [pictures.batches(2, 4, 3, rank, 2) for rank in (0, 1)]
+    shared = [images.batches(2, 4, 3, rank, 2) for rank in (0, 1)]
     assert torch.cat([next(part) for part in shared]).flatten().tolist() == epochs[0][4:8]
 
 

@@ -59,7 +59,7 @@ def test_the_linear_probe_separates_what_a_line_separates():
     assert linear_accuracy(features, shuffled, 210) < 0.7
 
 
-def test_colors_of_plain_pictures():
+def test_colors_of_plain_images():
     colors = torch.randint(0, 256, (5, 3, 1, 1), dtype=torch.uint8, generator=generator())
     found = color_statistics(colors.expand(-1, -1, 8, 8))
     assert torch.allclose(found[:, :3], rgb_to_lab(colors / 255)[..., 0, 0], atol=1e-3)
@@ -69,11 +69,11 @@ def test_colors_of_plain_pictures():
 def test_the_token_that_is_measured(tiny_vit):
     vit = tiny_vit()
     backbone = ViTFeatures(vit)
-    pictures = torch.randint(0, 256, (3, 3, 48, 48), dtype=torch.uint8, generator=generator())
+    images = torch.randint(0, 256, (3, 3, 48, 48), dtype=torch.uint8, generator=generator())
     with torch.no_grad():
-        wanted = vit.forward_features((pictures / 255 - backbone.mean) / backbone.std)[:, 0]
-        assert torch.allclose(cls_tokens(backbone, pictures, batch_size=2), wanted, atol=1e-4)
-    assert cls_tokens(backbone, pictures, size=32).shape == (3, 48)
+        wanted = vit.forward_features((images / 255 - backbone.mean) / backbone.std)[:, 0]
+        assert torch.allclose(cls_tokens(backbone, images, batch_size=2), wanted, atol=1e-4)
+    assert cls_tokens(backbone, images, size=32).shape == (3, 48)
 
 
 def test_what_a_run_notes():
@@ -123,7 +123,7 @@ def test_loss_scales_balance_the_distances(tiny_backbone):
     assert scales.identity * keys == pytest.approx(IDENTITY * structure, rel=0.06)
 
 
-def test_the_response_to_noise_is_a_share_of_the_way_to_another_picture(tiny_backbone):
+def test_the_response_to_noise_is_a_share_of_the_way_to_another_image(tiny_backbone):
     backbone = tiny_backbone()
     smooth = torch.randint(0, 255, (6, 3, 2, 2), dtype=torch.uint8).repeat_interleave(16, -1).repeat_interleave(16, -2)
     found = noise_response(backbone, smooth, 32)

@@ -14,17 +14,17 @@ from splice_ff.training.config import load_config
 CONFIGS = Path(__file__).parents[2] / "train" / "configs"
 
 
-def write_run(folder: Path, vit_state, pictures: int = 12, **changes) -> Path:
+def write_run(folder: Path, vit_state, images: int = 12, **changes) -> Path:
     """Images, a backbone and a config; `changes` are `section__key=value`. Returns the config's path."""
     if (folder / "config.yaml").exists():  # the same run again
         return folder / "config.yaml"
     random = torch.Generator().manual_seed(0)
-    for i in range(pictures):
+    for i in range(images):
         label = folder / "photos" / ("a", "b")[i % 2]
         label.mkdir(parents=True, exist_ok=True)
         coarse = torch.rand(1, 3, 5, 6, generator=random) * 0.5 + 0.5 * (i % 2)
-        picture = F.interpolate(coarse, (40, 48), mode="bicubic").clamp(0, 1)
-        save_image(label / f"{i:02d}.png", picture)
+        image = F.interpolate(coarse, (40, 48), mode="bicubic").clamp(0, 1)
+        save_image(label / f"{i:02d}.png", image)
     backbone = checkpoint_folder(folder / "vit", CONFIG, vit_state)
     config = {
         "output": str(folder / "run"),

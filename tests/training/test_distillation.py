@@ -24,8 +24,8 @@ def teacher_folder(tmp_path, tiny_backbone):
     for name in "ab":
         (tmp_path / "pairs" / name).mkdir(parents=True)
         for kind in ("structure", "appearance"):
-            picture = F.interpolate(torch.rand(1, 3, 4, 4, generator=random), (64, 70), mode="bicubic").clamp(0, 1)
-            save_image(tmp_path / "pairs" / name / f"{kind}.png", picture)
+            image = F.interpolate(torch.rand(1, 3, 4, 4, generator=random), (64, 70), mode="bicubic").clamp(0, 1)
+            save_image(tmp_path / "pairs" / name / f"{kind}.png", image)
     folder, backbone = tmp_path / "teacher", tiny_backbone(depth=2, patch_size=24)
     assert teach(tmp_path / "pairs", folder, backbone, RECIPE, device="cpu", quiet=True).painted == 2
     return folder
@@ -44,7 +44,7 @@ def start(tmp_path, vit_state, teacher_folder, monkeypatch):
     return make
 
 
-def test_the_image_term_is_the_distance_to_the_teachers_picture(start):
+def test_the_image_term_is_the_distance_to_the_teachers_image(start):
     trainer = start("distill.image=2.0")
     batch = next(trainer.data.batches(0))
     assert len(batch.teacher.structure) == 1  # half of a batch of two

@@ -59,15 +59,15 @@ def test_a_run_lowers_the_losses_and_leaves_everything(start):
     assert validation[40]["copy"] == validation[20]["copy"]
     line = log_lines(output)[40]
     assert {*CURVES, "pairs_per_second", "share_waiting_for_data", "memory_gib", "skipped_images"} <= {*line}
-    with Image.open(output / "samples" / "step-00000040.png") as picture:
-        assert picture.size == (3 * 34 + 2, 2 * 34 + 2)  # structure, appearance, output of two pairs
+    with Image.open(output / "samples" / "step-00000040.png") as image:
+        assert image.size == (3 * 34 + 2, 2 * 34 + 2)  # structure, appearance, output of two pairs
     *older, last, newest = checkpoint_steps(output)
     assert (last, newest) == (38, 40) and len(older) <= 2 and older[0] <= 30  # from before a possible divergence
     made = [SpliceFF.from_pretrained(output / name, backbone=trainer.original_backbone) for name in ("best", "model")]
-    picture = torch.rand(1, 3, 32, 32)
+    image = torch.rand(1, 3, 32, 32)
     first, second = next(trainer.data.validation())
     for model in made:
-        assert model(picture, picture, output_type="pt").shape == picture.shape
+        assert model(image, image, output_type="pt").shape == image.shape
     torch.testing.assert_close(
         made[1](first, second, output_type="pt"), trainer.paint(first, second), atol=2e-2, rtol=0
     )  # fp16 on disk
@@ -331,14 +331,14 @@ def test_overfits_two_pairs(start):
     """A smaller version of the promise: 8 pairs under 25 % of copying's loss."""
     trainer = start(
         "data.held_out=train", "optimizer.steps=150", "loss.crop=1.0",
-        "run.validate_every=150", "run.checkpoint_every=1000", "run.sample_every=1000", pictures=2,
+        "run.validate_every=150", "run.checkpoint_every=1000", "run.sample_every=1000", images=2,
         data__pairs={"across": 1.0, "within": 0.0, "identity": 0.0},
     )  # fmt: skip
     trainer.run()
     assert log_lines(trainer.config.output, "validation")[150]["gap_left"] < 0.25
 
 
-def test_tensorboard_gets_curves_and_pictures(start):
+def test_tensorboard_gets_curves_and_images(start):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     trainer = start("optimizer.steps=2", "run.trackers=[tensorboard]", "run.validate_every=2")

@@ -1,0 +1,69 @@
+"""An output that is there is replaced, as by other tools; an input never is, whatever name it is given."""
+
+import os
+
+import pytest
+from support.one_shot_model import random_image
+from typer.testing import CliRunner
+
+from splice_ff.cli import app
+from splice_ff.images import save_image
+
+COMMANDS = {
+    "transfer": ["transfer", "a.png", "b.png"],
+    "transfer, appearance": ["transfer", "b.png", "a.png"],
+    "transfer, one of a mix": ["transfer", "b.png", "b.png", "a.png"],
+    "optimize": ["optimize", "a.png", "b.png", "--backbone", "vit_mini", "--steps", "1"],
+    "optimize, appearance": ["optimize", "b.png", "a.png", "--backbone", "vit_mini", "--steps", "1"],
+    "optimize, generator": ["optimize", "a.png", "b.png", "-o", "c.png", "--steps", "1", "--save-generator"],
+    "optimize, state": ["optimize", "a.png", "b.png", "-o", "c.png", "--steps", "1", "--state"],
+    "apply": ["apply", "a.png", "b.png"],
+    "apply, image": ["apply", "b.png", "a.png"],
+    "embed": ["embed", "b.png", "a.png"],
+    "attention": ["attention", "a.png", "--backbone", "vit_mini"],
+    "match": ["match", "b.png", "a.png", "--backbone", "vit_mini"],
+    "explain": ["explain", "b.png", "b.png", "a.png", "--backbone", "vit_mini"],
+    "benchmark": ["benchmark", "step", "--config", "a.png", "--json"],
+}
+
+
+@pytest.fixture
+def images(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate("ab"):
+        save_image(tmp_path / f"{name}.png", random_image(seed, 64, 64))
+    os.symlink("a.png", tmp_path / "link.png")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["a.png", "./a.png", "link.png"])
+@pytest.mark.parametrize("arguments", COMMANDS.values(), ids=COMMANDS)
+def test_an_input_is_never_replaced(images, arguments, name):
+    before = (images / "a.png").read_bytes()
+    option = [] if arguments[-1] in ("--save-generator", "--state", "--json") else ["-o"]
+    result = CliRunner().invoke(app, [*arguments, *option, name])
+    assert result.exit_code == 2 and "is an input, which is never replaced" in result.stderr, result.output
+    assert (images / "a.png").read_bytes() == before and not (images / "c.png").exists()
+
+
+@pytest.mark.parametrize("command", ["pca", "invert"])
+def test_nor_is_one_in_the_folder(images, command):
+    (images / "a.png").rename(images / "grid.png")
+    result = CliRunner().invoke(app, [command, "grid.png", "--backbone", "vit_mini", "-o", "."])
+    assert result.exit_code == 2 and "grid.png: is an input" in result.stderr
+
+
+def test_pairs_do_not_replace_their_data(images):
+    (images / "photos.parquet").write_bytes(b"rows")
+    result = CliRunner().invoke(app, ["pairs", "photos.parquet", "-o", "photos.parquet"])
+    assert result.exit_code == 2 and "photos.parquet: is an input" in result.stderr
+
+
+def test_an_output_of_before_is_replaced(images):
+    arguments = ["transfer", "a.png", "b.png", "--size", "64", "--device", "cpu"]
+    outputs = []
+    for strength in ("0", "1"):
+        result = CliRunner().invoke(app, [*arguments, "--strength", strength])
+        assert result.exit_code == 0 and result.stderr.splitlines()[-1] == "out.png", result.output
+        outputs.append((images / "out.png").read_bytes())
+    assert outputs[0] != outputs[1]
