@@ -1,1 +1,1 @@
-"""The networks that paint, the per-pair skip UNet and the amortized cross-attention UNet; and frozen ones to learn from."""
+"""Networks that paint, the per-pair skip UNet and the amortized cross-attention UNet; and frozen ones to learn from."""

@@ -20,12 +20,12 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from splice_ff.networks.teachers import Teacher
 from splice_ff.pretraining.adversary import moved_up
 from splice_ff.pretraining.config import DistillationConfig
 from splice_ff.pretraining.relations import relations, relations_loss
 from splice_ff.pretraining.statistics import Standardize, appearance_statistics, pooled
 from splice_ff.pretraining.student import Student
-from splice_ff.networks.teachers import Teacher
 from splice_ff.utils.averaging import move_average, ramped_decay
 from splice_ff.vit.features import Features, self_similarity
 

@@ -10,13 +10,13 @@ import torch
 from accelerate import Accelerator
 from torch import Generator, Tensor, nn
 
+from splice_ff.networks.teachers import Teacher
 from splice_ff.pretraining.config import DinoConfig, DistillationConfig, OptimizerConfig, PretrainingConfig
 from splice_ff.pretraining.crops import crops
 from splice_ff.pretraining.dino import Dino
 from splice_ff.pretraining.distillation import Distillation
 from splice_ff.pretraining.images import HeldImages
 from splice_ff.pretraining.student import Student
-from splice_ff.networks.teachers import Teacher
 from splice_ff.utils.schedules import cosine, linear
 from splice_ff.utils.seeding import seeded_generator
 

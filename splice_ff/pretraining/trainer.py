@@ -12,13 +12,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from splice_ff.errors import InputError
+from splice_ff.networks.teachers import load_teacher
 from splice_ff.pretraining.config import PretrainingConfig
 from splice_ff.pretraining.images import HeldImages
 from splice_ff.pretraining.probes import cls_tokens, measure
 from splice_ff.pretraining.scales import loss_scales
 from splice_ff.pretraining.stages import DinoStage, DistillationStage, Stage
 from splice_ff.pretraining.student import Student, make_student, save_backbone
-from splice_ff.networks.teachers import load_teacher
 from splice_ff.training.checkpoints import checkpoint_steps
 from splice_ff.training.runtime import TrainingLoop, make_accelerator, own_folder
 from splice_ff.utils.console import noted_signals

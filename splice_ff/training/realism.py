@@ -1,7 +1,7 @@
 """An option that Splice does not have: a discriminator that outputs have to pass as photographs (`loss.realism`).
 
-The hinge losses of a discriminator D (arXiv:1705.02894), for a photograph x with its own [CLS] token t(x), and an output
-G(s, a) with the token of the appearance image:
+The hinge losses of a discriminator D (arXiv:1705.02894), for a photograph x with its own [CLS] token t(x), and an
+output G(s, a) with the token of the appearance image:
 
     L_D = max(0, 1 - D(x, t(x))) + max(0, 1 + D(G(s, a), t(a)))        L_G = -D(G(s, a), t(a))
 

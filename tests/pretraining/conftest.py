@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from splice_ff.networks.teachers import Teacher
 from splice_ff.pretraining.config import DistillationConfig
 from splice_ff.pretraining.distillation import Distillation
 from splice_ff.pretraining.student import Student
-from splice_ff.networks.teachers import Teacher
 
 
 class Colors(torch.nn.Module):

@@ -17,13 +17,13 @@ from typer.testing import CliRunner
 
 from splice_ff import InputError
 from splice_ff.errors import DivergedError
+from splice_ff.networks.teachers import load_teacher
 from splice_ff.pretraining import trainer as loop
 from splice_ff.pretraining.config import PretrainingConfig
 from splice_ff.pretraining.distillation import patch_layers
 from splice_ff.pretraining.images import HeldImages
 from splice_ff.pretraining.stages import DinoStage, DistillationStage
 from splice_ff.pretraining.student import architecture, make_student, save_backbone
-from splice_ff.networks.teachers import load_teacher
 from splice_ff.pretraining.trainer import StageRun, pretrain
 from splice_ff.training.checkpoints import checkpoint_steps
 from splice_ff.utils.config_file import read_settings

@@ -57,7 +57,7 @@ def test_both_sides_minimize_the_hinge_losses(start):
 
 def test_each_learns_from_its_own_loss_only(start):
     trainer = start()
-    losses, others = trainer.losses(next(trainer.data.batches(0)))
+    _, others = trainer.losses(next(trainer.data.batches(0)))
     others.backward()
     discriminator = trainer.realism.discriminator
     assert all(p.grad is None for p in discriminator.parameters())
