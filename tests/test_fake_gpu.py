@@ -12,8 +12,10 @@ from support.training_setup import CONFIGS, read_config, write_run
 from torch._subclasses.fake_tensor import FakeTensor
 
 from splice_ff.benchmark.steps import step_works
+from splice_ff.networks.teachers import Teacher
 from splice_ff.per_pair.optimizer import PairOptimizer
 from splice_ff.per_pair.recipes import PRESETS
+from splice_ff.training import realism
 from splice_ff.training import trainer as training
 from splice_ff.training.config import load_config
 from splice_ff.training.runtime import make_accelerator
@@ -28,6 +30,13 @@ MIXED = "Expected all tensors to be on the same device"
 def gpu():
     with fake_gpu() as device:
         yield device
+
+
+class FlatMaps(torch.nn.Module):
+    """A frozen network for the discriminator."""
+
+    def forward(self, images):
+        return [torch.nn.functional.avg_pool2d(images, 8)]
 
 
 @pytest.fixture
@@ -49,6 +58,8 @@ def trains_on(gpu, tmp_path, monkeypatch):
 
     monkeypatch.setattr(training, "make_accelerator", accelerator)
     monkeypatch.setattr(training, "load_backbone", backbone)
+    flat = Teacher(FlatMaps(), [3], (0.5,) * 3, (0.5,) * 3).to(gpu)
+    monkeypatch.setattr(realism, "load_teacher", lambda name: flat)
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda _: torch.zeros(16, dtype=torch.uint8))
     yield gpu
     for state in (AcceleratorState, GradientState, PartialState):

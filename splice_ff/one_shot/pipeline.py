@@ -118,7 +118,7 @@ class SpliceFF(OneShotModel, ModelHubMixin):
         *,
         backbone: ViTFeatures | str | Path | None = None,
         weights: str | Path | None = None,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
         revision: str | None = None,
         token: str | bool | None = None,
@@ -137,7 +137,7 @@ class SpliceFF(OneShotModel, ModelHubMixin):
             name: a bundled model, a folder, or a hub id `owner/name`.
             backbone: a loaded one, or where to find it, if not under the name that the model knows.
             weights: file or folder with the backbone's weights.
-            device: where to put it.
+            device: where to put it; the CPU, or where a loaded backbone is, if None.
             dtype: of its weights: `torch.float32`, `torch.bfloat16` or `torch.float16`.
             revision, token, cache_dir, local_files_only: for the hub, as `huggingface_hub.snapshot_download` takes
                 them: branch, tag or commit; access token; where to keep files; never ask the network.
@@ -162,6 +162,6 @@ class SpliceFF(OneShotModel, ModelHubMixin):
                 )
             model = cls(generator, backbone, vit_size=config.vit_size, size=config.size, card=config.training).eval()
             try:
-                return model.to(torch.device(device), dtype)
+                return model.to(backbone.mean.device if device is None else torch.device(device), dtype)
             except (RuntimeError, AssertionError) as error:
                 raise InputError(f"device '{device}' cannot be used here: {first_line(error)}") from error

@@ -366,3 +366,14 @@ def test_push_to_hub_uploads_the_three_files(model, monkeypatch):
     assert sorted(files) == ["README.md", "config.json", "model.safetensors"]
     assert json.loads(files["config.json"])["backbone"]["fingerprint"] == model.backbone.fingerprint
     assert b"40 cats" in files["README.md"]
+
+
+def test_a_loaded_backbone_stays_on_its_device(tmp_path, tiny_backbone):
+    """A trainer that started from a model found its ViT on the CPU."""
+    backbone = tiny_backbone()
+    make_model(backbone).save_pretrained(tmp_path / "model")
+    assert backbone.fingerprint
+    elsewhere = backbone.to("meta")
+    model = SpliceFF.from_pretrained(tmp_path / "model", backbone=elsewhere)
+    assert {t.device.type for t in (elsewhere.mean, *elsewhere.parameters(), *model.generator.parameters())} == {"meta"}
+    assert SpliceFF.from_pretrained(tmp_path / "model", backbone=tiny_backbone(), device="cpu").device.type == "cpu"
