@@ -135,7 +135,7 @@ class Trainer:
         """
         loop, optimizer = self.loop, self.config.optimizer
         loop.set_learning_rate()
-        sums, told = torch.zeros(5, device=self.device), 0.0
+        sums, discriminator_loss = torch.zeros(5, device=self.device), torch.zeros((), device=self.device)
         pairs = skipped = 0
         for _ in range(optimizer.gradient_accumulation_steps):
             with loop.log.waiting():
@@ -150,11 +150,13 @@ class Trainer:
                     updates = loop.step_count + 1 - loop.progress.skipped_steps
                     move_average(self.average, self.generator, ramped_decay(optimizer.ema_decay, updates))
                 if self.realism:
-                    told += self.realism.step().item() / optimizer.gradient_accumulation_steps
+                    discriminator_loss += self.realism.step() / optimizer.gradient_accumulation_steps
             pairs, skipped = pairs + len(batch.first), skipped + batch.skipped
         has_others = self.config.distill or self.config.loss.pixels or self.realism
         names = ("total", "structure", "appearance", "identity", *(["others"] if has_others else []))
-        means = dict(zip(names, sums.tolist(), strict=False)) | ({"discriminator": told} if self.realism else {})
+        means = dict(zip(names, sums.tolist(), strict=False))
+        if self.realism:
+            means["discriminator"] = discriminator_loss.item()
         loop.end_step(means, pairs, skipped)
         return means
 
