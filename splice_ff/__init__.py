@@ -20,7 +20,7 @@ What is around them:
     evaluation/   methods, metrics, reports                    benchmark/    time and memory
     onnx/         painting without torch                       app/          the page that `splice-ff app` serves
     video/        videos frame by frame, and their flicker     commands/     the command line, one file a command
-    utils/        files, machine, console: for all rooms
+    networks/     a discriminator, frozen networks           utils/        files, machine, console: for all rooms
 """
 
 from importlib import import_module

@@ -59,11 +59,13 @@ def invert(
     """
     with errors(debug):
         from splice_ff.analysis.recipes import InversionRecipe, parse_layers
-        from splice_ff.utils.files import check_place
+        from splice_ff.utils.files import check_not_input, check_place
 
         # The recipe checks the two names itself.
         recipe, numbers = InversionRecipe(feature, prior, steps, size), parse_layers(layers)  # type: ignore[arg-type]
         check_files([image], output / "grid.png", [backbone], weights)
+        if image.name.startswith(("grid-step", f"{feature}-layer")):  # a name that this run may write
+            check_not_input(output / image.name, [image])
         if state:
             check_place(state)
 

@@ -84,6 +84,9 @@ def optimize(
             check_image_size(height, width, recipe.size, str(path))
         check_writable(output, (height, width))
         check_not_input(output, [structure, appearance])
+        for path in (structure, appearance):
+            if preview_every and path.name.startswith(f"{output.stem}-step"):  # a name that a preview may take
+                check_not_input(output.with_name(path.name), [path])
         for place in (save_generator_to, state):
             if place:
                 check_place(place)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from glob import glob
+from os.path import expanduser
 from pathlib import Path
 from typing import Annotated
 
@@ -51,7 +53,7 @@ def pairs(
         need("datasets", extra="train")
         from splice_ff.utils.files import check_not_input
 
-        check_not_input(output, [Path(data)])
+        check_not_input(output, map(Path, [data, *glob(expanduser(data))]))
         check_backbones([backbone], weights)
 
         from splice_ff.data.mining import check_output, mine_pairs

@@ -1,1 +1,1 @@
-"""Networks that paint, the per-pair skip UNet and the amortized cross-attention UNet; and frozen ones to learn from."""
+"""The skip UNet and the cross-attention UNet that paint, a discriminator, and frozen networks with feature maps."""

@@ -1,8 +1,8 @@
 """A projected discriminator: photographs or outputs, told apart in a frozen network's feature maps.
 
 Projected GANs (Sauer et al., arXiv:2111.01007) mix the maps of a frozen network by random convolutions that are never
-trained, channels first and then scales from coarse to fine, and train a small discriminator on each. Only what the
-network knows of images counts, and a few thousand steps are enough. Each is told which look the image should have, as a
+trained, channels first and then scales from coarse to fine, and train a small discriminator on each: it sees only what
+the network knows of images. Each is told which look the image should have, as a
 projection discriminator (Miyato and Koyama, arXiv:1802.05637) is told a class: a photograph comes with its own [CLS].
 """
 
@@ -34,6 +34,7 @@ class ProjectedDiscriminator(nn.Module):
         super().__init__()
         mixed = [min(count, MIXED) for count in channels]
         coarser = [*mixed[1:], 0]
+        # The paper's cross-channel and cross-scale mixing (CCM, CSM).
         self.mix_channels = nn.ModuleList(nn.Conv2d(c, m, 1, bias=False) for c, m in zip(channels, mixed, strict=True))
         self.mix_scales = nn.ModuleList(
             nn.Conv2d(m + c, m, 3, padding=1, bias=False) for m, c in zip(mixed, coarser, strict=True)

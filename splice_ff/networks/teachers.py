@@ -1,4 +1,4 @@
-"""Frozen networks whose feature maps a student learns from."""
+"""Frozen networks whose feature maps teach a student, judge outputs, or lie under a discriminator."""
 
 from __future__ import annotations
 
@@ -111,10 +111,13 @@ def _from_hub(name: str) -> Path:
     """The weights file in the hub's cache, downloaded if it must be."""
     config = timm.get_pretrained_cfg(name)
     if config is None or not config.hf_hub_id:
-        raise InputError(f"teacher '{name}' has no weights on the hub: give distillation.weights, a file")
+        raise InputError(
+            f"teacher '{name}' has no weights on the hub; for pretraining, distillation.weights names a file"
+        )
     try:
         return hub_file(config.hf_hub_id, "model.safetensors")
     except HubError as error:
         raise InputError(
-            f"weights of teacher '{name}' {error}: give distillation.weights, a file, or take the teacher 'open_nsfw'"
+            f"weights of teacher '{name}' {error}; {', '.join(BUNDLED_IN_PACKAGES)} need no hub, and for pretraining "
+            "distillation.weights names a file"
         ) from error

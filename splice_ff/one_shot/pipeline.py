@@ -161,7 +161,8 @@ class SpliceFF(OneShotModel, ModelHubMixin):
                     f"which {backbone.name} (SHA-256 {backbone.fingerprint[:12]}…) is not"
                 )
             model = cls(generator, backbone, vit_size=config.vit_size, size=config.size, card=config.training).eval()
+            place = backbone.mean.device if device is None else device
             try:
-                return model.to(backbone.mean.device if device is None else torch.device(device), dtype)
+                return model.to(torch.device(place), dtype)
             except (RuntimeError, AssertionError) as error:
-                raise InputError(f"device '{device}' cannot be used here: {first_line(error)}") from error
+                raise InputError(f"device '{place}' cannot be used here: {first_line(error)}") from error

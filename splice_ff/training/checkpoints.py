@@ -131,6 +131,11 @@ def load_checkpoint(accelerator: Accelerator, output: Path, state: RunState, say
         raise InputError(
             f"{folder.parent}: none of the checkpoints there is whole; choose another output, or move them away"
         )
+    if step == OTHER_RUN:
+        raise InputError(
+            f"{folder.parent}: the newest checkpoint is of a run without a part of this one, such as a discriminator; "
+            "choose another output, and begin with generator.start_from"
+        )
     record = _read_record(folder)
     try:
         for name, module in state.modules.items():
@@ -177,16 +182,23 @@ def set_aside(output: Path, step: int, why: str) -> Path:
     return place
 
 
-NONE, ALL_DAMAGED = -1, -2
+NONE, ALL_DAMAGED, OTHER_RUN = -1, -2, -3
+
+
+class _OtherRunError(CheckpointError):
+    """A whole checkpoint of a run with other parts."""
 
 
 def _newest_whole(output: Path, parts: Sequence[str], say: Callable[[str], object]) -> int:
-    """The step of the newest whole checkpoint; or `NONE`, or `ALL_DAMAGED`."""
+    """The step of the newest whole checkpoint; or `NONE`, `ALL_DAMAGED`, or, if it lacks parts, `OTHER_RUN`."""
     faults = {}
     for step in reversed(checkpoint_steps(output)):
         folder = output / "checkpoints" / NAME.format(step)
         try:
             _check(folder, step, parts)
+        except _OtherRunError as error:
+            say(f"note: {error}")
+            return OTHER_RUN
         except CheckpointError as error:
             faults[step] = error
             continue
@@ -201,10 +213,9 @@ def _newest_whole(output: Path, parts: Sequence[str], say: Callable[[str], objec
 def _check(folder: Path, step: int, parts: Sequence[str]) -> None:
     """Raise CheckpointError unless every file is there as it was written."""
     record = _read_record(folder)
-    if record.progress.step_count != step:
+    missing = [part for part in parts if f"{part}.safetensors" not in record.files]
+    if record.progress.step_count != step or len(missing) == len(parts):
         raise CheckpointError(f"{folder / RECORD}: damaged")
-    if missing := [part for part in parts if f"{part}.safetensors" not in record.files]:
-        raise CheckpointError(f"{folder / RECORD}: damaged, or of a run without {', '.join(missing)}")
     for name, sha256 in record.files.items():
         file = folder / name
         try:
@@ -212,6 +223,8 @@ def _check(folder: Path, step: int, parts: Sequence[str]) -> None:
                 raise CheckpointError(f"{file}: missing or damaged")
         except OSError as error:
             raise CheckpointError(f"{file}: cannot be read ({reason(error)})") from error
+    if missing:
+        raise _OtherRunError(f"{folder}: of a run without {', '.join(missing)}")
 
 
 def _read_record(folder: Path) -> _Record:

@@ -77,7 +77,7 @@ class LossConfig(Section):
     """Weight of the mean fourth power of what the UNet adds to single pixels' logits. A small change is texture and
     costs next to nothing; a large one paints what the structure image does not show, such as a second pair of eyes."""
     realism: float = Field(0.0, ge=0)
-    """Weight of the loss of a discriminator that learns beside the generator to tell outputs from photographs; see
+    """Weight of an adversarial loss: a discriminator learns beside the generator to tell outputs from photographs; see
     `splice_ff.training.realism`. Neither Splice nor SpliceNet has one."""
     realism_network: Name = "efficientnet_lite2"
     """Frozen network in whose feature maps it looks, as in `distillation.teacher` of a backbone's training. It should

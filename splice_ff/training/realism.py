@@ -1,4 +1,4 @@
-"""An option that Splice does not have: a discriminator that outputs have to pass as photographs (`loss.realism`).
+"""An adversarial loss, which Splice does not have: a discriminator tells photographs from outputs (`loss.realism`).
 
 The hinge losses of a discriminator D (arXiv:1705.02894), for a photograph x with its own [CLS] token t(x), and an
 output G(s, a) with the token of the appearance image:
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 
+from splice_ff.errors import InputError
 from splice_ff.networks.discriminator import ProjectedDiscriminator
 from splice_ff.networks.teachers import load_teacher
 from splice_ff.training.config import LossConfig
@@ -38,7 +39,10 @@ class Realism:
 
     def __init__(self, settings: LossConfig, width: int, accelerator: Accelerator) -> None:
         self.weight, self.accelerator = settings.realism, accelerator
-        self.network = load_teacher(settings.realism_network).to(accelerator.device)
+        try:
+            self.network = load_teacher(settings.realism_network).to(accelerator.device)
+        except InputError as error:
+            raise InputError(f"loss.realism_network: {error}") from error
         self.discriminator = ProjectedDiscriminator(self.network.channels, width).to(accelerator.device)
         trained = [p for p in self.discriminator.parameters() if p.requires_grad]
         adam = torch.optim.AdamW(trained, LEARNING_RATE, betas=(0.0, 0.99), weight_decay=0.0, fused=True)

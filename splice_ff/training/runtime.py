@@ -237,7 +237,7 @@ class TrainingLoop:
         if ratio and is_usable and self.gradient_norm >= DEAD_GRADIENT:
             self._bring_to_usual(parameters, ratio)
         if is_usable and self.gradient_norm < DEAD_GRADIENT:
-            is_usable = self.accelerator.reduce(total.detach().float(), "mean").item() < SMALL_LOSS
+            is_usable = abs(self.accelerator.reduce(total.detach().float(), "mean").item()) < SMALL_LOSS
         self.skipped_in_a_row = 0 if is_usable else self.skipped_in_a_row + 1
         self.progress.skipped_steps += not is_usable
         return is_usable

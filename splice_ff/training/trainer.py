@@ -69,20 +69,19 @@ class Trainer:
             self.generator.compile()
             self.backbone.compile()
 
+        self.realism = Realism(config.loss, self.backbone.width, self.accelerator) if config.loss.realism else None
         self.data = TrainingData(config, self.accelerator, quiet)
         adam = torch.optim.AdamW(
             self.generator.parameters(), betas=(0.9, 0.99), weight_decay=optimizer.weight_decay, fused=True
         )
         modules: dict[str, nn.Module] = {"model": self.generator, "average": self.average}
-        self.realism: Realism | None = None
-        if config.loss.realism:
-            self.realism = Realism(config.loss, self.backbone.width, self.accelerator)
+        if self.realism:
             modules["discriminator"] = self.realism.discriminator
         self.loop = TrainingLoop(
             config.output, self.accelerator, modules, adam, optimizer, run,
             unit="pairs", checkpoint_every=run.checkpoint_every, quiet=quiet,
             circumstances={} if config.data.streaming else {"images": len(self.data.pairs)},  # type: ignore[arg-type]
-            other_optimizers={"discriminator_optimizer": self.realism.adam} if self.realism else {},
+            other_optimizers={"discriminator_optimizer": self.realism.adam.optimizer} if self.realism else {},
         )  # fmt: skip
         self.loop.log.skipped_images = self.data.unreadable
         self.pair_losses = PairLosses(config, self.generator, self.backbone, self.realism)
@@ -239,7 +238,12 @@ class Trainer:
                 "pairs": data.pairs.model_dump(),
             },
             "loss": {
-                "weights": {name: getattr(loss, name) for name in ("structure", "appearance", "identity")},
+                "weights": {
+                    name: getattr(loss, name)
+                    for name in ("structure", "appearance", "identity", "pixels", "realism")
+                    if getattr(loss, name) or name not in ("pixels", "realism")
+                },
+                **({"realism": f"a discriminator on feature maps of {loss.realism_network}"} if loss.realism else {}),
                 **{f"held-out {name}": value for name, value in (held_out or {}).items()},
             },
         }

@@ -39,7 +39,8 @@ def check_not_input(path: Path, inputs: Iterable[Path | None]) -> None:
         InputError: it is the file of an input, under whatever name.
     """
     for given in inputs:
-        if given and os.path.exists(path) and os.path.exists(given) and os.path.samefile(path, given):
+        known = given and given.expanduser()
+        if known and path.exists() and known.exists() and os.path.samefile(path, known):
             raise InputError(f"{path}: is an input, which is never replaced; choose another name")
 
 

@@ -53,10 +53,32 @@ def test_nor_is_one_in_the_folder(images, command):
     assert result.exit_code == 2 and "grid.png: is an input" in result.stderr
 
 
-def test_pairs_do_not_replace_their_data(images):
+@pytest.mark.parametrize("data", ["photos.parquet", "*.parquet"])
+def test_pairs_do_not_replace_their_data(images, data):
     (images / "photos.parquet").write_bytes(b"rows")
-    result = CliRunner().invoke(app, ["pairs", "photos.parquet", "-o", "photos.parquet"])
+    result = CliRunner().invoke(app, ["pairs", data, "-o", "photos.parquet"])
     assert result.exit_code == 2 and "photos.parquet: is an input" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("keys-layer11-seed0.png", ["invert", "{}", "--backbone", "vit_mini", "-o", "."]),
+        ("grid-step00010.png", ["invert", "{}", "--backbone", "vit_mini", "-o", ".", "--preview-every", "10"]),
+        ("out-step00010.png", ["optimize", "{}", "b.png", "-o", "out.png", "--preview-every", "10"]),
+        ("out-step00010.png", ["optimize", "b.png", "{}", "-o", "out.png", "--preview-every", "10"]),
+    ],
+)
+def test_nor_is_one_with_a_name_that_a_run_gives(images, name, arguments):
+    (images / "a.png").rename(images / name)
+    result = CliRunner().invoke(app, [argument.format(name) for argument in arguments])
+    assert result.exit_code == 2 and f"{name}: is an input" in result.stderr, result.output
+
+
+def test_a_home_folder_is_known_by_its_sign(images, monkeypatch):
+    monkeypatch.setenv("HOME", str(images))
+    result = CliRunner().invoke(app, ["match", "~/a.png", "b.png", "--backbone", "vit_mini", "-o", "a.png"])
+    assert result.exit_code == 2 and "a.png: is an input" in result.stderr, result.output
 
 
 def test_an_output_of_before_is_replaced(images):

