@@ -39,7 +39,12 @@ Size = Annotated[
         "structure's size."
     ),
 ]
-Strength = Annotated[float, typer.Option(help="From 0, the structure image's own look, to 1, the appearance image's.")]
+Strength = Annotated[
+    float,
+    typer.Option(
+        help="From 0, the structure image's own look, to 1, the appearance image's; little changes below 0.5."
+    ),
+]
 Weight = Annotated[
     list[float] | None,
     typer.Option(help="Share of an appearance image in the mix; repeat, one for each. All alike by default."),

@@ -75,7 +75,12 @@ State = Annotated[
     ),
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, … By default a GPU if there is one.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notes; errors only.", callback=_hush)]
+Quiet = Annotated[
+    bool,
+    typer.Option(
+        "--quiet", "-q", help="No progress; only errors, and a note if a backbone is replaced.", callback=_hush
+    ),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 

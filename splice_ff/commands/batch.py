@@ -81,6 +81,10 @@ def batch(
             check_size(size)
         check_precision(precision)
         pairs = _list_pairs(inputs, look, structure, quiet)
+        if any(
+            path.resolve().parent == output.resolve() for pair in pairs for path in (pair.structure, pair.appearance)
+        ):
+            raise InputError(f"{output}: holds inputs, which would be taken for finished images; choose another folder")
         check_place(output / RECORD)
         check_backbones([backbone], backbone_weights)
 

@@ -52,9 +52,13 @@ def _report() -> Iterator[str]:
     yield "images: " + ", ".join(
         f"{name} {'yes' if features.check(name) else 'no'}" for name in ("jpg", "webp", "avif", "libtiff", "littlecms2")
     )
-    bundled = load_backbone(BUNDLED)
-    yield f"backbone {BUNDLED}: bundled in {checkpoints_dir() / BUNDLED}, sha256 {bundled.fingerprint[:12]}"
-    for name in bundled_models():
+    models = bundled_models()
+    for folder in sorted(config.parent for config in checkpoints_dir().glob("*/config.json")):
+        if folder.name not in models:
+            fingerprint = load_backbone(folder.name).fingerprint[:12]
+            stands_in = ", stands in for DINO" if folder.name == BUNDLED else ""
+            yield f"backbone {folder.name}: bundled in {folder}, sha256 {fingerprint}{stands_in}"
+    for name in models:
         yield f"one-shot model {name}: bundled in {checkpoints_dir() / name}"
     for spec in BACKBONES.values():
         yield f"backbone {spec.name}: {cached_weights(spec) or 'not downloaded'}"

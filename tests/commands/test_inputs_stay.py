@@ -89,3 +89,11 @@ def test_an_output_of_before_is_replaced(images):
         assert result.exit_code == 0 and result.stderr.splitlines()[-1] == "out.png", result.output
         outputs.append((images / "out.png").read_bytes())
     assert outputs[0] != outputs[1]
+
+
+def test_a_batch_does_not_go_into_the_folder_of_its_inputs(images):
+    """They would count as finished images, and the next run would paint the last one's."""
+    for output in (".", str(images)):
+        result = CliRunner().invoke(app, ["batch", ".", "--look", "b.png", "-o", output])
+        assert result.exit_code == 2 and "holds inputs" in result.stderr
+    assert sorted(path.name for path in images.iterdir()) == ["a.png", "b.png", "link.png"]
