@@ -48,7 +48,7 @@ class Realism:
         adam = torch.optim.AdamW(trained, LEARNING_RATE, betas=(0.0, 0.99), weight_decay=0.0, fused=True)
         self.model, self.adam = accelerator.prepare(self.discriminator, adam)
         self._trained = trained
-        self._seen: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+        self._seen: tuple[Tensor, Tensor, list[Tensor], Tensor] | None = None
 
     def __call__(self, photographs: Tensor, own_cls: Tensor, outputs: Tensor, cls: Tensor) -> Tensor:
         """The generator's loss, weighted; what the discriminator will learn from is remembered for `step`.
@@ -59,10 +59,11 @@ class Realism:
             outputs: (B', 3, S, S) in [0, 1], with gradient.
             cls: deepest [CLS] tokens of the appearance images, (B', D).
         """
-        self._seen = photographs, own_cls, outputs.detach(), cls
+        maps = self.network.maps(outputs)
+        self._seen = photographs, own_cls, [scale.detach() for scale in maps], cls
         for parameter in self._trained:
             parameter.requires_grad_(False)
-        logits = self.discriminator(self.network.maps(outputs), cls)  # not the one that exchanges gradients
+        logits = self.discriminator(maps, cls)  # not the one that exchanges gradients
         for parameter in self._trained:
             parameter.requires_grad_(True)
         return -self.weight * torch.stack([scale.float().mean() for scale in logits]).sum()
@@ -73,10 +74,10 @@ class Realism:
         Gradients that are not finite are left out, in all processes alike.
         """
         assert self._seen is not None
-        photographs, own_cls, outputs, cls = self._seen
+        photographs, own_cls, output_maps, cls = self._seen
         count = len(photographs)
         with self.accelerator.autocast():
-            maps = self.network(torch.cat([photographs, outputs]))
+            maps = [torch.cat(pair) for pair in zip(self.network(photographs), output_maps, strict=True)]
             logits = self.model(maps, torch.cat([own_cls, cls]))
         hinges = [F.relu(1 - x[:count].float()).mean() + F.relu(1 + x[count:].float()).mean() for x in logits]
         loss = torch.stack(hinges).sum()

@@ -91,8 +91,8 @@ def test_a_generator_follows_its_discriminator(start):
 def test_gradients_that_are_not_finite_leave_it_as_it_was(start):
     trainer = start()
     trainer.losses(next(trainer.data.batches(0)))
-    photographs, own, outputs, cls = trainer.realism._seen
-    trainer.realism._seen = photographs, own, outputs * float("nan"), cls
+    photographs, own, maps, cls = trainer.realism._seen
+    trainer.realism._seen = photographs, own, [scale * float("nan") for scale in maps], cls
     before = state(trainer.realism.discriminator)
     trainer.realism.step()
     assert torch.equal(state(trainer.realism.discriminator), before)
