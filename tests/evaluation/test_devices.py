@@ -1,6 +1,7 @@
 """`python -m eval.devices`: the CPU beside a device."""
 
 import torch
+
 from eval.devices import loss_and_gradient
 
 CPU = torch.device("cpu")
