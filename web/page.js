@@ -84,7 +84,7 @@ async function update() {
       const { structure, appearance } = images;
       const start = performance.now();
       const tokens = await embed(model, toPlanes(appearance));
-      const output = await paint(model, toPlanes(structure), tokens, Number(element("size").value));
+      const output = await paint(model, toPlanes(structure), tokens, Number(element("size").value), Number(element("strength").value));
       const seconds = (performance.now() - start) / 1000;
       show(element("output"), toPixels(output, structure));
       say(`Painted ${output.width}x${output.height} px in ${seconds.toFixed(1)} s.`);
@@ -122,7 +122,7 @@ for (const role of ["structure", "appearance"]) {
     if (file) take(role, file, file.name);
   });
 }
-element("size").addEventListener("change", update);
+for (const id of ["size", "strength"]) element(id).addEventListener("change", update);
 element("example").addEventListener("click", async () => {
   for (const [role, name] of [["structure", "horse.jpg"], ["appearance", "cow.jpg"]]) {
     await take(role, await (await fetch(`examples/${name}`)).blob(), name);

@@ -41,9 +41,7 @@ Size = Annotated[
 ]
 Strength = Annotated[
     float,
-    typer.Option(
-        help="From 0, the structure image's own look, to 1, the appearance image's; little changes below 0.5."
-    ),
+    typer.Option(help="Share of the change that is made: from 0, the structure image as it is, to 1, the whole look."),
 ]
 Weight = Annotated[
     list[float] | None,

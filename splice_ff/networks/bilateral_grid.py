@@ -40,6 +40,10 @@ class Change(NamedTuple):
     extent: tuple[float, float]
     """Height and width of the images in cells of the grid; what the grid has beyond belongs to their padding."""
 
+    def times(self, strength: float) -> Change:
+        """A share of the change: 0 leaves the images as they are, 1 is all of it, a straight line in logits between."""
+        return self._replace(grid=self.grid * strength, pixels=self.pixels * strength)
+
 
 class Guide(nn.Module):
     """Where a color lies along the grid's third axis: its luma at first, plus what a pointwise network learns."""

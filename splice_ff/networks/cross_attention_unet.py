@@ -123,6 +123,7 @@ class CrossAttentionUNet(nn.Module):
         appearance_tokens: Tensor,
         full_structure: Tensor | None = None,
         *,
+        strength: float = 1.0,
         with_pixels: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Paint.
@@ -132,6 +133,7 @@ class CrossAttentionUNet(nn.Module):
             structure_features: deepest keys of the structure image's patches, (B, D, h, w); any grid, it is resized.
             appearance_tokens: (B, M, C).
             full_structure: the structure images at the size that is wanted of the output; without gradients.
+            strength: share of the change that is made, from 0 (none) to 1.
             with_pixels: also return what was added to the logits of every pixel, (B, 3, H, W).
 
         Returns:
@@ -139,6 +141,8 @@ class CrossAttentionUNet(nn.Module):
             and what was added, of the size of the structure images.
         """
         change = self.change(structure, structure_features, appearance_tokens)
+        if strength != 1:
+            change = change.times(strength)
         if full_structure is not None:
             painted = recolor_at_full_size(structure, change, self.guide, full_structure)
         else:

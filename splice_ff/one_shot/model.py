@@ -102,8 +102,9 @@ class OneShotModel(nn.Module):
             structure: (B, 3, H, W) in [0, 1].
             appearance_tokens: (B, M, C), or (1, M, C) for all.
             size: shorter side, in pixels, at which to work; the model's default if None. Large ones go in tiles.
-            strength: between the structure images' own look (0) and the given one (1), a straight line in the space
-                of appearance tokens.
+            strength: share of the change that is made: at 0 the structure images stay as they are, at 1 they have
+                the given look. Between them colors move evenly, in logits. (Tokens mixed with the structure images'
+                own act like a switch instead: half way, most images had hardly changed.)
 
         Returns:
             (B, 3, H, W) in [0, 1]; detail finer than the working size comes from the structure images.
@@ -129,14 +130,17 @@ class OneShotModel(nn.Module):
             structure, tokens = structure.to(self.device).float(), tokens.to(self.device)
             working = resize_shorter_side(structure, size)
             encoding = self.encode_images(working)  # of what the generator is given, as in training
-            if strength < 1:
-                tokens = torch.lerp(self.generator.appearance_tokens(encoding).float(), tokens.float(), strength)
             tokens = tokens.expand(len(structure), -1, -1)
             if working.shape[-2] * working.shape[-1] > MAX_UNTILED:
                 return paint_in_tiles(
-                    self.generator.unet, working, encoding.structure_features, tokens, full_structure=structure
+                    self.generator.unet,
+                    working,
+                    encoding.structure_features,
+                    tokens,
+                    full_structure=structure,
+                    strength=strength,
                 )
-            return self.generator.paint(working, encoding.structure_features, tokens, structure)
+            return self.generator.paint(working, encoding.structure_features, tokens, structure, strength=strength)
 
     def mix(self, looks: Sequence[Tensor], weights: Sequence[float] | None = None) -> Tensor:
         """Weighted mean of looks, each (B, M, C), in the space of appearance tokens.

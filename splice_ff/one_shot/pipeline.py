@@ -59,7 +59,7 @@ class SpliceFF(OneShotModel, ModelHubMixin):
                 (B, 3, H, W). One appearance image serves all structure images; as many belong to one each.
             weights: mix all appearance images, by these shares, for every structure image.
             size: shorter side, in pixels, at which to work; the model's default if None.
-            strength: from 0, the structure image's own look, to 1, the appearance image's.
+            strength: from 0, the structure image as it is, to 1, the whole look: a share of the change.
             refine: per-pair steps from the one-shot answer on (see `splice_ff.one_shot.refine`); 100 take a while.
             seed: of refining.
             output_type: "pil"; "np", float32 arrays (H, W, 3); or "pt", float32 tensors (3, H, W) on the model's

@@ -35,6 +35,7 @@ def paint_in_tiles(
     core: int = CORE,
     statistics_pixels: int = MAX_UNTILED,
     full_structure: Tensor | None = None,
+    strength: float = 1.0,
 ) -> Tensor:
     """What `unet(structure, structure_features, appearance_tokens, full_structure)` does, one tile at a time.
 
@@ -47,6 +48,7 @@ def paint_in_tiles(
         statistics_pixels: most pixels of the pass that takes GroupNorm's statistics; with H * W or more they are
             exact, and so is the result, up to rounding.
         full_structure: the structure images at the size that is wanted of the output; as they are if None.
+        strength: share of the change that is made, from 0 (none) to 1.
 
     Returns:
         (B, 3, H, W) in [0, 1], of the size of the full images.
@@ -76,7 +78,8 @@ def paint_in_tiles(
                 y, x = top // cell, left // cell
                 grid[..., y : y + part.shape[-2], x : x + part.shape[-1]] = part
         extent = image.shape[-2] / cell, image.shape[-1] / cell
-        painted[i : i + 1] = recolor_at_full_size(image, Change(grid, pixels, extent), unet.guide, full[i : i + 1])
+        change = Change(grid, pixels, extent).times(strength)
+        painted[i : i + 1] = recolor_at_full_size(image, change, unet.guide, full[i : i + 1])
     return painted
 
 

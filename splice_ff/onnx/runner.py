@@ -29,6 +29,8 @@ MAX_ASPECT = 480 / 224
 """Longest shape that the ViT sees at full size: see `splice_ff.vit.inputs`."""
 BAND = 2**18
 """Pixels that are sliced at once."""
+MARGIN = 0.02
+"""How far inside [0, 1] colors lie before the logit: see `splice_ff.networks.bilateral_grid`."""
 BICUBIC, BILINEAR = Image.Resampling.BICUBIC, Image.Resampling.BILINEAR
 
 
@@ -76,7 +78,7 @@ class OnnxSpliceFF:
             structure: float32.
             tokens: from `embed`.
             size: shorter side, in pixels, at which the network works; the model's default if None.
-            strength: between the structure image's own look (0) and the given one (1).
+            strength: share of the change that is made: 0 leaves the structure image as it is, 1 is all of it.
 
         Raises:
             InputError: tokens of another shape, or a size that is too small.
@@ -88,24 +90,24 @@ class OnnxSpliceFF:
         full_size = structure.shape[-2:]
         working = _resize_shorter_side(structure, size or self.card["size"])
         vit_input = self._vit_input(working)
-        if strength < 1:
-            (own,) = self._run("encode", vit_input=vit_input)
-            tokens = own + np.float32(strength) * (tokens - own)
         h, w = working.shape[-2:]
         padded = _pad(working, self.card["stride"])
         if "cell" in self.card:
-            return self._paint_by_grid(structure, working, padded, vit_input, tokens)
+            return self._paint_by_grid(structure, working, padded, vit_input, tokens, strength)
         (output,) = self._run("paint", structure=padded, vit_input=vit_input, tokens=tokens)
-        output = output[..., :h, :w]
+        output = _share_of_change(working, output[..., :h, :w], strength)
         if (h, w) == full_size:
             return output
         if w > full_size[1]:
             return _resize(output, full_size, BICUBIC).clip(0, 1)
         return self._run("upsample", output=output, structure=working, full=structure)[0]
 
-    def _paint_by_grid(self, structure: Array, working: Array, padded: Array, vit_input: Array, tokens: Array) -> Array:
+    def _paint_by_grid(
+        self, structure: Array, working: Array, padded: Array, vit_input: Array, tokens: Array, strength: float
+    ) -> Array:
         """Paint with a generator whose maps lie in a bilateral grid; as `recolor_at_full_size` in splice_ff does."""
-        pixels, grid = self._run("paint", structure=padded, vit_input=vit_input, tokens=tokens)
+        change = self._run("paint", structure=padded, vit_input=vit_input, tokens=tokens)
+        pixels, grid = (np.float32(strength) * part for part in change)
         h, w = working.shape[-2:]
         pixels, extent = pixels[..., :h, :w], [side / self.card["cell"] for side in (h, w)]
         if w >= structure.shape[-1]:
@@ -171,6 +173,18 @@ class OnnxSpliceFF:
         size, patch, sides = self.card["vit_size"], self.card["backbone"]["patch"], image.shape[-2:]
         factor = min(size / min(sides), MAX_ASPECT * size / max(sides))
         return _resize(image, [max(2, round(side * factor / patch)) * patch for side in sides], BILINEAR)
+
+
+def _share_of_change(image: Array, output: Array, strength: float) -> Array:
+    """A share of the way from an image to its output, a straight line in logits: both (1, 3, H, W) in [0, 1].
+
+    For models without a grid, which return no change. Black and white of the output may have meant more than they say.
+    """
+    if strength == 1:
+        return output
+    start, end = (np.log(p / (1 - p)) for p in (x * (1 - 2 * MARGIN) + MARGIN for x in (image, output)))
+    between = 1 / (1 + np.exp(-(start + np.float32(strength) * (end - start))))
+    return ((between - MARGIN) / (1 - 2 * MARGIN)).clip(0, 1)
 
 
 def _read_card(file: Path) -> dict[str, Any]:

@@ -52,6 +52,9 @@ def test_tiles_are_the_whole_at_full_size(unet, h, w):
     tiled = paint_in_tiles(unet, structure, features, tokens, core=64, statistics_pixels=150 * 203, full_structure=full)
     assert tiled.shape == full.shape and (whole - full).abs().mean() > 0.05
     torch.testing.assert_close(tiled, whole, atol=5e-5, rtol=0)
+    part = paint_in_tiles(unet, structure, features, tokens, 64, 150 * 203, full, strength=0.4)
+    torch.testing.assert_close(part, unet(structure, features, tokens, full, strength=0.4), atol=5e-5, rtol=0)
+    assert (part - whole).abs().mean() > 0.02
 
 
 @torch.no_grad()

@@ -65,14 +65,26 @@ def test_it_paints_in_the_browser(folder, url, tmp_path):
         assert status.inner_text() == "fake.png: not an image that this browser can read"
         page.set_input_files("#structure input", structure)
         page.set_input_files("#appearance input", appearance)
-        page.wait_for_function("document.querySelector('#status').innerText.startsWith('Painted 70x90 px')")
-        png = page.evaluate("""async () => {
-            const blob = await (await fetch(document.querySelector('#download').href)).arrayBuffer();
-            return Array.from(new Uint8Array(blob));
-        }""")
+        painted = "document.querySelector('#status').innerText.startsWith('Painted 70x90 px')"
+        page.wait_for_function(painted)
+        made = {1.0: downloaded(page)}
+        page.evaluate("document.querySelector('#download').href = ''")
+        page.locator("#strength").fill("0.4")
+        page.wait_for_function(painted + " && document.querySelector('#download').href.startsWith('blob:')")
+        made[0.4] = downloaded(page)
     assert not asked
     from splice_ff.onnx.runner import OnnxSpliceFF
 
-    made = np.asarray(Image.open(BytesIO(bytes(png))).convert("RGB"), np.float32)
-    expected = np.asarray(OnnxSpliceFF(folder)(structure, appearance), np.float32)
-    assert np.abs(made - expected).max() <= 1
+    for strength, image in made.items():
+        expected = np.asarray(OnnxSpliceFF(folder)(structure, appearance, strength=strength), np.float32)
+        assert np.abs(image - expected).max() <= 1
+    assert np.abs(made[1.0] - made[0.4]).max() > 5
+
+
+def downloaded(page):
+    """The image behind the page's link."""
+    png = page.evaluate("""async () => {
+        const blob = await (await fetch(document.querySelector('#download').href)).arrayBuffer();
+        return Array.from(new Uint8Array(blob));
+    }""")
+    return np.asarray(Image.open(BytesIO(bytes(png))).convert("RGB"), np.float32)

@@ -37,6 +37,11 @@ def test_it_computes_what_torch_computes(request, kind, size, monkeypatch):
     for working in (64, 48, 96):  # the model's own, reduced, and enlarged
         expected = model.paint(structure, tokens, size=working).numpy()
         np.testing.assert_allclose(runner.paint(structure.numpy(), tokens.numpy(), working), expected, atol=1e-4)
+    half, full = (model.paint(structure, tokens, size=working, strength=s).numpy() for s in (0.5, 1.0))
+    assert np.abs(half - full).max() > 0.01
+    made = runner.paint(structure.numpy(), tokens.numpy(), working, strength=0.5)
+    # without a grid the change is read back from the output, in which what lay beyond black and white is cut off
+    np.testing.assert_allclose(made, half, atol=2e-4 if kind else 0.01)
 
 
 def test_a_grid_is_exported_as_such_and_needs_its_graph(exported, grid_exported, tmp_path):
