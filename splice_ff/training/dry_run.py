@@ -157,10 +157,14 @@ def dry_run(config: TrainingConfig) -> Estimate:
         generator = AmortizedGenerator(shape)
     generator.unet.checkpointing = config.run.gradient_checkpointing
     average = copy.deepcopy(generator).requires_grad_(False)
-    if is_mixed:
+    held: dict[str, nn.Module] = {
+        "generator's weights": generator, "its average": average, "ViT's weights": backbone,
+    }  # fmt: skip
+    if is_mixed:  # checkpoints are written with the weights as they were, which the trainer keeps beside these
+        held["ViT's weights in float32"] = copy.deepcopy(backbone)
         store_matrices_in(backbone, torch.bfloat16)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        for network in (backbone, generator, average):
+        for network in held.values():
             network.to_empty(device="cpu")
         adam = torch.optim.AdamW(generator.parameters())
         first, second = torch.rand(2, count, 3, side, side).unbind()
@@ -170,9 +174,6 @@ def dry_run(config: TrainingConfig) -> Estimate:
 
         memory = _PeakMemory(_parts_of(generator, backbone))
         work = FlopCounterMode(display=False, custom_mapping=ATTENTION)
-        held: dict[str, nn.Module] = {
-            "generator's weights": generator, "its average": average, "ViT's weights": backbone,
-        }  # fmt: skip
         for part, module in held.items():
             memory.hold(module.state_dict().values(), part)
         with memory:

@@ -65,12 +65,14 @@ def test_it_paints_in_the_browser(folder, url, tmp_path):
         assert status.inner_text() == "fake.png: not an image that this browser can read"
         page.set_input_files("#structure input", structure)
         page.set_input_files("#appearance input", appearance)
-        painted = "document.querySelector('#status').innerText.startsWith('Painted 70x90 px')"
+        # the link is made after the message
+        painted = """document.querySelector('#status').innerText.startsWith('Painted 70x90 px')
+            && document.querySelector('#download').href.startsWith('blob:')"""
         page.wait_for_function(painted)
         made = {1.0: downloaded(page)}
         page.evaluate("document.querySelector('#download').href = ''")
         page.locator("#strength").fill("0.4")
-        page.wait_for_function(painted + " && document.querySelector('#download').href.startsWith('blob:')")
+        page.wait_for_function(painted)
         made[0.4] = downloaded(page)
     assert not asked
     from splice_ff.onnx.runner import OnnxSpliceFF

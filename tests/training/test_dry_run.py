@@ -85,6 +85,9 @@ def test_memory_is_told_by_part(tmp_path, vit_state):
     assert (
         parts["generator's weights"] == parts["its average"] == pytest.approx(4 * whole.generator_parameters, rel=0.01)
     )
+    assert "ViT's weights in float32" not in parts
+    mixed = dry_run(read_config(path, *size, "run.precision=bf16")).memory_by_part
+    assert mixed["ViT's weights in float32"] == parts["ViT's weights"] > mixed["ViT's weights"]
     assert parts["AdamW's state"] == pytest.approx(8 * whole.generator_parameters, rel=0.01)
     for part in ("ViT", "UNet at 1/1"):
         assert twice.memory_by_part[part] == pytest.approx(2 * parts[part], rel=0.1)
