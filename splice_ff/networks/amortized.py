@@ -112,9 +112,7 @@ class AmortizedGenerator(nn.Module):
         strength: float = 1.0,
     ) -> Tensor:
         """(B, 3, H, W) in [0, 1]; see `CrossAttentionUNet`."""
-        output: Tensor = self.unet(
-            structure, structure_features, appearance_tokens, full_structure, strength=strength
-        )
+        output: Tensor = self.unet(structure, structure_features, appearance_tokens, full_structure, strength=strength)
         return output
 
     def forward(

@@ -60,8 +60,8 @@ class Recipe:
     vit_input: ViTInput = field(default_factory=ViTInput)
     """How images become what the losses see."""
     structure_weight: float = 1.0
-    """Of the structure loss: 1 as published. At 0.7 `fast` comes nearer to the look, and keeps its edges nearly as well:
-    docs/results.md."""
+    """Of the structure loss: 1 as published. At 0.7 `fast` comes nearer to the look and keeps nearly as many edges:
+    see docs/results.md."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= MAX_STEPS:
