@@ -66,7 +66,8 @@ def transfer(
         str, typer.Option(help="torch, or onnx: starts in a second; --model is then a folder by `splice-ff export`.")
     ] = "torch",
     refine: Annotated[
-        int, typer.Option(min=0, help="Per-pair steps that start from the one-shot image; 100 take a while.")
+        int,
+        typer.Option(min=0, help="Per-pair steps from the one-shot image on, at full strength; 100 take a while."),
     ] = 0,
     backbone: Backbone = None,
     backbone_weights: BackboneWeights = None,
