@@ -4,7 +4,6 @@
 import * as ort from "./ort/ort.wasm.min.mjs";
 
 const BAND = 2 ** 18; // pixels that are sliced at once
-const MARGIN = 0.02; // how far inside [0, 1] colors lie before the logit: splice_ff/networks/bilateral_grid.py
 const MAX_ASPECT = 480 / 224; // the longest shape that the ViT sees at full size: splice_ff/vit/inputs.py
 
 export async function loadModel(folder) {
@@ -23,11 +22,12 @@ export async function embed(model, appearance) {
 }
 
 // `strength` is the share of the change that is made: 0 leaves the structure image as it is, 1 is all of it.
-export async function paint(model, structure, tokens, size, strength = 1) {
+export async function paint(model, structure, tokens, size, strength) {
   const working = resizeShorterSide(structure, size);
   const { height, width } = working;
   const painted = await run(model, "paint", {
     structure: tensor(pad(working, model.card.stride)), vit_input: tensor(vitInput(model.card, working)), tokens,
+    strength: new ort.Tensor("float32", [strength], []),
   });
   const isSame = width === structure.width && height === structure.height;
   const isLarger = width > structure.width;
@@ -36,26 +36,13 @@ export async function paint(model, structure, tokens, size, strength = 1) {
   })).image);
   const reduce = (made) => (isLarger ? clamp(resize(made, structure.height, structure.width, cubic, 2)) : made);
   if (!model.card.cell) {
-    const output = shareOfChange(working, crop(image(painted.output), height, width), strength);
+    const output = crop(image(painted.output), height, width);
     return isSame || isLarger ? reduce(output) : enlarge(output);
   }
-  for (const change of [painted.pixels, painted.grid]) for (let i = 0; i < change.data.length; i++) change.data[i] *= strength;
   const pixels = crop(image(painted.pixels), height, width);
   const extent = [height, width].map((side) => side / model.card.cell);
   if (isSame || isLarger) return reduce(await slice(model, working, pixels, painted.grid, extent));
   return slice(model, structure, await enlarge(pixels), painted.grid, extent);
-}
-
-// A share of the way from an image to its output, a straight line in logits.
-function shareOfChange(source, output, strength) {
-  if (strength === 1) return output;
-  const logit = (x) => Math.log((x * (1 - 2 * MARGIN) + MARGIN) / (1 - x * (1 - 2 * MARGIN) - MARGIN));
-  const data = output.data.map((end, i) => {
-    const start = logit(source.data[i]);
-    const between = 1 / (1 + Math.exp(-(start + strength * (logit(end) - start))));
-    return Math.min(1, Math.max(0, (between - MARGIN) / (1 - 2 * MARGIN)));
-  });
-  return { ...output, data };
 }
 
 // An image changed by a bilateral grid that it covers `extent` cells of, a few rows at a time.

@@ -84,7 +84,8 @@ async function update() {
       const { structure, appearance } = images;
       const start = performance.now();
       const tokens = await embed(model, toPlanes(appearance));
-      const output = await paint(model, toPlanes(structure), tokens, Number(element("size").value), Number(element("strength").value));
+      const [size, strength] = ["size", "strength"].map((id) => Number(element(id).value));
+      const output = await paint(model, toPlanes(structure), tokens, size, strength);
       const seconds = (performance.now() - start) / 1000;
       show(element("output"), toPixels(output, structure));
       say(`Painted ${output.width}x${output.height} px in ${seconds.toFixed(1)} s.`);

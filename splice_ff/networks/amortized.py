@@ -109,7 +109,7 @@ class AmortizedGenerator(nn.Module):
         appearance_tokens: Tensor,
         full_structure: Tensor | None = None,
         *,
-        strength: float = 1.0,
+        strength: float | Tensor = 1.0,
     ) -> Tensor:
         """(B, 3, H, W) in [0, 1]; see `CrossAttentionUNet`."""
         output: Tensor = self.unet(structure, structure_features, appearance_tokens, full_structure, strength=strength)

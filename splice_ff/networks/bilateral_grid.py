@@ -40,8 +40,11 @@ class Change(NamedTuple):
     extent: tuple[float, float]
     """Height and width of the images in cells of the grid; what the grid has beyond belongs to their padding."""
 
-    def times(self, strength: float) -> Change:
-        """A share of the change: 0 leaves the images as they are, 1 is all of it, a straight line in logits between."""
+    def times(self, strength: float | Tensor) -> Change:
+        """A share of the change: 0 leaves the images as they are, 1 is all of it, a straight line in logits between.
+
+        Appearance tokens mixed with the structure image's own act like a switch: half way, little has changed.
+        """
         return self._replace(grid=self.grid * strength, pixels=self.pixels * strength)
 
 

@@ -123,7 +123,7 @@ class CrossAttentionUNet(nn.Module):
         appearance_tokens: Tensor,
         full_structure: Tensor | None = None,
         *,
-        strength: float = 1.0,
+        strength: float | Tensor = 1.0,
         with_pixels: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Paint.
@@ -140,9 +140,7 @@ class CrossAttentionUNet(nn.Module):
             (B, 3, H, W) in [0, 1], of the size of the structure images, or of the full ones; with pixels, a pair: these
             and what was added, of the size of the structure images.
         """
-        change = self.change(structure, structure_features, appearance_tokens)
-        if strength != 1:
-            change = change.times(strength)
+        change = self.change(structure, structure_features, appearance_tokens).times(strength)
         if full_structure is not None:
             painted = recolor_at_full_size(structure, change, self.guide, full_structure)
         else:

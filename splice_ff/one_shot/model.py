@@ -103,8 +103,7 @@ class OneShotModel(nn.Module):
             appearance_tokens: (B, M, C), or (1, M, C) for all.
             size: shorter side, in pixels, at which to work; the model's default if None. Large ones go in tiles.
             strength: share of the change that is made: at 0 the structure images stay as they are, at 1 they have
-                the given look. Between them colors move evenly, in logits. (Tokens mixed with the structure images'
-                own act like a switch instead: half way, most images had hardly changed.)
+                the given look, and between them the logits of their colors move in a straight line.
 
         Returns:
             (B, 3, H, W) in [0, 1]; detail finer than the working size comes from the structure images.

@@ -81,7 +81,7 @@ def export_model(model: SpliceFF, folder: Path, *, precision: str = "fp32") -> l
         "encode": (encode, {"vit_input": vit_input}, ("tokens",)),
         "paint": (
             _Paint(model, backbone).eval(),
-            {"structure": image, "vit_input": vit_input, "tokens": tokens},
+            {"structure": image, "vit_input": vit_input, "tokens": tokens, "strength": torch.tensor(1.0)},
             painted,
         ),
         "upsample": (
@@ -134,17 +134,20 @@ class _Encode(nn.Module):
 
 
 class _Paint(nn.Module):
-    """Structure images, as the UNet and as the ViT see them, and appearance tokens to output images, or to changes."""
+    """Structure images, as the UNet and as the ViT see them, appearance tokens and the share of the change that is made
+    (0 to 1), to output images, or to changes."""
 
     def __init__(self, model: SpliceFF, backbone: ViTFeatures) -> None:
         super().__init__()
         self.generator, self.backbone = model.generator, backbone
 
-    def forward(self, structure: Tensor, vit_input: Tensor, tokens: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(
+        self, structure: Tensor, vit_input: Tensor, tokens: Tensor, strength: Tensor
+    ) -> Tensor | tuple[Tensor, Tensor]:
         features = self.generator.encode_images(self.backbone, vit_input).structure_features
         if self.generator.unet.guide is None:
-            return self.generator.paint(structure, features, tokens)
-        change = self.generator.unet.change(structure, features, tokens)
+            return self.generator.paint(structure, features, tokens, strength=strength)
+        change = self.generator.unet.change(structure, features, tokens).times(strength)
         return change.pixels, change.grid
 
 

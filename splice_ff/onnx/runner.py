@@ -29,8 +29,6 @@ MAX_ASPECT = 480 / 224
 """Longest shape that the ViT sees at full size: see `splice_ff.vit.inputs`."""
 BAND = 2**18
 """Pixels that are sliced at once."""
-MARGIN = 0.02
-"""How far inside [0, 1] colors lie before the logit: see `splice_ff.networks.bilateral_grid`."""
 BICUBIC, BILINEAR = Image.Resampling.BICUBIC, Image.Resampling.BILINEAR
 
 
@@ -92,22 +90,19 @@ class OnnxSpliceFF:
         vit_input = self._vit_input(working)
         h, w = working.shape[-2:]
         padded = _pad(working, self.card["stride"])
+        share = np.array(strength, np.float32)
+        painted = self._run("paint", structure=padded, vit_input=vit_input, tokens=tokens, strength=share)
         if "cell" in self.card:
-            return self._paint_by_grid(structure, working, padded, vit_input, tokens, strength)
-        (output,) = self._run("paint", structure=padded, vit_input=vit_input, tokens=tokens)
-        output = _share_of_change(working, output[..., :h, :w], strength)
+            return self._paint_by_grid(structure, working, *painted)
+        output = painted[0][..., :h, :w]
         if (h, w) == full_size:
             return output
         if w > full_size[1]:
             return _resize(output, full_size, BICUBIC).clip(0, 1)
         return self._run("upsample", output=output, structure=working, full=structure)[0]
 
-    def _paint_by_grid(
-        self, structure: Array, working: Array, padded: Array, vit_input: Array, tokens: Array, strength: float
-    ) -> Array:
-        """Paint with a generator whose maps lie in a bilateral grid; as `recolor_at_full_size` in splice_ff does."""
-        change = self._run("paint", structure=padded, vit_input=vit_input, tokens=tokens)
-        pixels, grid = (np.float32(strength) * part for part in change)
+    def _paint_by_grid(self, structure: Array, working: Array, pixels: Array, grid: Array) -> Array:
+        """Change an image by a bilateral grid of maps; as `recolor_at_full_size` in splice_ff does."""
         h, w = working.shape[-2:]
         pixels, extent = pixels[..., :h, :w], [side / self.card["cell"] for side in (h, w)]
         if w >= structure.shape[-1]:
@@ -173,18 +168,6 @@ class OnnxSpliceFF:
         size, patch, sides = self.card["vit_size"], self.card["backbone"]["patch"], image.shape[-2:]
         factor = min(size / min(sides), MAX_ASPECT * size / max(sides))
         return _resize(image, [max(2, round(side * factor / patch)) * patch for side in sides], BILINEAR)
-
-
-def _share_of_change(image: Array, output: Array, strength: float) -> Array:
-    """A share of the way from an image to its output, a straight line in logits: both (1, 3, H, W) in [0, 1].
-
-    For models without a grid, which return no change. Black and white of the output may have meant more than they say.
-    """
-    if strength == 1:
-        return output
-    start, end = (np.log(p / (1 - p)) for p in (x * (1 - 2 * MARGIN) + MARGIN for x in (image, output)))
-    between = 1 / (1 + np.exp(-(start + np.float32(strength) * (end - start))))
-    return ((between - MARGIN) / (1 - 2 * MARGIN)).clip(0, 1)
 
 
 def _read_card(file: Path) -> dict[str, Any]:

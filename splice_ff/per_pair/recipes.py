@@ -60,8 +60,8 @@ class Recipe:
     vit_input: ViTInput = field(default_factory=ViTInput)
     """How images become what the losses see."""
     structure_weight: float = 1.0
-    """Of the structure loss: 1 as published. At 0.7 `fast` comes nearer to the look and keeps nearly as many edges:
-    see docs/results.md."""
+    """Of the structure loss: 1 as published. At 0.7 `fast` comes nearer to the look and keeps as many edges: see
+    docs/results.md."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= MAX_STEPS:
@@ -90,7 +90,8 @@ PRESETS = {
         structure_weight=0.7,
     ),
 }  # fmt: skip
-"""`paper` follows the published code. `fast` minimizes the same losses; its values are chosen by measurement."""
+"""`paper` follows the published code. `fast` minimizes the same losses, with less weight on the structure; its values
+are chosen by measurement."""
 
 
 def make_recipe(preset: str, **changes: Any) -> Recipe:
