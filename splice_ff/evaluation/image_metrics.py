@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from splice_ff.utils.color import rgb_to_lab
+from splice_ff.utils.color import half_sphere, rgb_to_lab
 from splice_ff.utils.resize import resize_shorter_side
 
 SIZE = 256
@@ -30,7 +30,7 @@ def color_distance(output: Tensor, appearance: Tensor) -> float:
     vector v gives |v| / 2, the mean over directions.
     """
     ours, theirs = (rgb_to_lab(resize_shorter_side(x, SIZE))[0].flatten(1) for x in (output, appearance))
-    directions = _half_sphere(DIRECTIONS).to(ours)
+    directions = half_sphere(DIRECTIONS).to(ours)
     return _wasserstein(directions @ ours, directions @ theirs)
 
 
@@ -103,14 +103,6 @@ def _edges(lightness: Tensor) -> Tensor:
     down = torch.outer(torch.tensor([-1.0, 0.0, 1.0]), torch.tensor([3.0, 10.0, 3.0])).to(lightness) / 32
     y, x = F.conv2d(lightness, torch.stack([down, down.T])[:, None])[0]
     return torch.stack([x * x - y * y, 2 * x * y]) / torch.hypot(x, y).clamp_min(1e-6)
-
-
-def _half_sphere(n: int) -> Tensor:
-    """n directions spread evenly (Fibonacci lattice) over half a sphere, (n, 3): the other half repeats them."""
-    z = (torch.arange(n) + 0.5) / n
-    angle = torch.arange(n) * math.pi * (3 - math.sqrt(5))
-    radius = (1 - z * z).sqrt()
-    return torch.stack([radius * angle.cos(), radius * angle.sin(), z], 1)
 
 
 def _wasserstein(a: Tensor, b: Tensor) -> float:

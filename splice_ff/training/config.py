@@ -76,6 +76,9 @@ class LossConfig(Section):
     pixels: float = Field(0.0, ge=0)
     """Weight of the mean fourth power of what the UNet adds to single pixels' logits. A small change is texture and
     costs next to nothing; a large one paints what the structure image does not show, such as a second pair of eyes."""
+    color: float = Field(0.0, ge=0)
+    """Weight of the distance of an output's colors from its appearance image's, in Lab units; see
+    `splice_ff.training.color`. Neither Splice nor SpliceNet has it."""
     realism: float = Field(0.0, ge=0)
     """Weight of an adversarial loss: a discriminator learns beside the generator to tell outputs from photographs; see
     `splice_ff.training.realism`. Neither Splice nor SpliceNet has one."""

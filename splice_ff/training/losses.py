@@ -12,6 +12,7 @@ from splice_ff.losses import Losses, SpliceLoss, Target
 from splice_ff.networks.amortized import AmortizedGenerator, ImageEncoding
 from splice_ff.per_pair.augment import random_resolution, same_similarity
 from splice_ff.training.batches import Batch, TeacherBatch
+from splice_ff.training.color import color_loss
 from splice_ff.training.config import LossConfig, TrainingConfig, weight_at
 from splice_ff.training.realism import Realism
 from splice_ff.utils.seeding import seeded_generator
@@ -63,7 +64,7 @@ class PairLosses:
         return ImageEncoding.from_features(features, self.backbone.prefix_tokens), target
 
     def __call__(self, model: Model, batch: Batch, step: int) -> tuple[Losses, Tensor]:
-        """Splice's losses, and the weighted other terms (of pixels, realism, a teacher), with gradients."""
+        """Splice's losses, and the weighted other terms (of pixels, colors, realism, a teacher), with gradients."""
         count = len(batch.first)
         images = torch.cat([batch.first, batch.second])
         again = batch.identity
@@ -85,6 +86,8 @@ class PairLosses:
         others = output.new_zeros(())
         if self.config.loss.pixels:
             others = others + self.config.loss.pixels * pixels[: 2 * count].pow(4).mean()
+        if self.config.loss.color:
+            others = others + self.config.loss.color * color_loss(output, images.roll(count, 0))
         if self.realism:
             cls = encoding.cls[:, -1]
             others = others + self.realism(images, cls, output, cls.roll(count, 0))

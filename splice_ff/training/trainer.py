@@ -151,7 +151,7 @@ class Trainer:
                 if self.realism:
                     discriminator_loss += self.realism.step() / optimizer.gradient_accumulation_steps
             pairs, skipped = pairs + len(batch.first), skipped + batch.skipped
-        has_others = self.config.distill or self.config.loss.pixels or self.realism
+        has_others = self.config.distill or self.config.loss.pixels or self.config.loss.color or self.realism
         names = ("total", "structure", "appearance", "identity", *(["others"] if has_others else []))
         means = dict(zip(names, sums.tolist(), strict=False))
         if self.realism:
@@ -240,8 +240,8 @@ class Trainer:
             "loss": {
                 "weights": {
                     name: getattr(loss, name)
-                    for name in ("structure", "appearance", "identity", "pixels", "realism")
-                    if getattr(loss, name) or name not in ("pixels", "realism")
+                    for name in ("structure", "appearance", "identity", "pixels", "color", "realism")
+                    if getattr(loss, name) or name not in ("pixels", "color", "realism")
                 },
                 **({"realism": f"a discriminator on feature maps of {loss.realism_network}"} if loss.realism else {}),
                 **{f"held-out {name}": value for name, value in (held_out or {}).items()},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -42,6 +44,14 @@ def match_colors(structure: Tensor, appearance: Tensor) -> Tensor:
     source, target = rgb_to_lab(structure), rgb_to_lab(appearance)
     (std, mean), (wanted_std, wanted_mean) = (torch.std_mean(x, (-2, -1), keepdim=True) for x in (source, target))
     return lab_to_rgb((source - mean) * (wanted_std / std.clamp_min(1e-6)) + wanted_mean)
+
+
+def half_sphere(n: int) -> Tensor:
+    """n directions spread evenly (Fibonacci lattice) over half a sphere, (n, 3): the other half repeats them."""
+    z = (torch.arange(n) + 0.5) / n
+    angle = torch.arange(n) * math.pi * (3 - math.sqrt(5))
+    radius = (1 - z * z).sqrt()
+    return torch.stack([radius * angle.cos(), radius * angle.sin(), z], 1)
 
 
 def _mix(x: Tensor, matrix: Tensor) -> Tensor:
