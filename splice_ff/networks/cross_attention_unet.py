@@ -141,31 +141,43 @@ class CrossAttentionUNet(nn.Module):
             and what was added, of the size of the structure images.
         """
         change = self.change(structure, structure_features, appearance_tokens).times(strength)
-        if full_structure is not None:
-            painted = recolor_at_full_size(structure, change, self.guide, full_structure)
-        else:
-            rows, columns = (centers(n, n / self.cell, structure.device) for n in structure.shape[-2:])
-            painted = recolor(structure, change.grid, change.pixels, self.guide, rows, columns)
+        painted = self.apply_change(structure, change, full_structure)
         return (painted, change.pixels) if with_pixels else painted
+
+    def apply_change(self, structure: Tensor, change: Change, full_structure: Tensor | None = None) -> Tensor:
+        """The structure images, or the full ones, with the change made; arguments as for painting."""
+        if full_structure is not None:
+            return recolor_at_full_size(structure, change, self.guide, full_structure)
+        rows, columns = (centers(n, n / self.cell, structure.device) for n in structure.shape[-2:])
+        return recolor(structure, change.grid, change.pixels, self.guide, rows, columns)
 
     def change(self, structure: Tensor, structure_features: Tensor, appearance_tokens: Tensor) -> Change:
         """What is to be done to the structure images, at their size; arguments as for painting."""
         h, w = structure.shape[-2:]
-        padded = _pad_to(structure, self.stride)
+        maps = self.way_down(structure, structure_features, appearance_tokens)
+        return self.way_up(maps, appearance_tokens, h, w)
+
+    def way_down(self, structure: Tensor, structure_features: Tensor, appearance_tokens: Tensor) -> list[Tensor]:
+        """The feature map of each scale, finest first; arguments as for painting."""
         dtype = self.stem.weight.dtype
-        appearance_tokens = appearance_tokens.to(dtype)
-        pooled = self.token_pool(appearance_tokens).mean(1)
+        appearance_tokens, pooled = self._tokens(appearance_tokens)
         normed = self.structure_norm(rearrange(structure_features, "b d h w -> b h w d"))
         features = self.structure_proj(rearrange(normed, "b h w d -> b d h w").to(dtype))
 
-        x = self.stem((padded * 2 - 1).to(dtype))
-        skips = []
+        x = self.stem((_pad_to(structure, self.stride) * 2 - 1).to(dtype))
+        maps = [x]
         for i, (downsample, stage) in enumerate(zip(self.downsample, self.down, strict=True)):
-            skips.append(x)
             x = downsample(x)
             if i == len(self.down) - 1:
                 x = x + F.interpolate(features, x.shape[-2:], mode="bilinear", align_corners=False)
             x = self._run(stage, x, pooled, appearance_tokens)
+            maps.append(x)
+        return maps
+
+    def way_up(self, maps: list[Tensor], appearance_tokens: Tensor, h: int, w: int) -> Change:
+        """From the maps of the way down to the change of images of h x w pixels."""
+        appearance_tokens, pooled = self._tokens(appearance_tokens)
+        *skips, x = maps
         for upsample, stage in zip(self.upsample, self.up, strict=True):
             skip = skips.pop()
             # projected first: four times fewer pixels. Bilinear, because nearest leaves squares behind.
@@ -174,6 +186,11 @@ class CrossAttentionUNet(nn.Module):
             if len(skips) == self.color_scale:
                 grid = self.color_affine(x).float()
         return Change(grid, self.to_rgb(x).float()[..., :h, :w], (h / self.cell, w / self.cell))
+
+    def _tokens(self, appearance_tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Appearance tokens in the weights' precision, and what they say together, (B, C)."""
+        appearance_tokens = appearance_tokens.to(self.stem.weight.dtype)
+        return appearance_tokens, self.token_pool(appearance_tokens).mean(1)
 
     def _run(self, stage: nn.Module, *inputs: Tensor) -> Tensor:
         if self.checkpointing and torch.is_grad_enabled():

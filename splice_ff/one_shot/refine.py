@@ -15,6 +15,7 @@ from splice_ff.one_shot.checks import check_size
 from splice_ff.one_shot.model import OneShotModel
 from splice_ff.per_pair.optimizer import PairOptimizer, PairResult
 from splice_ff.per_pair.recipes import PRESETS, Recipe
+from splice_ff.vit.inputs import ViTInput
 
 REFINE = replace(
     PRESETS["fast"],
@@ -22,17 +23,23 @@ REFINE = replace(
     learning_rate=1e-3,
     copy_steps=0,
     views=4,
+    similarity_bank=16,
     identity_every=4,
     ema_decay=0.0,
     patience=0,
     structure_weight=3.0,
 )
-"""The losses of `fast`, from a generator that knows much already: smaller steps, few views, no averaging.
+"""The losses of `fast`, from a generator that knows much already: smaller steps, few views, no averaging. The ViT sees
+images at the size at which the model was trained.
 
 Chosen by the images of three pairs. With the published weight of the structure, 1, a dog got a second face on its
 forehead, though a judge's mean cosine was higher (0.43 against 0.32); without random similarities an eye strayed. 1e-3
 was the best rate of 5e-4, 1e-3 and 2e-3 by the losses of an earlier model.
 """
+
+
+WAY_UP = ("upsample", "up", "to_rgb", "color_affine", "guide")
+"""Parts of the UNet that learn: the way down is the same at every step, so that it is computed once an image."""
 
 
 def refine(
@@ -45,7 +52,7 @@ def refine(
     seed: int = 0,
     on_step: Callable[[PairOptimizer, Losses], None] | None = None,
 ) -> PairResult[Tensor]:
-    """Fine-tune a copy of the generator's UNet and the appearance tokens on one pair.
+    """Fine-tune the way up of a copy of the generator's UNet on one pair.
 
     The losses are those of per-pair optimization, with the model's own backbone. The image is the best one met, by
     their sum over the whole image; the one-shot answer is the first candidate, so it is never worse.
@@ -78,7 +85,9 @@ def refiner(
     check_size(size, appearance)
     if model.dtype != torch.float32:  # steps are smaller than what half precision can tell apart
         model = copy.deepcopy(model).float()
-    recipe: Recipe = replace(REFINE, steps=steps, size=size, backbone=model.backbone.name)
+    recipe: Recipe = replace(
+        REFINE, steps=steps, size=size, backbone=model.backbone.name, vit_input=ViTInput(model.config.vit_size)
+    )
     generator = PairGenerator(model, model.embed(appearance))
     return PairOptimizer(
         structure, appearance, model.backbone, recipe, seed=seed, device=model.device, generator=generator
@@ -89,15 +98,19 @@ class PairGenerator(nn.Module):
     """An amortized generator with one set of appearance tokens: images (B, 3, H, W) in [0, 1] to repainted ones.
 
     Args:
-        model: its UNet is copied; all of the copy can be trained, and the tokens.
+        model: its UNet is copied; the way up of the copy can be trained.
         appearance_tokens: (1, M, C).
     """
 
+    appearance_tokens: Tensor
+
     def __init__(self, model: OneShotModel, appearance_tokens: Tensor) -> None:
         super().__init__()
-        self.unet = copy.deepcopy(model.generator.unet).requires_grad_(True)
-        self.appearance_tokens = nn.Parameter(appearance_tokens.clone())
-        self.structure_features = _StructureFeatures(model)
+        self.unet = copy.deepcopy(model.generator.unet)
+        for name, parameter in self.unet.named_parameters():
+            parameter.requires_grad_(name.split(".")[0] in WAY_UP)
+        self.register_buffer("appearance_tokens", appearance_tokens.clone())
+        self.way_down = _WayDown(model)
 
     def forward(self, images: Tensor) -> Tensor:
         """Repaint images with the appearance tokens."""
@@ -109,25 +122,26 @@ class PairGenerator(nn.Module):
 
     def _paint(self, images: Tensor, full: Tensor | None = None) -> Tensor:
         tokens = self.appearance_tokens.expand(len(images), -1, -1)
-        painted: Tensor = self.unet(images, self.structure_features(images), tokens, full)
-        return painted
+        change = self.unet.way_up(self.way_down(images, tokens), tokens, *images.shape[-2:])
+        return self.unet.apply_change(images, change, full)
 
 
-class _StructureFeatures:
-    """Structure features of images, remembered: the optimizer comes back to the same few tensors.
+class _WayDown:
+    """The UNet's maps of images on its way down, remembered: the optimizer comes back to the same few tensors.
 
-    Not a module, and one with its copies: neither the ViT nor the memory belongs to the generator's state.
+    Not a module, and one with its copies: neither the networks nor the memory belong to the generator's state.
     """
 
     def __init__(self, model: OneShotModel) -> None:
         self.model = model
-        self.known: dict[int, tuple[Tensor, Tensor]] = {}  # with the images, so that no other can get their id
+        self.known: dict[int, tuple[Tensor, list[Tensor]]] = {}  # with the images, so that no other can get their id
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, tokens: Tensor) -> list[Tensor]:
         if id(images) not in self.known:
-            with torch.no_grad():
-                self.known[id(images)] = images, self.model.encode_images(images).structure_features
+            with torch.no_grad(), torch.autocast(images.device.type, enabled=False):  # a caller may want float32 later
+                features = self.model.encode_images(images).structure_features
+                self.known[id(images)] = images, self.model.generator.unet.way_down(images, features, tokens)
         return self.known[id(images)][1]
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _StructureFeatures:
+    def __deepcopy__(self, memo: dict[int, Any]) -> _WayDown:
         return self

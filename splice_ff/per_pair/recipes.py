@@ -59,6 +59,9 @@ class Recipe:
     generator: Generator
     vit_input: ViTInput = field(default_factory=ViTInput)
     """How images become what the losses see."""
+    similarity_bank: int = 0
+    """Draw the similarities from so many, and encode the structure image, which must be seen whole, once in each; 0: new
+    ones at every step."""
     structure_weight: float = 1.0
     """Of the structure loss: 1 as published. At 0.7 `fast` comes nearer to the look and keeps as many edges: see
     docs/results.md."""
@@ -68,6 +71,8 @@ class Recipe:
             raise InputError(f"steps must be from 1 to {MAX_STEPS}, not {self.steps}")
         if self.size is not None and self.size < MIN_SIZE:
             raise InputError(f"size must be at least {MIN_SIZE} pixels, not {self.size}")
+        if self.similarity_bank and not self.views:
+            raise InputError("similarity_bank needs views: without them every step sees another structure image")
         for name, value, known in (
             ("precision", self.precision, get_args(Precision)),
             ("generator", self.generator, get_args(Generator)),

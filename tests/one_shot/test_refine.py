@@ -5,7 +5,7 @@ import torch
 from support.one_shot_model import make_model, random_image
 
 from splice_ff.errors import InputError
-from splice_ff.one_shot.refine import PairGenerator, refine, refiner
+from splice_ff.one_shot.refine import REFINE, WAY_UP, PairGenerator, refine, refiner
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +73,26 @@ def test_the_pairs_generator_has_no_vit_in_its_state(model):
     model.backbone.register_forward_hook(lambda *_: passes.append(1))
     image = random_image(3)
     assert torch.equal(generator(image), generator(image)) and len(passes) == 1
+
+
+def test_only_the_way_up_learns_and_the_way_down_is_computed_once(model):
+    run, passes = refiner(model, random_image(1), random_image(2), steps=3), []
+    before = {k: v.clone() for k, v in run.generator.state_dict().items()}
+    model.generator.unet.stem.register_forward_hook(lambda *_: passes.append(1))
+    while not run.done:
+        run.step()
+    changed = {k.split(".")[1] for k, v in run.generator.state_dict().items() if not torch.equal(v, before[k])}
+    assert {"up", "upsample", "to_rgb", "color_affine"} <= changed <= set(WAY_UP)
+    assert len(passes) <= 2 + REFINE.views, "both images, and the views of the look"
+
+
+def test_maps_met_under_autocast_serve_in_float32_as_well(model):
+    """As in a run that goes on from a saved state: its first image is a step's, not an evaluation's."""
+    image = random_image(1)
+    generator = PairGenerator(model, model.embed(random_image(2)))
+    with torch.autocast("cpu", torch.bfloat16):
+        generator(image)
+    assert torch.equal(generator(image), model(image, random_image(2), output_type="pt"))
 
 
 def test_what_cannot_be_refined(model):

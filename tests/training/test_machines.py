@@ -33,13 +33,18 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def torchrun(machine, port):
+def torchrun(machine, port, nodes="2", rendezvous=""):
     """As docs/scaling.md has it; the address of a machine would be found by its name."""
     return [
-        "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1", "--max_restarts", "3",
+        "-m", "torch.distributed.run", "--nnodes", nodes, "--nproc_per_node", "1", "--max_restarts", "3",
         "--rdzv_backend", "c10d", "--rdzv_endpoint", f"127.0.0.1:{port}", "--rdzv_id", "run",
-        "--local_addr", f"127.0.0.{machine + 1}", "--rdzv_conf", f"is_host={1 - machine}",
+        "--local_addr", f"127.0.0.{machine + 1}", "--rdzv_conf", f"is_host={1 - machine}{rendezvous}",
     ]  # fmt: skip
+
+
+def elastic_torchrun(machine, port):
+    """With one machine or two; impatient, where the defaults wait for half a minute for a machine to come back."""
+    return torchrun(machine, port, "1:2", ",last_call_timeout=2,keep_alive_interval=1,keep_alive_max_attempt=2")
 
 
 def accelerate_launch(machine, port):
@@ -72,8 +77,21 @@ class Machines:
         (worker,) = (p for p in psutil.Process(self.launchers[machine].pid).children() if "splice_ff" in p.cmdline())
         worker.send_signal(signal.SIGKILL)
 
+    def lose(self, machine):
+        """The launcher and its worker, at once and without a word."""
+        launcher = psutil.Process(self.launchers[machine].pid)
+        for process in (launcher, *launcher.children(recursive=True)):
+            process.kill()
+        self.launchers.pop(machine).wait()
+
+    def wait_for(self, path):
+        deadline = time.monotonic() + 120
+        while not path.exists():
+            assert time.monotonic() < deadline and all(p.poll() is None for p in self.launchers), self.said[-4000:]
+            time.sleep(0.01)
+
     def end(self):
-        assert [launcher.wait(timeout=150) for launcher in self.launchers] == [0, 0], self.said[-4000:]
+        assert not any(launcher.wait(timeout=150) for launcher in self.launchers), self.said[-4000:]
 
     def close(self):
         for launcher in self.launchers:
@@ -124,10 +142,7 @@ def assert_alike(output, alone):
 def test_torchrun_goes_on_after_a_worker_was_killed(config, launch, monkeypatch):
     output = config.parent / "run"
     machines = launch(torchrun, str(config), f"output={output}")
-    deadline = time.monotonic() + 120
-    while not (output / "checkpoints" / "step-00000004").exists():
-        assert time.monotonic() < deadline and all(p.poll() is None for p in machines.launchers), machines.said[-4000:]
-        time.sleep(0.01)
+    machines.wait_for(output / "checkpoints" / "step-00000004")
     machines.kill_the_worker_of(0)
     machines.end()
     assert "going on from step" in machines.said
@@ -135,10 +150,29 @@ def test_torchrun_goes_on_after_a_worker_was_killed(config, launch, monkeypatch)
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="kills processes, and takes addresses of the loopback network")
+def test_torchrun_goes_on_without_a_machine_that_is_gone(config, launch):
+    output = config.parent / "run"
+    machines = launch(elastic_torchrun, str(config), f"output={output}", "optimizer.steps=60")
+    machines.wait_for(output / "checkpoints" / "step-00000004")
+    assert _processes(output) == 2
+    machines.lose(1)
+    machines.end()
+    assert "going on from step" in machines.said
+    assert _processes(output) == 1
+    assert list(log_lines(output)) == list(range(1, 61)), "every step once"
+
+
+@pytest.mark.slow
 def test_accelerate_launch_with_machines_yaml(config, launch):
     output = config.parent / "run"
     machines = launch(accelerate_launch, str(config), f"output={output}", "optimizer.steps=2")
     machines.end()
-    record = json.loads((output / "checkpoints" / "step-00000002" / "state.json").read_text())
-    assert record["circumstances"]["processes"] == 2
+    assert _processes(output) == 2
     assert list(log_lines(output)) == [1, 2]
+
+
+def _processes(output):
+    """How many took part in the newest checkpoint."""
+    newest = max((output / "checkpoints").glob("step-????????"))
+    return json.loads((newest / "state.json").read_text())["circumstances"]["processes"]

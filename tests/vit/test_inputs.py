@@ -108,7 +108,7 @@ def test_training_inference_refining_and_analysis_see_the_same(tiny_backbone, tm
     PairLosses(config, model.generator, model.backbone).encode_images(image)
     PairLosses(config, model.generator, model.backbone).at(0).targets(image)
     model.encode_images(image)
-    PairGenerator(model, model.embed(image)).structure_features(image)
+    PairGenerator(model, model.embed(image))(image)
     match(model.backbone, image, image, size=48)
     FeatureInversion(model.backbone, image, InversionRecipe(prior="pixels", size=48))
     assert len(seen) >= 6
