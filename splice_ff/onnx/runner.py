@@ -23,10 +23,9 @@ from splice_ff.images.decode import decode_image
 from splice_ff.images.formats import MIN_SIDE
 from splice_ff.onnx.files import CARD, FORMATS
 from splice_ff.utils.extras import need
+from splice_ff.vit.inputs import MAX_ASPECT
 
 Array = NDArray[np.float32]
-MAX_ASPECT = 480 / 224
-"""Longest shape that the ViT sees at full size: see `splice_ff.vit.inputs`."""
 BAND = 2**18
 """Pixels that are sliced at once."""
 BICUBIC, BILINEAR = Image.Resampling.BICUBIC, Image.Resampling.BILINEAR

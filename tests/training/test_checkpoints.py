@@ -332,6 +332,12 @@ def test_another_batch_size_goes_on_with_the_next_data_and_is_said(folder):
     assert "note: optimizer.steps: 20 before, 21 now" in run.said
 
 
+def test_a_finished_run_says_so(folder):
+    again = SmallRun(folder, steps=20).run()
+    assert any("all 20 steps were taken before" in line for line in again.said)
+    assert not any("were taken before" in line for line in SmallRun(folder, steps=21).run().said)
+
+
 def test_other_circumstances_are_said(folder):
     run = SmallRun(folder, steps=21)
     run.loop.state.circumstances["images"] = 7
