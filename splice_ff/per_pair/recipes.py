@@ -60,8 +60,8 @@ class Recipe:
     vit_input: ViTInput = field(default_factory=ViTInput)
     """How images become what the losses see."""
     similarity_bank: int = 0
-    """Draw the similarities from so many, and encode the structure image, which must be seen whole, once in each. With 0
-    they are new at every step."""
+    """Draw the similarities from so many: each encodes the structure image, which must be seen whole, once. With 0 they
+    are new at every step."""
     structure_weight: float = 1.0
     """Of the structure loss: 1 as published. At 0.7 `fast` comes nearer to the look and keeps as many edges: see
     docs/results.md."""
