@@ -61,10 +61,14 @@ def enlarge_along_edges(values: Tensor, small_guide: Tensor, guide: Tensor) -> T
     h, w = guide.shape[-2:]
     matrix, offset = _local_affine(values, small_guide)
     rest = values - (torch.einsum("bijhw,bihw->bjhw", matrix, small_guide) + offset)
-    enlarged = F.interpolate(offset, (h, w), mode="bilinear") + F.interpolate(rest, (h, w), mode="bicubic")
-    # one channel at a time: the matrices of a large image would fill the memory
-    colors = [(F.interpolate(matrix[:, :, j], (h, w), mode="bilinear") * guide).sum(1) for j in range(3)]
-    return enlarged.add_(torch.stack(colors, 1))
+    colors = []
+    for j in range(3):  # one channel of one color at a time: all of a large image would fill the memory
+        color = F.interpolate(offset[:, j, None], (h, w), mode="bilinear")
+        color = color + F.interpolate(rest[:, j, None], (h, w), mode="bicubic")
+        for i in range(3):
+            color = color + F.interpolate(matrix[:, i, j, None], (h, w), mode="bilinear") * guide[:, i, None]
+        colors.append(color)
+    return torch.cat(colors, 1)
 
 
 def _local_affine(output: Tensor, guide: Tensor) -> tuple[Tensor, Tensor]:
