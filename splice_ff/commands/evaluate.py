@@ -36,7 +36,7 @@ def evaluate(
         list[str] | None,
         typer.Option(
             help="copy, color, one-shot, one-shot+refine:STEPS, optimize-fast[:STEPS] or optimize-paper[:STEPS]; "
-            "repeat for several. By default copy and color."
+            "repeat for several. one-shot@160 works at 160 pixels. By default copy and color."
         ),
     ] = None,
     results: Annotated[

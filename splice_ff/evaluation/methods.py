@@ -21,7 +21,9 @@ from splice_ff.per_pair.recipes import PRESETS
 from splice_ff.utils.color import match_colors
 from splice_ff.vit.features import ViTFeatures
 
-KNOWN = "copy, color, one-shot, one-shot+refine:STEPS, optimize-fast[:STEPS], optimize-paper[:STEPS]"
+KNOWN = "copy, color, one-shot[@SIZE][+refine:STEPS], optimize-fast[:STEPS], optimize-paper[:STEPS]"
+
+METHOD = r"(copy|color|one-shot(?:@([1-9]\d*))?(?:\+refine:([1-9]\d*))?|optimize-(fast|paper)(?::([1-9]\d*))?)"
 
 
 class NoImageError(InputError):
@@ -83,11 +85,19 @@ class OneShot(Method):
         steps: of refinement; 0 for none.
         backbone: a loaded one, used if it is the model's; else the model's is loaded by its name.
         device: where to compute.
+        size: shorter side, in pixels, at which the generator works; the model's default if None.
     """
 
-    def __init__(self, model: str, steps: int, backbone: ViTFeatures, device: torch.device | str = "cpu") -> None:
-        self.name = f"one-shot+refine:{steps}" if steps else "one-shot"
-        self.source, self.steps = model, steps
+    def __init__(
+        self,
+        model: str,
+        steps: int,
+        backbone: ViTFeatures,
+        device: torch.device | str = "cpu",
+        size: int | None = None,
+    ) -> None:
+        self.name = "one-shot" + (f"@{size}" if size else "") + (f"+refine:{steps}" if steps else "")
+        self.source, self.steps, self.size = model, steps, size
         is_its_own = read_config(find_model(model)).backbone_fingerprint == backbone.fingerprint
         self.model = SpliceFF.from_pretrained(model, backbone=backbone if is_its_own else None).to(device)
         self.backbone = self.model.backbone
@@ -101,12 +111,13 @@ class OneShot(Method):
         """The model's image, and of the appearance image by itself."""
         if not self.steps:
             return Painted(self._paint(structure, appearance), lambda: self._paint(appearance, appearance))
-        result = refine(self.model, structure, appearance, steps=self.steps)
-        return Painted(result.image, lambda: apply_generator(result.generator, appearance, self.model.config.size))
+        result = refine(self.model, structure, appearance, steps=self.steps, size=self.size)
+        size = self.size or self.model.config.size
+        return Painted(result.image, lambda: apply_generator(result.generator, appearance, size))
 
     @torch.no_grad()
     def _paint(self, structure: Tensor, appearance: Tensor) -> Tensor:
-        return self.model.paint(structure, self.model.embed(appearance))
+        return self.model.paint(structure, self.model.embed(appearance), size=self.size)
 
 
 class Optimize(Method):
@@ -195,17 +206,15 @@ def parse_method(text: str, backbone: ViTFeatures, model: str, device: torch.dev
         device: where they compute.
 
     Raises:
-        InputError: an unknown name, or no number of steps where one is needed.
+        InputError: an unknown name, or a size that cannot be.
         splice_ff.utils.files.CheckpointError: the model cannot be used.
     """
-    match = re.fullmatch(r"(copy|color|one-shot|one-shot\+refine|optimize-fast|optimize-paper)(?::([1-9]\d*))?", text)
+    match = re.fullmatch(METHOD, text)
     if not match:
         raise InputError(f"unknown method '{text}'. Known: {KNOWN}")
-    kind, steps = match[1], int(match[2]) if match[2] else None
-    if kind.startswith("optimize"):
-        return Optimize(kind.removeprefix("optimize-"), steps, backbone, device)
-    if (kind == "one-shot+refine") != (steps is not None):
-        raise InputError(f"method '{text}': {'give' if steps is None else 'it takes no'} steps. Known: {KNOWN}")
+    kind, size, refining, preset, steps = match.groups()
+    if preset:
+        return Optimize(preset, int(steps) if steps else None, backbone, device)
     if kind in ("copy", "color"):
         return Copy() if kind == "copy" else Color()
-    return OneShot(model, steps or 0, backbone, device)
+    return OneShot(model, int(refining or 0), backbone, device, int(size) if size else None)

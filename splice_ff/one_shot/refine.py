@@ -129,7 +129,7 @@ class PairGenerator(nn.Module):
 class _WayDown:
     """The UNet's maps of images on its way down, remembered: the optimizer comes back to the same few tensors.
 
-    Not a module, and one with its copies: neither the networks nor the memory belong to the generator's state.
+    Not a module: neither the networks nor the memory belong to the generator's state. A copy begins with no memory.
     """
 
     def __init__(self, model: OneShotModel) -> None:
@@ -144,4 +144,4 @@ class _WayDown:
         return self.known[id(images)][1]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _WayDown:
-        return self
+        return _WayDown(self.model)

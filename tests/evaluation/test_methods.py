@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 from support.evaluation import smooth_image
 
 from splice_ff.errors import InputError
@@ -34,6 +35,19 @@ def test_one_shot_and_refine():
     assert painted.image.shape == structure.shape and painted.identity().shape == appearance.shape
 
 
+def test_one_shot_at_a_size():
+    backbone = load_backbone("vit_s14_robust")
+    structure, appearance = smooth_image(0), smooth_image(1, 80, 72)
+    default, larger, refined = (
+        parse_method(f"one-shot{text}", backbone, "everyday") for text in ("", "@160", "@160+refine:1")
+    )
+    assert [larger.name, refined.name] == ["one-shot@160", "one-shot@160+refine:1"]
+    image = larger("", structure, appearance).image
+    assert torch.equal(image, larger.model.paint(structure, larger.model.embed(appearance), size=160))
+    assert not torch.equal(image, default("", structure, appearance).image)
+    assert refined("", structure, appearance).identity().shape == appearance.shape
+
+
 def test_a_model_of_another_backbone_brings_its_own(tiny_backbone):
     method = parse_method("one-shot", tiny_backbone(), "everyday")
     assert method.model.backbone.name == "vit_s14_robust"
@@ -62,8 +76,10 @@ def test_optimize_hands_on_preset_steps_and_backbone(monkeypatch, tiny_backbone)
         ("cpy", "unknown method 'cpy'"),
         ("optimize-fast:0", "unknown method"),
         ("optimize-fast:-3", "unknown method"),
-        ("one-shot+refine", "give steps"),
-        ("copy:3", "takes no steps"),
+        ("one-shot+refine", r"unknown method.*\+refine:STEPS"),
+        ("copy:3", "unknown method"),
+        ("copy@64", "unknown method"),
+        ("one-shot@0", "unknown method"),
         ("one-shot+refine:0", "unknown method"),
     ],
 )
