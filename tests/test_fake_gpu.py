@@ -13,6 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from splice_ff.benchmark.steps import step_works
 from splice_ff.networks.teachers import Teacher
+from splice_ff.one_shot.refine import refine
+from splice_ff.per_pair.optimize import apply_generator
 from splice_ff.per_pair.optimizer import PairOptimizer
 from splice_ff.per_pair.recipes import PRESETS
 from splice_ff.training import realism
@@ -137,6 +139,8 @@ def test_one_shot_in_tiles(gpu, tiny_backbone, monkeypatch):
 def test_refining(gpu, tiny_backbone):
     model = make_model(tiny_backbone()).to(gpu)
     assert model(random_image(0)[0], random_image(1)[0], refine=2, output_type="pt").device == gpu
+    kept = refine(model, random_image(0), random_image(1), steps=2).generator  # on the CPU, while its model is not
+    assert apply_generator(kept, random_image(2), 64).device == torch.device("cpu")
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -35,8 +35,8 @@ def evaluate(
     method: Annotated[
         list[str] | None,
         typer.Option(
-            help="copy, color, one-shot, one-shot+refine:STEPS, optimize-fast[:STEPS] or optimize-paper[:STEPS]; "
-            "repeat for several. one-shot@160 works at 160 pixels. By default copy and color."
+            help="copy, color, one-shot[@SIZE][+refine:STEPS], optimize-fast[:STEPS] or optimize-paper[:STEPS]; "
+            "repeat for several. SIZE: of the shorter side, in pixels. By default copy and color."
         ),
     ] = None,
     results: Annotated[

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,9 +13,10 @@ from torch import Tensor
 
 from splice_ff.errors import InputError
 from splice_ff.images import SUFFIXES, load_image
+from splice_ff.one_shot.checks import check_size
 from splice_ff.one_shot.model_files import find_model, read_config
 from splice_ff.one_shot.pipeline import SpliceFF
-from splice_ff.one_shot.refine import refine
+from splice_ff.one_shot.refine import DECODER, REFINE, refine
 from splice_ff.per_pair.optimize import apply_generator, optimize_pair
 from splice_ff.per_pair.recipes import PRESETS
 from splice_ff.utils.color import match_colors
@@ -23,7 +24,10 @@ from splice_ff.vit.features import ViTFeatures
 
 KNOWN = "copy, color, one-shot[@SIZE][+refine:STEPS], optimize-fast[:STEPS], optimize-paper[:STEPS]"
 
-METHOD = r"(copy|color|one-shot(?:@([1-9]\d*))?(?:\+refine:([1-9]\d*))?|optimize-(fast|paper)(?::([1-9]\d*))?)"
+METHOD = re.compile(
+    r"copy|color|one-shot(?:@(?P<size>[1-9]\d*))?(?:\+refine:(?P<refining>[1-9]\d*))?"
+    r"|optimize-(?P<preset>fast|paper)(?::(?P<steps>[1-9]\d*))?"
+)
 
 
 class NoImageError(InputError):
@@ -86,6 +90,10 @@ class OneShot(Method):
         backbone: a loaded one, used if it is the model's; else the model's is loaded by its name.
         device: where to compute.
         size: shorter side, in pixels, at which the generator works; the model's default if None.
+
+    Raises:
+        InputError: a size at which the generator cannot work, or cannot be refined.
+        splice_ff.utils.files.CheckpointError: the model cannot be used.
     """
 
     def __init__(
@@ -98,14 +106,19 @@ class OneShot(Method):
     ) -> None:
         self.name = "one-shot" + (f"@{size}" if size else "") + (f"+refine:{steps}" if steps else "")
         self.source, self.steps, self.size = model, steps, size
+        if size is not None:
+            check_size(size)
+        if steps:
+            replace(REFINE, steps=steps, size=size)
         is_its_own = read_config(find_model(model)).backbone_fingerprint == backbone.fingerprint
         self.model = SpliceFF.from_pretrained(model, backbone=backbone if is_its_own else None).to(device)
         self.backbone = self.model.backbone
 
     @property
     def settings(self) -> dict[str, str]:
-        """The model and its weights: a folder that is trained on keeps its name."""
-        return {"model": self.source, "sha256": self.model.fingerprint}
+        """The model and its weights, as a folder that is trained on keeps its name; and how it is refined."""
+        how = {"refining": f"{REFINE}, of {', '.join(DECODER)}"} if self.steps else {}
+        return {"model": self.source, "sha256": self.model.fingerprint, **how}
 
     def __call__(self, pair: str, structure: Tensor, appearance: Tensor) -> Painted:
         """The model's image, and of the appearance image by itself."""
@@ -209,12 +222,12 @@ def parse_method(text: str, backbone: ViTFeatures, model: str, device: torch.dev
         InputError: an unknown name, or a size that cannot be.
         splice_ff.utils.files.CheckpointError: the model cannot be used.
     """
-    match = re.fullmatch(METHOD, text)
+    match = METHOD.fullmatch(text)
     if not match:
         raise InputError(f"unknown method '{text}'. Known: {KNOWN}")
-    kind, size, refining, preset, steps = match.groups()
-    if preset:
-        return Optimize(preset, int(steps) if steps else None, backbone, device)
-    if kind in ("copy", "color"):
-        return Copy() if kind == "copy" else Color()
-    return OneShot(model, int(refining or 0), backbone, device, int(size) if size else None)
+    if text in ("copy", "color"):
+        return Copy() if text == "copy" else Color()
+    size, refining, steps = (int(match[name]) if match[name] else None for name in ("size", "refining", "steps"))
+    if match["preset"]:
+        return Optimize(match["preset"], steps, backbone, device)
+    return OneShot(model, refining or 0, backbone, device, size)

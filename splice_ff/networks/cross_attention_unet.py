@@ -154,11 +154,11 @@ class CrossAttentionUNet(nn.Module):
     def change(self, structure: Tensor, structure_features: Tensor, appearance_tokens: Tensor) -> Change:
         """What is to be done to the structure images, at their size; arguments as for painting."""
         h, w = structure.shape[-2:]
-        maps = self.way_down(structure, structure_features, appearance_tokens)
-        return self.way_up(maps, appearance_tokens, h, w)
+        maps = self.encode(structure, structure_features, appearance_tokens)
+        return self.decode(maps, appearance_tokens, h, w)
 
-    def way_down(self, structure: Tensor, structure_features: Tensor, appearance_tokens: Tensor) -> list[Tensor]:
-        """The feature map of each scale, finest first; arguments as for painting."""
+    def encode(self, structure: Tensor, structure_features: Tensor, appearance_tokens: Tensor) -> list[Tensor]:
+        """The encoder's feature map of each scale, finest first; arguments as for painting."""
         dtype = self.stem.weight.dtype
         appearance_tokens, pooled = self._tokens(appearance_tokens)
         normed = self.structure_norm(rearrange(structure_features, "b d h w -> b h w d"))
@@ -174,8 +174,8 @@ class CrossAttentionUNet(nn.Module):
             maps.append(x)
         return maps
 
-    def way_up(self, maps: list[Tensor], appearance_tokens: Tensor, h: int, w: int) -> Change:
-        """From the maps of the way down to the change of images of h x w pixels."""
+    def decode(self, maps: list[Tensor], appearance_tokens: Tensor, h: int, w: int) -> Change:
+        """From these maps to the change of images of h x w pixels."""
         appearance_tokens, pooled = self._tokens(appearance_tokens)
         *skips, x = maps
         for upsample, stage in zip(self.upsample, self.up, strict=True):

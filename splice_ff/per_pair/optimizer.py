@@ -139,7 +139,7 @@ class PairOptimizer(SteppedRun[Losses]):
         self._best: _Best | None = None
 
         self.whole_structure, self.whole_appearance = self._encode(self.structure, self.appearance)
-        self.similarity_bank: dict[int, Target] = {}
+        self.structure_bank: dict[int, Target] = {}  # under similarities; no part of the state, as seeds make it again
         self.appearance_bank = [self._encode(self._draw_appearance())[0] for _ in range(recipe.views)]
 
     # -- one step -----------------------------------------------------------------------------------------------
@@ -205,7 +205,7 @@ class PairOptimizer(SteppedRun[Losses]):
         random, target = self.random, None
         if self.recipe.similarity_bank:
             i = int(torch.randint(self.recipe.similarity_bank, (), generator=self.random))
-            random, target = seeded_generator(self.seed, i), self.similarity_bank.get(i)
+            random, target = seeded_generator(self.seed, i), self.structure_bank.get(i)
         coarser = random_resolution(self.recipe.vit_input, random)
         loss = SpliceLoss(self.loss.backbone, self.weights, coarser)
         images = [output, structure.images] if target is None else [output]
@@ -213,7 +213,7 @@ class PairOptimizer(SteppedRun[Losses]):
         if target is None:
             (target,) = loss.targets(*structure_view)
             if self.recipe.similarity_bank:
-                self.similarity_bank[i] = target
+                self.structure_bank[i] = target
         return loss(output_view, target, appearance.target)
 
     def _draw_views(self) -> list[_View]:

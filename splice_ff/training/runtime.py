@@ -180,7 +180,7 @@ class TrainingLoop:
         """
         saved_at = time.monotonic()
         if self.is_done:
-            self.say(f"all {self.step_count} steps were taken before; a larger optimizer.steps goes on")
+            self.say(f"all {self.step_count} steps were taken before; set a larger optimizer.steps to go on")
         hidden = self.quiet or not self.accelerator.is_main_process
         with progress_bar(self.optimizer.steps, "step", hidden, self.step_count, self.name) as bar:
             while not self.is_done:

@@ -1,6 +1,6 @@
 """What the ViT is given to see: to which size images are brought, and how.
 
-Training, one-shot inference, refining and the analysis tools share the default; `paper` follows the authors' code.
+Training, one-shot inference, refining and the analysis tools share the rule; `paper` follows the authors' code.
 """
 
 from __future__ import annotations

@@ -80,6 +80,8 @@ def test_optimize_hands_on_preset_steps_and_backbone(monkeypatch, tiny_backbone)
         ("copy:3", "unknown method"),
         ("copy@64", "unknown method"),
         ("one-shot@0", "unknown method"),
+        ("one-shot@8", "size must be at least"),
+        ("one-shot@32+refine:1", "size must be at least 64"),
         ("one-shot+refine:0", "unknown method"),
     ],
 )

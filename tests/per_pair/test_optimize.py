@@ -266,7 +266,7 @@ def test_a_bank_of_similarities_encodes_the_structure_image_once_for_each(pair, 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SpliceLoss, "targets", lambda *batches: passes.append(len(batches) - 1) or encode(*batches))
         run(optimizer)
-    assert passes == [1, 1, 1] and set(optimizer.similarity_bank) == {0, 1, 2}
+    assert passes == [1, 1, 1] and set(optimizer.structure_bank) == {0, 1, 2}
     structure, appearance = optimizer._draw_views()
     for _ in range(6):  # with the same images the views are the same: the bank holds what it would encode again
         assert optimizer._compare(whole, structure, appearance, None).structure < 1e-6
@@ -285,9 +285,17 @@ def test_a_bank_of_similarities_goes_on_the_same_after_a_stop(pair, backbone):
         torch.testing.assert_close(ours, theirs)
 
 
-def test_a_bank_of_similarities_needs_views(pair):
-    with pytest.raises(InputError, match="views"):
-        make_recipe("paper", similarities=1, similarity_bank=3)
+@pytest.mark.parametrize(
+    ("preset", "changes", "message"),
+    [
+        ("paper", {"similarities": 1, "similarity_bank": 3}, "views"),
+        ("fast", {"similarities": 0, "similarity_bank": 3}, "similarities"),
+        ("fast", {"similarity_bank": -3}, "at least 0"),
+    ],
+)
+def test_a_bank_of_similarities_that_cannot_be(preset, changes, message):
+    with pytest.raises(InputError, match=message):
+        make_recipe(preset, **changes)
 
 
 def test_steps_inside_a_callers_autocast_are_the_same(pair, backbone):

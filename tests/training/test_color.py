@@ -7,6 +7,7 @@ from support.training_setup import read_config, write_run
 from splice_ff.evaluation.image_metrics import color_distance
 from splice_ff.training.color import color_loss
 from splice_ff.training.trainer import Trainer
+from splice_ff.utils.seeding import seeded_generator
 
 
 @pytest.fixture
@@ -16,7 +17,7 @@ def images():
 
 
 def test_places_do_not_count_and_colors_do(images):
-    shuffled = images.flatten(2)[..., torch.randperm(64 * 64)].view_as(images)
+    shuffled = images.flatten(2)[..., torch.randperm(64 * 64, generator=seeded_generator(0))].view_as(images)
     assert color_loss(images, images).item() == 0
     assert color_loss(shuffled, images).item() == pytest.approx(0, abs=1e-3)
     assert color_loss(images * 0.5, images).item() > 5
@@ -26,6 +27,12 @@ def test_it_is_the_distance_that_the_evaluation_reports(images):
     other = images**2
     expected = sum(color_distance(a[None], b[None]) for a, b in zip(images, other, strict=True)) / 2
     assert color_loss(images, other).item() == pytest.approx(expected, rel=0.1)
+
+
+def test_a_fine_pattern_looks_like_its_mean():
+    row = torch.arange(256)
+    checkerboard = ((row[:, None] + row) % 2).float().expand(1, 3, 256, 256)
+    assert color_loss(checkerboard, torch.full_like(checkerboard, 0.5)).item() == pytest.approx(0, abs=1e-3)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.5, 1.0])

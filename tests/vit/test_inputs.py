@@ -13,7 +13,7 @@ from splice_ff.analysis.explain import explain
 from splice_ff.analysis.inversion import FeatureInversion
 from splice_ff.analysis.recipes import InversionRecipe
 from splice_ff.losses import SpliceLoss
-from splice_ff.one_shot.refine import REFINE, PairGenerator
+from splice_ff.one_shot.refine import PairGenerator, refiner
 from splice_ff.per_pair.recipes import PRESETS
 from splice_ff.training.losses import PairLosses
 from splice_ff.vit.inputs import PUBLISHED, ViTInput
@@ -113,7 +113,8 @@ def test_training_inference_refining_and_analysis_see_the_same(tiny_backbone, tm
     FeatureInversion(model.backbone, image, InversionRecipe(prior="pixels", size=48))
     assert len(seen) >= 6
     assert all(torch.equal(x, seen[0]) for x in seen[:-1])  # the last is what the inversion starts from
-    assert PRESETS["fast"].vit_input == REFINE.vit_input == ViTInput()
+    assert PRESETS["fast"].vit_input == ViTInput()
+    assert refiner(model, image, image, steps=1, size=64).recipe.vit_input == ViTInput(48)
     seen.clear()
     SpliceLoss(model.backbone).targets(image)
     explain(model.backbone, image, image, image)
