@@ -33,9 +33,9 @@ REFINE = replace(
 """The losses of `fast`, from a generator that knows much already: smaller steps, few views, no averaging.
 
 Chosen by images, judges and edges of three to twelve pairs. With the published weight of the structure, 1, a dog got a
-second face on its forehead, though a judge's mean cosine was higher (0.43 against 0.32); 2 brought colors nearer than 3
-and lost edges; without random similarities an eye strayed. 1e-3 was the best rate of 5e-4, 1e-3 and 2e-3 by the losses of
-an earlier model.
+second face on its forehead, though a judge's mean cosine was higher (0.43 against 0.32); 2 brought colors nearer than
+3 and lost edges; without random similarities an eye strayed. 1e-3 was the best rate of 5e-4, 1e-3 and 2e-3 by the
+losses of an earlier model.
 """
 DECODER = ("upsample", "up", "to_rgb", "color_affine", "guide")
 """Parts of the UNet that learn. The others are frozen, so that their maps of an image are computed once; on six pairs a

@@ -60,8 +60,8 @@ class Recipe:
     vit_input: ViTInput = field(default_factory=ViTInput)
     """How images become what the losses see."""
     similarity_bank: int = 0
-    """How many similarities to draw from, fixed for a run, so that the structure image is encoded once under each; needs
-    `views`. 0: new ones at every step."""
+    """How many similarities to draw from, fixed for a run, so that the structure image is encoded once under each. It
+    needs `views`. 0: new ones at every step."""
     structure_weight: float = 1.0
     """Of the structure loss: 1 as published. At 0.7 `fast` comes nearer to the look and keeps as many edges: see
     docs/results.md."""

@@ -12,12 +12,12 @@ from splice_ff.utils.seeding import seeded_generator
 
 @pytest.fixture
 def images():
-    random = torch.Generator().manual_seed(0)
-    return torch.rand(2, 3, 64, 64, generator=random)
+    return torch.rand(2, 3, 64, 64, generator=seeded_generator(0))
 
 
 def test_places_do_not_count_and_colors_do(images):
-    shuffled = images.flatten(2)[..., torch.randperm(64 * 64, generator=seeded_generator(0))].view_as(images)
+    order = torch.randperm(64 * 64, generator=seeded_generator(0))
+    shuffled = images.flatten(2)[..., order].view_as(images)
     assert color_loss(images, images).item() == 0
     assert color_loss(shuffled, images).item() == pytest.approx(0, abs=1e-3)
     assert color_loss(images * 0.5, images).item() > 5
