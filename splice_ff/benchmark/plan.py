@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
-PARTS = ("step", "one-shot", "training", "memory", "scaling")
+PARTS = ("step", "one-shot", "usage", "training", "memory", "scaling")
 
 
 @dataclass(frozen=True)
@@ -22,11 +23,16 @@ class Plan:
     one_shot_sizes: tuple[int, ...]
     one_shot_batches: tuple[int, ...]
     one_shot_memory_sizes: tuple[int, ...]
+    usage_images: tuple[tuple[int, int], ...]
+    """Heights and widths."""
+    refined_at: tuple[int, ...]
+    refining_steps: int
     generator: str
     repeats: int
     processes: tuple[int, ...]
 
 
+USAGE: dict[str, Any] = {"usage_images": ((256, 256), (2160, 3840)), "refined_at": (128, 224), "refining_steps": 100}
 PAPER = ("dino_vits16", "dino_vits8", "dino_vitb8")
 
 
@@ -39,13 +45,13 @@ def plan_for(device: torch.device, parts: int) -> Plan:
         return Plan(
             step_backbones=PAPER, step_sizes=(256,), memory_backbones=PAPER[2:], memory_sizes=(360,),
             memory_precisions=("fp32", "bf16"), one_shot_sizes=(256, 512, 1024), one_shot_batches=(1, 8),
-            one_shot_memory_sizes=(1024,), generator="small", repeats=10,
+            one_shot_memory_sizes=(1024,), **USAGE, generator="small", repeats=10,
             processes=tuple(2**i for i in range(torch.cuda.device_count().bit_length())),
         )  # fmt: skip
     whole = Plan(
         step_backbones=PAPER, step_sizes=(256,), memory_backbones=PAPER[2:], memory_sizes=(360,),
         memory_precisions=("fp32",), one_shot_sizes=(256, 512, 1024), one_shot_batches=(1, 4),
-        one_shot_memory_sizes=(1024,), generator="tiny", repeats=3, processes=(1, 2),
+        one_shot_memory_sizes=(1024,), **USAGE, generator="tiny", repeats=3, processes=(1, 2),
     )  # fmt: skip
     few = {"step_backbones": PAPER[:2], "memory_backbones": PAPER[1:2], "one_shot_sizes": (256, 512)}
     return whole if parts == 1 else replace(whole, **few)  # type: ignore[arg-type]

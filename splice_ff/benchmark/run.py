@@ -18,6 +18,7 @@ from splice_ff.benchmark.plan import PARTS, plan_for
 from splice_ff.benchmark.report import Part, Report
 from splice_ff.benchmark.steps import measure_steps
 from splice_ff.benchmark.training import measure_scaling, measure_training, training_settings
+from splice_ff.benchmark.usage import measure_usage
 from splice_ff.errors import InputError
 from splice_ff.networks.cross_attention_unet import SIZES
 from splice_ff.one_shot.pipeline import SpliceFF
@@ -161,6 +162,7 @@ def _measurements(
     generator = options.generator or plan.generator
     precisions = list(options.precisions) or sensible_precisions(rates)
     one_shot_backbones = options.backbones or [BUNDLED]
+    one_shot = {"backbone": one_shot_backbones[0], "generator": generator, "checkpoint": options.model}
     with ExitStack() as stack:
         if {"training", "scaling"} & set(parts):
             settings = stack.enter_context(
@@ -175,12 +177,15 @@ def _measurements(
                 one_shot_backbones, generator, options.model, options.sizes or plan.one_shot_sizes,
                 options.batches or plan.one_shot_batches, precisions, repeats, device, rates, options.compile,
             ),
+            "usage": lambda: measure_usage(
+                one_shot, [(size, size) for size in options.sizes] or plan.usage_images,
+                options.sizes or plan.refined_at, plan.refining_steps, repeats, device,
+            ),
             "training": lambda: measure_training(settings, precisions, repeats, device, rates, options.compile),
             "memory": lambda: measure_memory(
                 options.backbones or plan.memory_backbones, options.sizes or plan.memory_sizes,
                 options.precisions or plan.memory_precisions,
-                {"backbone": one_shot_backbones[0], "generator": generator, "checkpoint": options.model},
-                options.sizes or plan.one_shot_memory_sizes, device,
+                one_shot, options.sizes or plan.one_shot_memory_sizes, device,
             ),
             "scaling": lambda: measure_scaling(
                 settings, options.processes or plan.processes, precisions[-1 if device.type == "cuda" else 0], repeats,

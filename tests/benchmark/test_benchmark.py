@@ -18,6 +18,7 @@ from splice_ff.benchmark.plan import PARTS, plan_for
 from splice_ff.benchmark.run import Options, benchmark, check_parts
 from splice_ff.benchmark.steps import measure_steps
 from splice_ff.benchmark.timing import Sections, Timing, time_in_turn
+from splice_ff.benchmark.usage import measure_usage
 from splice_ff.cli import app
 from splice_ff.errors import InputError
 
@@ -197,6 +198,16 @@ def test_memory_is_that_of_a_fresh_process(vit_folder):
     )
     assert held.sum() == 2**28
     assert 2**26 < found["before"] <= found["peak"] < ours - 2**29
+
+
+def test_usage_is_timed_and_weighed_in_fresh_processes(vit_folder):
+    one_shot = {"backbone": str(vit_folder), "generator": "tiny", "checkpoint": None}
+    part = measure_usage(one_shot, [(64, 96), (512, 512)], [64], 3, 2, CPU)
+    small, large, refined = part.rows
+    assert [row["image"] for row in part.rows] == ["96x64", "512x512", "96x64"]
+    assert [len(row["seconds"]) for row in part.rows] == [2, 2, 1] and refined["size"] == 64
+    assert all(0 < row["before"] < row["peak"] and min(row["seconds"]) > 0 for row in part.rows)
+    assert large["before"] > small["before"] and "3 refining steps" in part.markdown()
 
 
 def test_what_a_fresh_process_refuses_is_an_input_error(monkeypatch, capsys):
