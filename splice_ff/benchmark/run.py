@@ -39,7 +39,7 @@ class Options:
     """
 
     backbones: Sequence[str] = ()
-    """ViTs of step, one-shot and memory: known names (with random weights), or folders."""
+    """ViTs of step, one-shot, usage and memory: known names (with random weights), or folders."""
     sizes: Sequence[int] = ()
     """Sides of their images in pixels."""
     batches: Sequence[int] = ()

@@ -15,12 +15,15 @@ from splice_ff.commands._options import Debug, Device, Quiet, check_backbones, e
 def benchmark(
     parts: Annotated[
         list[str] | None,
-        typer.Argument(help="step, one-shot, usage, training, memory, scaling; all of them by default.", show_default=False),
+        typer.Argument(
+            help="step, one-shot, usage, training, memory, scaling; all of them by default.", show_default=False
+        ),
     ] = None,
     backbone: Annotated[
         list[str] | None,
         typer.Option(
-            help="ViT of step, one-shot, usage and memory; repeat for several. By default DINO's, here with random weights."
+            help="ViT of step, one-shot, usage and memory; repeat for several. By default DINO's, here with random "
+            "weights."
         ),
     ] = None,
     size: Annotated[
