@@ -24,7 +24,7 @@ from splice_ff.utils.averaging import move_average, ramped_decay
 from splice_ff.utils.machine import fastest_dtype
 from splice_ff.utils.resize import resize_shorter_side, to_full_size
 from splice_ff.utils.schedules import cosine
-from splice_ff.utils.seeding import check_seed, seeded_generator
+from splice_ff.utils.seeding import check_seed
 from splice_ff.utils.steps import SteppedRun
 from splice_ff.vit.features import ViTFeatures
 from splice_ff.vit.spec import LossWeights
@@ -139,7 +139,6 @@ class PairOptimizer(SteppedRun[Losses]):
         self._best: _Best | None = None
 
         self.whole_structure, self.whole_appearance = self._encode(self.structure, self.appearance)
-        self.structure_bank: dict[int, Target] = {}  # under similarities; no part of the state, as seeds make it again
         self.appearance_bank = [self._encode(self._draw_appearance())[0] for _ in range(recipe.views)]
 
     # -- one step -----------------------------------------------------------------------------------------------
@@ -195,26 +194,16 @@ class PairOptimizer(SteppedRun[Losses]):
         if not self.recipe.similarities:
             return self.loss(output, structure.target, appearance.target, identity)
         kept = output.new_zeros(()) if identity is None else self.loss.identity(identity, appearance.target)
-        seen = [self._under_a_similarity(output, structure, appearance) for _ in range(self.recipe.similarities)]
+        seen = []
+        for _ in range(self.recipe.similarities):
+            coarser = random_resolution(self.recipe.vit_input, self.random)
+            loss = SpliceLoss(self.loss.backbone, self.weights, coarser)
+            output_view, structure_view = same_similarity([output, structure.images], self.random)
+            (target,) = loss.targets(structure_view)
+            seen.append(loss(output_view, target, appearance.target))
         layout = torch.stack([each.structure for each in seen]).mean()
         look = torch.stack([each.appearance for each in seen]).mean()
         return self.loss.weigh(layout, look, kept)
-
-    def _under_a_similarity(self, output: Tensor, structure: _View, appearance: _View) -> Losses:
-        """The same under one similarity, a new one or one of the bank: there the structure's view is encoded once."""
-        random, target = self.random, None
-        if self.recipe.similarity_bank:
-            i = int(torch.randint(self.recipe.similarity_bank, (), generator=self.random))
-            random, target = seeded_generator(self.seed, i), self.structure_bank.get(i)
-        coarser = random_resolution(self.recipe.vit_input, random)
-        loss = SpliceLoss(self.loss.backbone, self.weights, coarser)
-        images = [output, structure.images] if target is None else [output]
-        output_view, *structure_view = same_similarity(images, random)
-        if target is None:
-            (target,) = loss.targets(*structure_view)
-            if self.recipe.similarity_bank:
-                self.structure_bank[i] = target
-        return loss(output_view, target, appearance.target)
 
     def _draw_views(self) -> list[_View]:
         """What this step sees of the structure and of the appearance image."""

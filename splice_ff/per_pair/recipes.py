@@ -59,9 +59,6 @@ class Recipe:
     generator: Generator
     vit_input: ViTInput = field(default_factory=ViTInput)
     """How images become what the losses see."""
-    similarity_bank: int = 0
-    """How many similarities to draw from, fixed for a run, so that the structure image is encoded once under each. It
-    needs `views`. 0: new ones at every step."""
     structure_weight: float = 1.0
     """Of the structure loss: 1 as published. At 0.7 `fast` comes nearer to the look and keeps as many edges: see
     docs/results.md."""
@@ -71,10 +68,6 @@ class Recipe:
             raise InputError(f"steps must be from 1 to {MAX_STEPS}, not {self.steps}")
         if self.size is not None and self.size < MIN_SIZE:
             raise InputError(f"size must be at least {MIN_SIZE} pixels, not {self.size}")
-        if self.similarity_bank < 0:
-            raise InputError(f"similarity_bank must be at least 0, not {self.similarity_bank}")
-        if self.similarity_bank and not (self.similarities and self.views):
-            raise InputError("similarity_bank needs similarities, and views: without, every structure image is another")
         for name, value, known in (
             ("precision", self.precision, get_args(Precision)),
             ("generator", self.generator, get_args(Generator)),

@@ -8,7 +8,6 @@ from timm.models.vision_transformer import VisionTransformer
 
 from splice_ff import DivergedError, InputError, PairOptimizer, ViTFeatures, optimize_pair
 from splice_ff.errors import CheckpointError
-from splice_ff.losses import SpliceLoss
 from splice_ff.per_pair.generator_file import load_generator, save_generator
 from splice_ff.per_pair.optimize import apply_generator
 from splice_ff.per_pair.optimizer import EVALUATE_EVERY
@@ -257,45 +256,6 @@ def test_similarities_change_output_and_structure_alike(pair, backbone, count):
     assert not torch.equal(
         same.appearance, optimizer._compare(structure.images, structure, appearance, None).appearance
     )
-
-
-def test_a_bank_of_similarities_encodes_the_structure_image_once_for_each(pair, backbone):
-    optimizer = start(pair, backbone, "fast", steps=24, similarity_bank=3)
-    whole, passes = optimizer.whole_structure.images, []
-    encode = SpliceLoss.targets
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SpliceLoss, "targets", lambda *batches: passes.append(len(batches) - 1) or encode(*batches))
-        run(optimizer)
-    assert passes == [1, 1, 1] and set(optimizer.structure_bank) == {0, 1, 2}
-    structure, appearance = optimizer._draw_views()
-    for _ in range(6):  # with the same images the views are the same: the bank holds what it would encode again
-        assert optimizer._compare(whole, structure, appearance, None).structure < 1e-6
-
-
-def test_a_bank_of_similarities_goes_on_the_same_after_a_stop(pair, backbone):
-    whole = start(pair, backbone, "fast", similarity_bank=3)
-    run(whole, 6)
-    first = start(pair, backbone, "fast", similarity_bank=3)
-    run(first, 3)
-    second = start(pair, backbone, "fast", similarity_bank=3)
-    second.load_state_dict(first.state_dict())
-    second.step_count = 3
-    run(second, 3)
-    for ours, theirs in zip(second.generator.parameters(), whole.generator.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs)
-
-
-@pytest.mark.parametrize(
-    ("preset", "changes", "message"),
-    [
-        ("paper", {"similarities": 1, "similarity_bank": 3}, "views"),
-        ("fast", {"similarities": 0, "similarity_bank": 3}, "similarities"),
-        ("fast", {"similarity_bank": -3}, "at least 0"),
-    ],
-)
-def test_a_bank_of_similarities_that_cannot_be(preset, changes, message):
-    with pytest.raises(InputError, match=message):
-        make_recipe(preset, **changes)
 
 
 def test_steps_inside_a_callers_autocast_are_the_same(pair, backbone):
