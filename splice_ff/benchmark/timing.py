@@ -129,7 +129,7 @@ class Sections:
         return {"all": whole, **self._totals, "rest": whole - sum(self._totals.values())}
 
     def _seconds(self) -> float:
-        synchronize(self.device)
+        _synchronize(self.device)
         return time.perf_counter()
 
     def _enter(self) -> None:
@@ -145,14 +145,13 @@ class Sections:
 
 def seconds_of(work: Work, device: torch.device) -> float:
     """Seconds that it takes, until the device is done."""
-    synchronize(device)
+    _synchronize(device)
     start = time.perf_counter()
     work()
-    synchronize(device)
+    _synchronize(device)
     return time.perf_counter() - start
 
 
-def synchronize(device: torch.device) -> None:
-    """Wait until a GPU has done what it was given."""
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor
 from splice_ff.benchmark.fresh_process import in_fresh_process
 from splice_ff.benchmark.models import make_one_shot
 from splice_ff.benchmark.report import Part
-from splice_ff.benchmark.timing import synchronize
+from splice_ff.benchmark.timing import seconds_of
 from splice_ff.one_shot.refine import refine
 from splice_ff.utils.machine import peak_memory
 
@@ -65,15 +64,14 @@ def use(
     model = make_one_shot(backbone, generator, checkpoint).to(device)
     structure, appearance = (_smooth(*shape).to(device) for shape in ((height, width), APPEARANCE))
     before = peak_memory(model.device)
-    seconds = []
-    for _ in range(1 if steps else repeats + 1):
-        start = time.perf_counter()
+
+    def work() -> None:
         if steps:
             refine(model, structure, appearance, steps=steps, size=size)
         else:
             model(structure, appearance, size=size, output_type="pt")
-        synchronize(model.device)
-        seconds.append(time.perf_counter() - start)
+
+    seconds = [seconds_of(work, model.device) for _ in range(1 if steps else repeats + 1)]
     return {
         "seconds": seconds if steps else seconds[1:], "size": size or model.config.size, "before": before,
         "peak": peak_memory(model.device),

@@ -109,7 +109,7 @@ class OneShot(Method):
         if size is not None:
             check_size(size)
         if steps:
-            replace(REFINE, steps=steps, size=size)
+            replace(REFINE, steps=steps, size=size)  # a recipe refuses what cannot work
         is_its_own = read_config(find_model(model)).backbone_fingerprint == backbone.fingerprint
         self.model = SpliceFF.from_pretrained(model, backbone=backbone if is_its_own else None).to(device)
         self.backbone = self.model.backbone

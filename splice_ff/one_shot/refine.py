@@ -38,8 +38,8 @@ and again, two noses became rainbows. 1e-3 was the best rate of 5e-4, 1e-3 and 2
 losses of an earlier model.
 """
 DECODER = ("upsample", "up", "to_rgb", "color_affine", "guide")
-"""Parts of the UNet that learn. The others are frozen, so that their maps of an image are computed once; on six pairs a
-judge found no worse images than when all parts and the tokens learned."""
+"""Parts of the UNet that learn. The others are frozen, so that their maps of an image are computed once. When all
+parts and the appearance tokens learned, steps took longer and two judges' means on 86 pairs were 0.01 higher."""
 
 
 def refine(

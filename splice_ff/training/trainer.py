@@ -226,6 +226,7 @@ class Trainer:
         if not self.accelerator.is_main_process:
             return
         data, loss = self.config.data, self.config.loss
+        optional = ("pixels", "color", "realism")
         facts = {
             "steps": self.loop.step_count,
             "directed pairs seen": 2 * self.loop.progress.seen,
@@ -240,8 +241,8 @@ class Trainer:
             "loss": {
                 "weights": {
                     name: getattr(loss, name)
-                    for name in ("structure", "appearance", "identity", "pixels", "color", "realism")
-                    if getattr(loss, name) or name not in ("pixels", "color", "realism")
+                    for name in ("structure", "appearance", "identity", *optional)
+                    if getattr(loss, name) or name not in optional
                 },
                 **({"realism": f"a discriminator on feature maps of {loss.realism_network}"} if loss.realism else {}),
                 **{f"held-out {name}": value for name, value in (held_out or {}).items()},
