@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from splice_ff.commands._one_shot import load_model
 from splice_ff.commands._options import (
     Debug,
     Device,
@@ -41,11 +42,23 @@ def teach(
     data: Annotated[str | None, typer.Option(help="Dataset that a .parquet of pairs counts its rows in.")] = None,
     split: Annotated[str, typer.Option(help="Its part, as given to `splice-ff pairs`.")] = "train",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many pairs.")] = None,
-    preset: Annotated[str, typer.Option(help="fast, or paper (as published: hours a pair; give a --size).")] = "fast",
-    steps: Annotated[int | None, typer.Option(help="Number of steps; by default 600 of fast, 10000 of paper.")] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="fast, the default, or paper (as published: hours a pair; give a --size).", show_default=False
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Instead of a preset: refine what this one-shot model paints (bundled, folder, or hub id)."),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Number of steps; by default 600 of fast, 10000 of paper, 100 of a --model."),
+    ] = None,
     size: Annotated[
         int | None,
-        typer.Option(help="Shorter side, in pixels, of the images kept; by default 224 of fast, none of paper."),
+        typer.Option(help="Shorter side, in pixels, of the images kept; by default 224, none of paper."),
     ] = None,
     backbone: PresetBackbone = None,
     weights: Weights = None,
@@ -64,9 +77,12 @@ def teach(
     with errors(debug):
         need("accelerate", "datasets", extra="train")
         from splice_ff.data.pair_list import read_pairs
-        from splice_ff.per_pair.recipes import make_recipe
+        from splice_ff.per_pair.recipes import REFINE, changed, make_recipe
 
-        recipe = make_recipe(preset, steps=steps, size=size)
+        if model and (preset or backbone):
+            raise InputError("--model refines with its own backbone; leave out --preset and --backbone")
+        start = REFINE if model else make_recipe(preset or "fast")
+        recipe = changed(start, steps=steps, size=size)
         if recipe.size is None:
             raise InputError(f"preset '{preset}' works at each image's own size; give the --size to keep")
         if pairs.suffix != ".parquet" or not pairs.exists():
@@ -77,10 +93,21 @@ def teach(
 
         place = find_device(device) if device else None
         rank, processes = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
-        vit = find_backbone(backbone, weights, recipe, silent=rank > 0)
+        one_shot = load_model(model, None, weights, device) if model else None
+        vit = one_shot.backbone if one_shot else find_backbone(backbone, weights, recipe, silent=rank > 0)
         try:
             report = teacher.teach(
-                pairs, output, vit, recipe, data=data, split=split, limit=limit, seed=seed, device=place, quiet=quiet
+                pairs,
+                output,
+                vit,
+                recipe,
+                model=one_shot,
+                data=data,
+                split=split,
+                limit=limit,
+                seed=seed,
+                device=place,
+                quiet=quiet,
             )
         except KeyboardInterrupt:
             say(f"interrupted; the finished pairs are in {output}, and the same command goes on from there")

@@ -23,7 +23,7 @@ class MinedPairs:
     Attributes:
         structure: row of an image, rising.
         appearance: row of its neighbor; the neighbors of one image stand nearest first.
-        similarity: cosine of their deepest [CLS] tokens, float32.
+        similarity: cosine of their descriptors (`splice_ff.data.descriptors`), float32.
         about: what they were mined from: data, split, rows, backbone, fingerprint, ...
     """
 

@@ -1,13 +1,14 @@
-"""Mined pairs: for every image its nearest neighbors in deepest [CLS] cosine, where semantics match.
+"""Mined pairs: for every image its nearest neighbors, by look or by layout (`splice_ff.data.descriptors`).
 
-Training on pairs that show like things in like poses is what lets appearance land where it belongs; the deepest
-[CLS] token is the appearance descriptor of the paper (section 3.2), so its neighbors are those whose looks compare.
+Training on pairs that show like things in like poses is what lets appearance land where it belongs. Neighbors by
+appearance look alike as well, so little is left to transfer; neighbors by structure differ in their looks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from splice_ff.data.decoding import decode
+from splice_ff.data.descriptors import DESCRIBE
 from splice_ff.data.image_dataset import label_names
 from splice_ff.data.mined_pairs import MinedPairs, write_mined_pairs
 from splice_ff.data.pairs import known_labels
@@ -29,6 +31,7 @@ from splice_ff.utils.files import check_place, reason, write_file
 from splice_ff.utils.run_folder import LOCK, claim_folder, lock_folder
 from splice_ff.vit.features import ViTFeatures
 
+Describe = Callable[[Tensor], Tensor]
 DUPLICATE = 0.9999
 """Above this cosine images are copies of each other; a pair of them teaches nothing that identity pairs do not."""
 PART = 256
@@ -59,7 +62,9 @@ def mine_pairs(
     split: str = "train",
     neighbors: int = 8,
     labels: Sequence[str] | None = None,
+    by: str = "appearance",
     across_labels: bool = False,
+    within_labels: bool = False,
     size: int = 224,
     batch_size: int = 32,
     device: torch.device | str = "cpu",
@@ -80,22 +85,31 @@ def mine_pairs(
         output: a .parquet file.
         neighbors: at most so many for each image.
         labels: only images with these labels, by name; rows still count the whole dataset.
-        across_labels: only neighbors with another label.
+        by: "appearance", the cosine of deepest [CLS] tokens, or "structure", that of what tells a layout from the
+            data's mean.
+        across_labels, within_labels: only neighbors with another, or with the same label.
         size: the ViT sees the middle square of each image at this size, in pixels.
         batch_size: images per forward pass.
         quiet: no progress bars, no notes.
 
     Raises:
-        InputError: data that cannot be opened, an unknown label, no labels where they are needed, fewer than two
-            images, an output that cannot be written, or `<output>.parts/` of a run with other settings.
+        InputError: data that cannot be opened, an unknown descriptor or label, no labels where they are needed,
+            neighbors across and within labels at once, fewer than two images, an output that cannot be written, or
+            `<output>.parts/` of a run with other settings.
     """
     check_output(output)
     if not 16 <= size <= MAX_SIZE:
         raise InputError(f"size {size}: the ViT sees squares of 16 to {MAX_SIZE} pixels")
     dataset = open_dataset(data, split, quiet=quiet)
     names = label_names(dataset)
-    if names is None and (labels is not None or across_labels):
-        raise InputError(f"{data}: has no labels, which --label and --across-labels need; put images into folders")
+    if by not in DESCRIBE:
+        raise InputError(f"unknown descriptor '{by}'; neighbors are found by {' or by '.join(DESCRIBE)}")
+    if across_labels and within_labels:
+        raise InputError("neighbors are across labels, or within labels; ask for one of them, or for neither")
+    if names is None and (labels is not None or across_labels or within_labels):
+        raise InputError(
+            f"{data}: has no labels, which --label, --across-labels and --within-labels need; put images into folders"
+        )
     wanted = set(known_labels(labels, names)) if labels is not None else set(names or [""])
     kept = [i for i, name in enumerate(names or [""] * len(dataset)) if name in wanted]
     if len(kept) < 2:
@@ -108,17 +122,21 @@ def mine_pairs(
         "backbone": backbone.name,
         "fingerprint": backbone.fingerprint,
         "size": size,
+        "by": by,
     }
     parts = output.with_name(output.name + ".parts")
     with lock_folder(parts):
         claim_folder(parts / "about.json", about, holds="embeddings")
-        embeddings, readable = _embed_all(dataset, kept, backbone.to(device), parts, size, batch_size, quiet)
-        rows = torch.tensor(kept)[readable]
+        describe = partial(DESCRIBE[by], backbone.to(device))
+        embeddings, readable = _embed_all(dataset, kept, describe, device, parts, size, batch_size, quiet)
+        embeddings, rows = embeddings[readable], torch.tensor(kept)[readable]
+        if by == "structure":  # all layouts are much alike: what is in the middle of one is, more often than not
+            embeddings = embeddings - embeddings.mean(0)
         groups = None
-        if across_labels and names is not None:
+        if names is not None and (across_labels or within_labels):
             groups = torch.from_numpy(np.unique(np.array(names), return_inverse=True)[1])[rows]
         nearest, cosine = nearest_neighbors(
-            embeddings[readable], neighbors, not_among=groups, device=device, quiet=quiet
+            embeddings, neighbors, groups=groups, across=across_labels, device=device, quiet=quiet
         )
         is_neighbor = cosine > -torch.inf
         if not is_neighbor.any():
@@ -127,7 +145,7 @@ def mine_pairs(
             )
         structure = rows[:, None].expand_as(nearest)[is_neighbor]
         appearance, similarity = rows[nearest[is_neighbor]], cosine[is_neighbor]
-        about["across_labels"] = across_labels
+        about |= {"across_labels": across_labels, "within_labels": within_labels}
         write_mined_pairs(output, MinedPairs(structure.numpy(), appearance.numpy(), similarity.numpy(), about))
         for file in parts.iterdir():
             if file.name != LOCK:
@@ -148,7 +166,8 @@ def nearest_neighbors(
     embeddings: Tensor,
     count: int,
     *,
-    not_among: Tensor | None = None,
+    groups: Tensor | None = None,
+    across: bool = False,
     device: torch.device | str = "cpu",
     quiet: bool = True,
 ) -> tuple[Tensor, Tensor]:
@@ -157,13 +176,14 @@ def nearest_neighbors(
     Args:
         embeddings: `(N, D)` float32, of any length but zero. Stays where it is; blocks move to `device`.
         count: neighbors of each, at most.
-        not_among: `(N,)` group of each; neighbors come from other groups only.
+        groups: `(N,)` group of each; neighbors come from the same only, or from others only if `across`.
 
     Returns:
         Indices `(N, K)` and cosines `(N, K)`, falling, with K = min(count, N - 1); a cosine of -inf where an image
         has fewer neighbors.
     """
     directions = F.normalize(embeddings, dim=-1)
+    groups = None if groups is None else groups.to(device)
     total = len(directions)
     count = min(count, max(1, total - 1))
     index = torch.zeros(total, count, dtype=torch.int64)
@@ -179,9 +199,9 @@ def nearest_neighbors(
                 diagonal = torch.arange(len(rows), device=device) + top - left
                 inside = (diagonal >= 0) & (diagonal < block.shape[1])
                 excluded[inside.nonzero()[:, 0], diagonal[inside]] = True  # rounding may leave self just below
-                if not_among is not None:
-                    groups = not_among.to(device)
-                    excluded |= groups[top : top + ROWS, None] == groups[None, left : left + COLUMNS]
+                if groups is not None:
+                    same = groups[top : top + ROWS, None] == groups[None, left : left + COLUMNS]
+                    excluded |= same if across else ~same
                 block.masked_fill_(excluded, -torch.inf)
                 values, places = block.topk(min(count, block.shape[1]))
                 best, order = torch.cat([best, values], 1).topk(count)
@@ -193,9 +213,16 @@ def nearest_neighbors(
 
 @torch.inference_mode()
 def _embed_all(
-    dataset: Any, kept: Sequence[int], backbone: ViTFeatures, parts: Path, size: int, batch_size: int, quiet: bool
+    dataset: Any,
+    kept: Sequence[int],
+    describe: Describe,
+    device: torch.device | str,
+    parts: Path,
+    size: int,
+    batch_size: int,
+    quiet: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Deepest [CLS] tokens (N, D) of the images kept, and which of them could be read (N,)."""
+    """Descriptors (N, D) of the images kept, and which of them could be read (N,)."""
     embedded: list[tuple[Tensor, Tensor]] = []
     with progress_bar(len(kept), "image", quiet, what="embedding") as bar:
         for start in range(0, len(kept), PART):
@@ -205,17 +232,19 @@ def _embed_all(
             if part is None:
                 batches = []
                 for first in range(0, len(chunk), batch_size):
-                    batches.append(_embed(dataset, chunk[first : first + batch_size], backbone, size))
+                    batches.append(_embed(dataset, chunk[first : first + batch_size], describe, device, size))
                     bar.update(len(batches[-1][1]))
-                part = torch.cat([cls for cls, _ in batches]), torch.cat([readable for _, readable in batches])
-                _write_part(file, {"cls": part[0], "readable": part[1]})
+                part = torch.cat([found for found, _ in batches]), torch.cat([readable for _, readable in batches])
+                _write_part(file, {"descriptors": part[0], "readable": part[1]})
             else:
                 bar.update(len(chunk))
             embedded.append(part)
-    return torch.cat([cls for cls, _ in embedded]), torch.cat([readable for _, readable in embedded])
+    return torch.cat([found for found, _ in embedded]), torch.cat([readable for _, readable in embedded])
 
 
-def _embed(dataset: Any, indices: Sequence[int], backbone: ViTFeatures, size: int) -> tuple[Tensor, Tensor]:
+def _embed(
+    dataset: Any, indices: Sequence[int], describe: Describe, device: torch.device | str, size: int
+) -> tuple[Tensor, Tensor]:
     images = torch.zeros(len(indices), 3, size, size, dtype=torch.uint8)
     readable = torch.ones(len(indices), dtype=torch.bool)
     for place, index in enumerate(indices):
@@ -223,9 +252,7 @@ def _embed(dataset: Any, indices: Sequence[int], backbone: ViTFeatures, size: in
             images[place] = decode(dataset[index], size)
         except ImageError:
             readable[place] = False
-    features = backbone(images.to(backbone.mean.device).float() / 255, cls=True)
-    assert features.cls is not None
-    return features.cls[:, -1].float().cpu(), readable
+    return describe(images.to(device).float() / 255).cpu(), readable
 
 
 def _read_part(file: Path) -> tuple[Tensor, Tensor] | None:
@@ -233,7 +260,7 @@ def _read_part(file: Path) -> tuple[Tensor, Tensor] | None:
         return None
     try:
         with safe_open(file, "pt") as tensors:
-            return tensors.get_tensor("cls"), tensors.get_tensor("readable")
+            return tensors.get_tensor("descriptors"), tensors.get_tensor("readable")
     except SafetensorError as error:
         raise InputError(f"{file}: damaged; delete it to compute it again") from error
 

@@ -16,9 +16,9 @@ from splice_ff.images import SUFFIXES, load_image
 from splice_ff.one_shot.checks import check_size
 from splice_ff.one_shot.model_files import find_model, read_config
 from splice_ff.one_shot.pipeline import SpliceFF
-from splice_ff.one_shot.refine import DECODER, REFINE, refine
+from splice_ff.one_shot.refine import DECODER, refine
 from splice_ff.per_pair.optimize import apply_generator, optimize_pair
-from splice_ff.per_pair.recipes import PRESETS
+from splice_ff.per_pair.recipes import PRESETS, REFINE
 from splice_ff.utils.color import match_colors
 from splice_ff.vit.features import ViTFeatures
 

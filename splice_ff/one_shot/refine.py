@@ -15,28 +15,9 @@ from splice_ff.networks.cross_attention_unet import CrossAttentionUNet
 from splice_ff.one_shot.checks import check_size
 from splice_ff.one_shot.model import OneShotModel
 from splice_ff.per_pair.optimizer import PairOptimizer, PairResult
-from splice_ff.per_pair.recipes import PRESETS, Recipe
+from splice_ff.per_pair.recipes import REFINE, Recipe
 from splice_ff.vit.inputs import ViTInput
 
-REFINE = replace(
-    PRESETS["fast"],
-    steps=100,
-    learning_rate=1e-3,
-    copy_steps=0,
-    views=4,
-    identity_every=4,
-    ema_decay=0.0,
-    patience=0,
-    structure_weight=4.0,
-)
-"""The losses of `fast`, from a generator that knows much already: smaller steps, few views, no averaging.
-
-Chosen by images, judges and edges of three to twelve pairs. With the published weight of the structure, 1, a dog got a
-second face on its forehead, though a judge's mean cosine was higher (0.43 against 0.32); 2 brought colors nearer than
-3 and lost edges, 4 keeps more edges; without random similarities an eye strayed, and with sixteen of them, drawn again
-and again, two noses became rainbows. 1e-3 was the best rate of 5e-4, 1e-3 and 2e-3 by the
-losses of an earlier model.
-"""
 DECODER = ("upsample", "up", "to_rgb", "color_affine", "guide")
 """Parts of the UNet that learn. The others are frozen, so that their maps of an image are computed once. When all
 parts and the appearance tokens learned, steps took longer and two judges' means on 86 pairs were 0.01 higher."""

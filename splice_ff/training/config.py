@@ -79,6 +79,9 @@ class LossConfig(Section):
     color: float = Field(0.0, ge=0)
     """Weight of the distance of an output's colors from its appearance image's, in Lab units; see
     `splice_ff.training.color`. Neither Splice nor SpliceNet has it."""
+    kernel: float = Field(0.0, ge=0)
+    """Weight of the kernel distance of outputs to photographs, in features of `realism_network`; see
+    `splice_ff.training.kernel`. Neither Splice nor SpliceNet has it."""
     realism: float = Field(0.0, ge=0)
     """Weight of an adversarial loss: a discriminator learns beside the generator to tell outputs from photographs; see
     `splice_ff.training.realism`. Neither Splice nor SpliceNet has one."""

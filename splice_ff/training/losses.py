@@ -10,10 +10,12 @@ from torch import Tensor
 
 from splice_ff.losses import Losses, SpliceLoss, Target
 from splice_ff.networks.amortized import AmortizedGenerator, ImageEncoding
+from splice_ff.networks.teachers import Teacher
 from splice_ff.per_pair.augment import random_resolution, same_similarity
 from splice_ff.training.batches import Batch, TeacherBatch
 from splice_ff.training.color import color_loss
 from splice_ff.training.config import LossConfig, TrainingConfig, weight_at
+from splice_ff.training.kernel import KernelDistance
 from splice_ff.training.realism import Realism
 from splice_ff.utils.seeding import seeded_generator
 from splice_ff.vit.features import ViTFeatures
@@ -34,7 +36,9 @@ class PairLosses:
         config: of the run.
         generator: whose encoding of images is wanted.
         backbone: the frozen ViT.
+        network: whose maps the next two look at.
         realism: the discriminator, where there is one.
+        kernel: the distance to photographs, where it is taken.
     """
 
     def __init__(
@@ -42,9 +46,12 @@ class PairLosses:
         config: TrainingConfig,
         generator: AmortizedGenerator,
         backbone: ViTFeatures,
+        network: Teacher | None = None,
         realism: Realism | None = None,
+        kernel: KernelDistance | None = None,
     ) -> None:
-        self.config, self.generator, self.backbone, self.realism = config, generator, backbone, realism
+        self.config, self.generator, self.backbone = config, generator, backbone
+        self.network, self.realism, self.kernel = network, realism, kernel
         self.vit_input = ViTInput(config.loss.vit_size)
 
     def at(self, step: int, vit_input: ViTInput | None = None) -> SpliceLoss:
@@ -64,7 +71,7 @@ class PairLosses:
         return ImageEncoding.from_features(features, self.backbone.prefix_tokens), target
 
     def __call__(self, model: Model, batch: Batch, step: int) -> tuple[Losses, Tensor]:
-        """Splice's losses, and the weighted other terms (of pixels, colors, realism, a teacher), with gradients."""
+        """Splice's losses, and the other terms, weighted: of `LossConfig`, and of a teacher. Both with gradients."""
         count = len(batch.first)
         images = torch.cat([batch.first, batch.second])
         again = batch.identity
@@ -84,13 +91,18 @@ class PairLosses:
         )
         losses = loss.weigh(losses.structure, losses.appearance, batch.identity_weight * losses.identity)
         others = output.new_zeros(())
-        if self.config.loss.pixels:
-            others = others + self.config.loss.pixels * pixels[: 2 * count].pow(4).mean()
-        if self.config.loss.color:
-            others = others + self.config.loss.color * color_loss(output, images.roll(count, 0))
-        if self.realism:
-            cls = encoding.cls[:, -1]
-            others = others + self.realism(images, cls, output, cls.roll(count, 0))
+        weights = self.config.loss
+        if weights.pixels:
+            others = others + weights.pixels * pixels[: 2 * count].pow(4).mean()
+        if weights.color:
+            others = others + weights.color * color_loss(output, images.roll(count, 0))
+        if self.network:
+            photographs, outputs = self.network(images), self.network.maps(output)
+            if self.realism:
+                cls = encoding.cls[:, -1]
+                others = others + self.realism(photographs, cls, outputs, cls.roll(count, 0))
+            if self.kernel:
+                others = others + weights.kernel * self.kernel(photographs, outputs)
         if batch.teacher:
             others = others + self._distilled(model, batch.teacher)
         return losses, others

@@ -1,5 +1,7 @@
 """An adversarial loss, which Splice does not have: a discriminator tells photographs from outputs (`loss.realism`).
 
+It looks at maps of the frozen network that `load_realism_network` gives, as the kernel distance does.
+
 The hinge losses of a discriminator D (arXiv:1705.02894), for a photograph x with its own [CLS] token t(x), and an
 output G(s, a) with the token of the appearance image:
 
@@ -10,6 +12,8 @@ means over places, summed over the scales of `splice_ff.networks.discriminator`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -17,7 +21,7 @@ from torch import Tensor
 
 from splice_ff.errors import InputError
 from splice_ff.networks.discriminator import ProjectedDiscriminator
-from splice_ff.networks.teachers import load_teacher
+from splice_ff.networks.teachers import Teacher, load_teacher
 from splice_ff.training.config import LossConfig
 
 LEARNING_RATE = 1e-3
@@ -25,45 +29,55 @@ LEARNING_RATE = 1e-3
 MAX_GRAD_NORM = 10.0
 
 
+def load_realism_network(settings: LossConfig, device: torch.device) -> Teacher | None:
+    """The frozen network whose maps the discriminator and the kernel distance look at; None if there is neither.
+
+    Raises:
+        InputError: it is not to be had.
+    """
+    if not (settings.realism or settings.kernel):
+        return None
+    try:
+        return load_teacher(settings.realism_network).to(device)
+    except InputError as error:
+        raise InputError(f"loss.realism_network: {error}") from error
+
+
 class Realism:
     """The discriminator, trained beside the generator.
 
     Args:
-        settings: `realism` and `realism_network`.
+        weight: of the loss.
+        channels: of the frozen network's maps, finest first.
         width: D of the backbone's [CLS] tokens.
         accelerator: devices and processes.
-
-    Raises:
-        InputError: a frozen network that is not to be had.
     """
 
-    def __init__(self, settings: LossConfig, width: int, accelerator: Accelerator) -> None:
-        self.weight, self.accelerator = settings.realism, accelerator
-        try:
-            self.network = load_teacher(settings.realism_network).to(accelerator.device)
-        except InputError as error:
-            raise InputError(f"loss.realism_network: {error}") from error
-        self.discriminator = ProjectedDiscriminator(self.network.channels, width).to(accelerator.device)
+    def __init__(self, weight: float, channels: Sequence[int], width: int, accelerator: Accelerator) -> None:
+        self.weight, self.accelerator = weight, accelerator
+        self.discriminator = ProjectedDiscriminator(channels, width).to(accelerator.device)
         trained = [p for p in self.discriminator.parameters() if p.requires_grad]
         adam = torch.optim.AdamW(trained, LEARNING_RATE, betas=(0.0, 0.99), weight_decay=0.0, fused=True)
         self.model, self.adam = accelerator.prepare(self.discriminator, adam)
         self._trained = trained
-        self._seen: tuple[Tensor, Tensor, list[Tensor], Tensor] | None = None
+        self._seen: tuple[int, list[Tensor], Tensor] | None = None
 
-    def __call__(self, photographs: Tensor, own_cls: Tensor, outputs: Tensor, cls: Tensor) -> Tensor:
+    def __call__(
+        self, photographs: Sequence[Tensor], own_cls: Tensor, outputs: Sequence[Tensor], cls: Tensor
+    ) -> Tensor:
         """The generator's loss, weighted; what the discriminator will learn from is remembered for `step`.
 
         Args:
-            photographs: (B, 3, S, S) in [0, 1].
+            photographs: their maps, (B, C, h, w) each, finest first.
             own_cls: their deepest [CLS] tokens, (B, D).
-            outputs: (B', 3, S, S) in [0, 1], with gradient.
+            outputs: maps of outputs, (B', C, h, w), with gradient.
             cls: deepest [CLS] tokens of the appearance images, (B', D).
         """
-        maps = self.network.maps(outputs)
-        self._seen = photographs, own_cls, [scale.detach() for scale in maps], cls
+        both = [torch.cat([x, y.detach()]) for x, y in zip(photographs, outputs, strict=True)]
+        self._seen = len(own_cls), both, torch.cat([own_cls, cls])
         for parameter in self._trained:
             parameter.requires_grad_(False)
-        logits = self.discriminator(maps, cls)  # not the one that exchanges gradients
+        logits = self.discriminator(outputs, cls)  # not the one that exchanges gradients
         for parameter in self._trained:
             parameter.requires_grad_(True)
         return -self.weight * torch.stack([scale.float().mean() for scale in logits]).sum()
@@ -74,11 +88,9 @@ class Realism:
         Gradients that are not finite are left out, in all processes alike.
         """
         assert self._seen is not None
-        photographs, own_cls, output_maps, cls = self._seen
-        count = len(photographs)
+        count, maps, cls = self._seen
         with self.accelerator.autocast():
-            maps = [torch.cat(pair) for pair in zip(self.network(photographs), output_maps, strict=True)]
-            logits = self.model(maps, torch.cat([own_cls, cls]))
+            logits = self.model(maps, cls)
         hinges = [F.relu(1 - x[:count].float()).mean() + F.relu(1 + x[count:].float()).mean() for x in logits]
         loss = torch.stack(hinges).sum()
         self.accelerator.backward(loss)

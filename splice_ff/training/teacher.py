@@ -1,5 +1,7 @@
 """The teacher: pairs that the per-pair optimizer paints, for the amortized generator to learn from (distillation).
 
+It starts from random weights, or refines what a one-shot model paints.
+
 `teach` writes one parquet file a pair, which is whole or absent: a run killed at any time loses the pair it was at.
 `splice_ff.data.teacher_pairs.TeacherPairs` reads them.
 """
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from accelerate import PartialState
+from torch import Tensor
 
 from splice_ff.data.decoding import load_row
 from splice_ff.data.mined_pairs import MinedPairs, read_mined_pairs
@@ -26,6 +29,8 @@ from splice_ff.data.pair_list import PairFiles, read_pairs
 from splice_ff.data.sources import open_dataset
 from splice_ff.data.teacher_pairs import FILES, IMAGES, write_teacher_pair
 from splice_ff.errors import DivergedError, InputError
+from splice_ff.one_shot.model import OneShotModel
+from splice_ff.one_shot.refine import refiner
 from splice_ff.per_pair.optimizer import PairOptimizer
 from splice_ff.per_pair.recipes import Recipe
 from splice_ff.utils.console import progress_bar
@@ -64,6 +69,7 @@ def teach(
     backbone: ViTFeatures,
     recipe: Recipe,
     *,
+    model: OneShotModel | None = None,
     data: str | None = None,
     split: str = "train",
     limit: int | None = None,
@@ -83,6 +89,8 @@ def teach(
         backbone: the frozen ViT, used for all of them.
         recipe: of the optimizer; with a `size`, to which the shorter sides of both images are resized. Of images
             longer than 3:1 the middle is used.
+        model: whose answers are refined, by `recipe.steps` steps of `splice_ff.one_shot.refine` at the model's own
+            size; the images kept are still of `recipe.size`. Without one, every pair starts from random weights.
         data, split: the dataset that a .parquet of pairs counts its rows in, as for `open_dataset`.
         limit: only the first so many pairs.
         seed: of every pair's run.
@@ -100,7 +108,7 @@ def teach(
     # Without a GPU accelerate sees a single process, unless told so.
     state = PartialState(cpu=not torch.cuda.is_available() or torch.device(device or "cuda").type == "cpu")
     with lock_folder(output) if state.is_main_process else nullcontext():
-        _claim(output, source, recipe, backbone, seed)
+        _claim(output, source, recipe, backbone, seed, model)
         if state.is_main_process:
             (output / FAILED).unlink(missing_ok=True)  # what failed is tried again
         state.wait_for_everyone()
@@ -111,6 +119,7 @@ def teach(
                 backbone,
                 recipe,
                 output,
+                model=model,
                 seed=seed,
                 device=state.device if device is None else device,
                 quiet=quiet or not state.is_main_process,
@@ -125,17 +134,26 @@ def paint_pairs(
     recipe: Recipe,
     folder: Path,
     *,
+    model: OneShotModel | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
     quiet: bool = False,
 ) -> TeachReport:
     """Paint pairs into a folder, in this process; see `teach`."""
+    assert recipe.size is not None
+
+    def make_run(structure: Tensor, appearance: Tensor) -> PairOptimizer:
+        if model is not None:
+            return refiner(model, structure, appearance, steps=recipe.steps, seed=seed)
+        return PairOptimizer(structure, appearance, backbone, recipe, seed=seed, device=device)
+
     todo = [task for task in tasks if not (folder / FILES.format(task.name)).exists()]
     skipped, failed, totals = len(tasks) - len(todo), 0, list[float]()
     with progress_bar(len(tasks), "pair", quiet, skipped) as bar:
         for task in todo:
             try:
-                total = _paint(task, backbone, recipe, folder, seed, device)
+                structure, appearance = (load_row(row(), recipe.size) for row in (task.structure, task.appearance))
+                total = _paint(task.name, structure, appearance, make_run, folder)
             except (InputError, DivergedError) as error:
                 failed += 1
                 _note_failure(folder, task.name, error)
@@ -189,34 +207,46 @@ def _tasks(
     return tasks_of_files(read_pairs(pairs)), {"pairs": str(pairs.resolve())}
 
 
-def _claim(folder: Path, source: Mapping[str, str], recipe: Recipe, backbone: ViTFeatures, seed: int) -> None:
+def _claim(
+    folder: Path,
+    source: Mapping[str, str],
+    recipe: Recipe,
+    backbone: ViTFeatures,
+    seed: int,
+    model: OneShotModel | None,
+) -> None:
     """Note in teach.json what the folder's images are made of and how; refuse to mix them with others."""
     how = {k: v for k, v in asdict(recipe).items() if k != "backbone"}
     how |= {"backbone": backbone.name, "backbone_sha256": backbone.fingerprint, "seed": seed}
+    how |= {
+        "model_sha256": model.fingerprint if model else None,
+        "working_size": model.config.size if model else recipe.size,
+    }
     claim_folder(folder / SETTINGS, json.loads(json.dumps({**source, **how})), holds="a teacher's pairs")
 
 
 def _paint(
-    task: TeacherTask, backbone: ViTFeatures, recipe: Recipe, folder: Path, seed: int, device: torch.device | str
+    name: str,
+    structure: Tensor,
+    appearance: Tensor,
+    make_run: Callable[[Tensor, Tensor], PairOptimizer],
+    folder: Path,
 ) -> float:
-    """Paint and write a pair; its total loss."""
-    assert recipe.size is not None
-    structure, appearance = (load_row(row(), recipe.size) for row in (task.structure, task.appearance))
+    """Paint and write a pair of images (3, H, W) uint8; its total loss."""
     start = time.perf_counter()
-    images = [image[None].float() / 255 for image in (structure, appearance)]
-    run = PairOptimizer(images[0], images[1], backbone, recipe, seed=seed, device=device)
+    run = make_run(*(image[None].float() / 255 for image in (structure, appearance)))
     run.run()
     result = run.result()
     output = (result.image[0].clamp(0, 1) * 255).round().to(torch.uint8)
     facts = {
-        "name": task.name,
+        "name": name,
         "losses": result.losses,
         "seconds": time.perf_counter() - start,
         "steps": run.step_count,
         "settings": json.dumps(result.settings),
     }
     kept = dict(zip(IMAGES, (structure, appearance, output), strict=True))
-    write_teacher_pair(folder / FILES.format(task.name), kept, facts)
+    write_teacher_pair(folder / FILES.format(name), kept, facts)
     return float(result.losses["total"])
 
 

@@ -22,8 +22,9 @@ from splice_ff.one_shot.pipeline import SpliceFF
 from splice_ff.training.batches import Batch, TrainingData
 from splice_ff.training.checkpoints import checkpoint_steps
 from splice_ff.training.config import TrainingConfig
+from splice_ff.training.kernel import KernelDistance
 from splice_ff.training.losses import PairLosses
-from splice_ff.training.realism import Realism
+from splice_ff.training.realism import Realism, load_realism_network
 from splice_ff.training.runtime import CONFIG, TrainingLoop, make_accelerator, own_folder
 from splice_ff.utils.averaging import move_average, ramped_decay
 from splice_ff.utils.console import noted_signals
@@ -32,6 +33,8 @@ from splice_ff.vit.weights import load_backbone
 
 FIXED = ("generator", "backbone", "seed")
 """Settings that cannot change when a run goes on."""
+OPTIONAL_LOSSES = ("pixels", "color", "kernel", "realism")
+"""Weights of `LossConfig` that are 0 unless a run asks for them."""
 LEAST_COPY_LOSS = 1e-3
 """A ratio to copying means something only where copying costs more."""
 
@@ -69,7 +72,12 @@ class Trainer:
             self.generator.compile()
             self.backbone.compile()
 
-        self.realism = Realism(config.loss, self.backbone.width, self.accelerator) if config.loss.realism else None
+        network = load_realism_network(config.loss, self.device)
+        self.realism = self.kernel = None
+        if network and config.loss.realism:
+            self.realism = Realism(config.loss.realism, network.channels, self.backbone.width, self.accelerator)
+        if network and config.loss.kernel:
+            self.kernel = KernelDistance(network.channels).to(self.device)
         self.data = TrainingData(config, self.accelerator, quiet)
         adam = torch.optim.AdamW(
             self.generator.parameters(), betas=(0.9, 0.99), weight_decay=optimizer.weight_decay, fused=True
@@ -77,6 +85,8 @@ class Trainer:
         modules: dict[str, nn.Module] = {"model": self.generator, "average": self.average}
         if self.realism:
             modules["discriminator"] = self.realism.discriminator
+        if self.kernel:
+            modules["kernel"] = self.kernel
         self.loop = TrainingLoop(
             config.output, self.accelerator, modules, adam, optimizer, run,
             unit="pairs", checkpoint_every=run.checkpoint_every, quiet=quiet,
@@ -84,7 +94,7 @@ class Trainer:
             other_optimizers={"discriminator_optimizer": self.realism.adam.optimizer} if self.realism else {},
         )  # fmt: skip
         self.loop.log.skipped_images = self.data.unreadable
-        self.pair_losses = PairLosses(config, self.generator, self.backbone, self.realism)
+        self.pair_losses = PairLosses(config, self.generator, self.backbone, network, self.realism, self.kernel)
         self.was_interrupted = False
         """Whether ctrl-C ended the run; SIGTERM, as schedulers send it, is an ordinary end."""
 
@@ -151,7 +161,7 @@ class Trainer:
                 if self.realism:
                     discriminator_loss += self.realism.step() / optimizer.gradient_accumulation_steps
             pairs, skipped = pairs + len(batch.first), skipped + batch.skipped
-        has_others = self.config.distill or self.config.loss.pixels or self.config.loss.color or self.realism
+        has_others = self.config.distill or any(getattr(self.config.loss, name) for name in OPTIONAL_LOSSES)
         names = ("total", "structure", "appearance", "identity", *(["others"] if has_others else []))
         means = dict(zip(names, sums.tolist(), strict=False))
         if self.realism:
@@ -226,7 +236,6 @@ class Trainer:
         if not self.accelerator.is_main_process:
             return
         data, loss = self.config.data, self.config.loss
-        optional = ("pixels", "color", "realism")
         facts = {
             "steps": self.loop.step_count,
             "directed pairs seen": 2 * self.loop.progress.seen,
@@ -241,10 +250,11 @@ class Trainer:
             "loss": {
                 "weights": {
                     name: getattr(loss, name)
-                    for name in ("structure", "appearance", "identity", *optional)
-                    if getattr(loss, name) or name not in optional
+                    for name in ("structure", "appearance", "identity", *OPTIONAL_LOSSES)
+                    if getattr(loss, name) or name not in OPTIONAL_LOSSES
                 },
                 **({"realism": f"a discriminator on feature maps of {loss.realism_network}"} if loss.realism else {}),
+                **({"kernel": f"in features of {loss.realism_network}"} if loss.kernel else {}),
                 **{f"held-out {name}": value for name, value in (held_out or {}).items()},
             },
         }

@@ -42,7 +42,7 @@ def test_neighbors_are_exact_whatever_the_blocks(monkeypatch, blocks):
     embeddings = torch.randn(53, 8, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 54)[:, None]
     embeddings[20] = 3 * embeddings[41]  # copies
     for groups in (None, torch.arange(53) % 3):
-        index, cosine = nearest_neighbors(embeddings, 5, not_among=groups)
+        index, cosine = nearest_neighbors(embeddings, 5, groups=groups, across=True)
         expected = brute_force(embeddings, 5, groups)
         either = [i.where(i != 41, 20) for i in (index, expected[0])]  # of copies any one may come first
         assert torch.equal(*either)
@@ -104,6 +104,37 @@ def test_labels_and_across_labels(rows, tiny_backbone, tmp_path):
     mine(rows, tiny_backbone(), tmp_path / "b.parquet", across_labels=True)
     across = read_mined_pairs(tmp_path / "b.parquet")
     assert all(((across.of(i) < 6) != (i < 6)).all() and len(across.of(i)) == 3 for i in range(12) if i != 5)
+    mine(rows, tiny_backbone(), tmp_path / "c.parquet", within_labels=True)
+    within = read_mined_pairs(tmp_path / "c.parquet")
+    assert all(((within.of(i) < 6) == (i < 6)).all() and len(within.of(i)) == 3 for i in range(12) if i != 5)
+
+
+def shapes(left, color):
+    """A square in a corner, of one color, on noise."""
+    image = noise_image(left + color[0], 24, 24).resize((96, 96))
+    image.paste(color, (56, 56, 96, 96) if left % 2 else (0, 0, 40, 40))
+    return image
+
+
+def test_neighbors_by_structure_are_laid_out_alike_whatever_their_colors(tmp_path, tiny_backbone):
+    """Squares at top left and at bottom right, in two colors: by structure the corner decides."""
+    rows = []
+    for i in range(8):
+        shapes(i, ((200, 30, 40), (40, 60, 210))[i // 4]).save(file := BytesIO(), "PNG")
+        rows.append({"bytes": file.getvalue(), "path": None})
+    features = datasets.Features({"image": datasets.Image(decode=False)})
+    datasets.Dataset.from_dict({"image": rows}, features=features).to_parquet(tmp_path / "rows.parquet")
+    mine(str(tmp_path / "rows.parquet"), tiny_backbone(), tmp_path / "pairs.parquet", by="structure")
+    pairs = read_mined_pairs(tmp_path / "pairs.parquet")
+    assert all((pairs.of(i) % 2 == i % 2).all() for i in range(8))
+    assert pairs.about["by"] == "structure"
+
+
+def test_descriptors_and_labels_that_cannot_be(rows, tiny_backbone, tmp_path):
+    with pytest.raises(InputError, match="unknown descriptor 'color'; neighbors are found by appearance or by"):
+        mine(rows, tiny_backbone(), tmp_path / "pairs.parquet", by="color")
+    with pytest.raises(InputError, match="across labels, or within labels"):
+        mine(rows, tiny_backbone(), tmp_path / "pairs.parquet", across_labels=True, within_labels=True)
 
 
 def test_interrupted_run_goes_on_where_it_was(rows, tiny_backbone, tmp_path, monkeypatch):

@@ -47,7 +47,7 @@ def test_both_sides_minimize_the_hinge_losses(start):
     _, others = trainer.losses(batch)
     images = torch.cat([batch.first, batch.second])
     cls = trainer.pair_losses.encode_images(images)[0].cls[:, -1]
-    maps = trainer.realism.network(images)  # an untrained generator copies: outputs are the photographs
+    maps = trainer.pair_losses.network(images)  # an untrained generator copies: outputs are the photographs
     own = trainer.realism.discriminator(maps, cls)
     other = trainer.realism.discriminator(maps, cls.roll(len(batch.first), 0))
     assert others.item() == pytest.approx(-0.5 * sum(x.mean() for x in other).item(), rel=1e-3, abs=1e-5)
@@ -91,8 +91,8 @@ def test_a_generator_follows_its_discriminator(start):
 def test_gradients_that_are_not_finite_leave_it_as_it_was(start):
     trainer = start()
     trainer.losses(next(trainer.data.batches(0)))
-    photographs, own, maps, cls = trainer.realism._seen
-    trainer.realism._seen = photographs, own, [scale * float("nan") for scale in maps], cls
+    count, maps, cls = trainer.realism._seen
+    trainer.realism._seen = count, [scale * float("nan") for scale in maps], cls
     before = state(trainer.realism.discriminator)
     trainer.realism.step()
     assert torch.equal(state(trainer.realism.discriminator), before)

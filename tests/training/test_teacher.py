@@ -12,17 +12,21 @@ import pytest
 import torch
 from PIL import Image
 from support.checkpoint_files import CONFIG, checkpoint_folder
+from support.one_shot_model import make_model
+from torchvision.transforms.v2.functional import pil_to_tensor
 from typer.testing import CliRunner
 
 from splice_ff.cli import app
+from splice_ff.commands import teach as teach_command
 from splice_ff.data import teacher_pairs
 from splice_ff.data.decoding import load_row
 from splice_ff.data.mined_pairs import MinedPairs
 from splice_ff.data.sources import open_dataset
 from splice_ff.data.teacher_pairs import TeacherPairs, read_teacher_pair, write_teacher_pair
 from splice_ff.errors import DivergedError, InputError
+from splice_ff.one_shot.refine import refine
 from splice_ff.per_pair.optimizer import PairOptimizer
-from splice_ff.per_pair.recipes import PRESETS, make_recipe
+from splice_ff.per_pair.recipes import PRESETS, REFINE, make_recipe
 from splice_ff.training import teacher
 from splice_ff.training.teacher import paint_pairs, tasks_of_dataset, teach
 from splice_ff.utils.run_folder import lock_folder
@@ -275,6 +279,40 @@ def test_a_folder_without_pairs_and_a_damaged_file(squares, tmp_path):
     (tmp_path / "pair-0.parquet").write_bytes(b"PAR1")
     with pytest.raises(InputError, match=r"pair-0\.parquet: damaged"):
         pairs[0]
+
+
+@pytest.fixture
+def one_shot(tiny_backbone):
+    """A one-shot model that works at 64 px."""
+    return make_model(tiny_backbone(depth=2))
+
+
+def test_a_model_is_refined_at_its_size_and_kept_at_the_other(one_shot, tmp_path, pairs):
+    recipe = replace(REFINE, steps=2, size=80)
+    report = teach(pairs, tmp_path / "made", one_shot.backbone, recipe, model=one_shot, device="cpu", quiet=True)
+    assert report.painted == 3
+    row = pyarrow.parquet.read_table(tmp_path / "made" / "pair-a.parquet").to_pylist()[0]
+    images = [Image.open(BytesIO(row[name]["bytes"])) for name in ("structure", "appearance", "output")]
+    assert [min(image.size) for image in images] == [80, 80, 80] and images[0].size == images[2].size
+    structure, appearance, output = (pil_to_tensor(image)[None] / 255 for image in images)
+    refined = refine(one_shot, structure, appearance, steps=2)
+    assert (refined.image - output).abs().max() <= 0.51 / 255
+    assert row["losses"]["total"] == pytest.approx(refined.losses["total"], rel=1e-3)
+    how = json.loads((tmp_path / "made" / "teach.json").read_text())
+    assert how["model_sha256"] == one_shot.fingerprint and how["working_size"] == 64 and how["steps"] == 2
+    with pytest.raises(InputError, match="teacher's pairs"):  # not mixed with those from random weights
+        teach(pairs, tmp_path / "made", one_shot.backbone, recipe, device="cpu", quiet=True)
+
+
+def test_the_command_refines_a_model(one_shot, tmp_path, pairs, monkeypatch):
+    monkeypatch.setattr(teach_command, "load_model", lambda name, *rest: one_shot)
+    arguments = ["teach", pairs, "-o", tmp_path / "made", "--model", "mine", "--device", "cpu", "--limit", "1"]
+    result = CliRunner().invoke(app, [str(a) for a in [*arguments, "--steps", 1, "--size", 64]])
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "made" / "teach.json").read_text())["structure_weight"] == REFINE.structure_weight
+    for option in ("--preset", "--backbone"):
+        result = CliRunner().invoke(app, [str(a) for a in [*arguments, option, "fast"]])
+        assert result.exit_code == 2 and "its own backbone" in result.stderr
 
 
 @pytest.fixture
