@@ -44,14 +44,14 @@ def appearance_views(images: Tensor, generator: Generator) -> Tensor:
     return _square_crops(cat([_flip(image, generator) for image in images.split(1)]), generator)
 
 
-def same_similarity(batches: list[Tensor], generator: Generator) -> list[Tensor]:
+def same_similarity(batches: list[Tensor], generator: Generator, least_zoom: float = LEAST_ZOOM) -> list[Tensor]:
     """One random flip, rotation, zoom and shift of all the batches, each (B, 3, H, W), of one size; that size is kept.
 
     A pattern that is locked to the ViT's patch grid matches one view and fails in the next (expectation over
     transformation: Athalye et al., arXiv 1707.07397). Where a rotated view reaches beyond the image, it is mirrored.
     """
     height, width = batches[0].shape[-2:]
-    zoom = _uniform(LEAST_ZOOM, 1, generator)
+    zoom = _uniform(least_zoom, 1, generator)
     angle = math.radians(_uniform(-MOST_DEGREES, MOST_DEGREES, generator))
     across = -1 if _happens(FLIP_PROBABILITY, generator) else 1
     cos, sin, aspect = zoom * math.cos(angle), zoom * math.sin(angle), width / height

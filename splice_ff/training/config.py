@@ -92,9 +92,11 @@ class LossConfig(Section):
     """The identity loss is taken on every so many-th pair of a batch: it costs as much as the other two."""
     vit_size: int = Field(224, ge=32, le=4096)
     """Shorter side, in pixels, of what the ViT sees."""
-    views: Literal["crop", "similarity"] = "crop"
+    views: Literal["crop", "similarity", "similarities"] = "crop"
     """What output and images go through alike before the ViT: a random crop; or a random flip, rotation, zoom and shift
-    at random resolution, which no pattern locked to the patch grid survives (`splice_ff.per_pair.augment`)."""
+    at random resolution, which no pattern locked to the patch grid survives (`splice_ff.per_pair.augment`). With
+    `similarities` the [CLS] that is wanted is of another, wider similarity of the appearance image, so that it cannot
+    ask for eyes where that image has them. It costs another forward pass of the ViT."""
     crop: float = Field(0.9, gt=0, le=1)
     """Smallest side of the crop, as a share."""
 

@@ -24,6 +24,8 @@ from splice_ff.vit.spec import LossWeights
 
 Model = Callable[..., Tensor]
 """The generator as accelerate wraps it."""
+LEAST_APPEARANCE_ZOOM = 0.65
+"""Of the view that gives the [CLS] wanted: things in it stand up to a sixth of the image from where they were."""
 
 
 class PairLosses:
@@ -81,11 +83,15 @@ class PairLosses:
         vit_input, (output_view, same_view, image_view) = self.views(step, output, same, images)
         if image_view is not images:
             _, target = self.encode_images(image_view, vit_input)
+        look = target.cls
+        if self.config.loss.views == "similarities":
+            _, other = self.encode_images(self.appearance_view(step, images), vit_input)
+            look = other.cls
         loss = self.at(step, vit_input)
         losses = loss(
             output_view,
             structure=target,
-            appearance=Target(target.keys, target.cls.roll(count, 0)),
+            appearance=Target(target.keys, look.roll(count, 0)),
             identity=same_view if len(same) else None,
             identity_target=Target(target.keys[again], target.cls[again]),
         )
@@ -113,7 +119,7 @@ class PairLosses:
         The same in all processes, and in a run that was resumed. Batches that are seen whole come back as they are.
         """
         settings, random = self.config.loss, seeded_generator(self.config.seed, step)
-        if settings.views == "similarity":
+        if settings.views != "crop":
             vit_input = random_resolution(self.vit_input, random)
             return vit_input, same_similarity(list(batches), random)
         if settings.crop == 1:
@@ -123,6 +129,11 @@ class PairLosses:
         size = round(side * share)
         top, left = torch.randint(side - size + 1, (2,), generator=random).tolist()
         return self.vit_input, [images[..., top : top + size, left : left + size] for images in batches]
+
+    def appearance_view(self, step: int, images: Tensor) -> Tensor:
+        """Images (B, 3, S, S) under a similarity of their own: how they look, wherever things stand in them."""
+        random = seeded_generator(self.config.seed, step, 1)
+        return same_similarity([images], random, LEAST_APPEARANCE_ZOOM)[0]
 
     def _distilled(self, model: Model, teacher: TeacherBatch) -> Tensor:
         """Towards the per-pair teacher's images: by pixels, and by deepest keys."""
