@@ -218,8 +218,14 @@ def test_command(tmp_path):
     assert result.exit_code == 0, result.output
     assert "1 images could not be read" in result.output and "10 pairs, for 5 of 6 images" in result.output
     assert len(read_mined_pairs(output).appearance) == 10
+    result = CliRunner().invoke(app, [*words, "--by", "structure", "--within-labels"])
+    assert result.exit_code == 0, result.output
+    pairs = read_mined_pairs(output)
+    assert pairs.about["by"] == "structure" and pairs.about["within_labels"] and not pairs.about["across_labels"]
     for change, message in (
         (["--split", "x"], "has no split 'x', but train"),
+        (["--by", "color"], "unknown descriptor 'color'"),
+        (["--across-labels", "--within-labels"], "across labels, or within labels"),
         (["-o", "pairs.csv"], "written as .parquet"),
     ):
         result = CliRunner().invoke(app, [*words, *change])
