@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 import yaml
 from support.checkpoint_files import CONFIG, checkpoint_folder
-from torch.nn import functional as F
 
 from splice_ff.images import save_image
+from splice_ff.networks.teachers import Teacher
 from splice_ff.training.config import load_config
 
 CONFIGS = Path(__file__).parents[2] / "train" / "configs"
@@ -57,3 +58,15 @@ def log_lines(output: Path, kind: str = "train") -> dict[int, dict]:
     """Lines of a run's log by step; of a step taken twice, the later."""
     lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
     return {line["step"]: line for line in lines if line["kind"] == kind}
+
+
+class _Colors(torch.nn.Module):
+    """Two maps: colors of places, fine and coarse."""
+
+    def forward(self, images):
+        return [F.avg_pool2d(images, side) for side in (4, 8)]
+
+
+def color_network():
+    """A frozen network for `loss.realism` and `loss.kernel` that needs no weights."""
+    return Teacher(_Colors(), [3, 3], (0.5,) * 3, (0.5,) * 3)

@@ -4,11 +4,9 @@ import datasets
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from support.training_setup import log_lines, read_config, write_run
-from torch.nn import functional as F
+from support.training_setup import color_network, log_lines, read_config, write_run
 
 from splice_ff.evaluation.judges import kernel_distance
-from splice_ff.networks.teachers import Teacher
 from splice_ff.training import kernel as module
 from splice_ff.training import realism
 from splice_ff.training.kernel import KernelDistance
@@ -64,19 +62,12 @@ def test_the_oldest_are_forgotten_and_nothing_keeps_a_graph():
     torch.testing.assert_close(loss.photographs[places], newest)
 
 
-class Colors(torch.nn.Module):
-    """A frozen network with two maps: colors of places, fine and coarse."""
-
-    def forward(self, images):
-        return [F.avg_pool2d(images, side) for side in (4, 8)]
-
-
 @pytest.fixture
 def start(tmp_path, vit_state, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(module, "FEWEST", 4)
-    teacher = Teacher(Colors(), [3, 3], (0.5,) * 3, (0.5,) * 3)
-    monkeypatch.setattr(realism, "load_teacher", lambda name: teacher)
+    network = color_network()
+    monkeypatch.setattr(realism, "load_teacher", lambda name: network)
 
     def make(*overrides):
         for state in (AcceleratorState, GradientState, PartialState):

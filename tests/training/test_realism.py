@@ -6,27 +6,19 @@ import datasets
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from support.training_setup import log_lines, read_config, write_run
+from support.training_setup import color_network, log_lines, read_config, write_run
 from torch.nn import functional as F
 
 from splice_ff import InputError
-from splice_ff.networks.teachers import Teacher
 from splice_ff.training import realism as module
 from splice_ff.training.trainer import Trainer
-
-
-class Colors(torch.nn.Module):
-    """A frozen network with two maps: colors of places, fine and coarse."""
-
-    def forward(self, images):
-        return [F.avg_pool2d(images, side) for side in (4, 8)]
 
 
 @pytest.fixture
 def start(tmp_path, vit_state, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    teacher = Teacher(Colors(), [3, 3], (0.5,) * 3, (0.5,) * 3)
-    monkeypatch.setattr(module, "load_teacher", lambda name: teacher)
+    network = color_network()
+    monkeypatch.setattr(module, "load_teacher", lambda name: network)
 
     def make(*overrides, name="job"):
         for state in (AcceleratorState, GradientState, PartialState):
