@@ -18,8 +18,6 @@ from splice_ff.per_pair.optimizer import PairOptimizer, PairResult
 from splice_ff.per_pair.recipes import REFINE, Recipe
 from splice_ff.vit.inputs import ViTInput
 
-COARSE_SHARE = 0.7
-"""Of the steps, where the size is larger than the model's: so many work at the model's, which costs less."""
 DECODER = ("upsample", "up", "to_rgb", "color_affine", "guide")
 """Parts of the UNet that learn. The others are frozen, so that their maps of an image are computed once. When all
 parts and the appearance tokens learned, steps took longer and two judges' means on 86 pairs were 0.01 higher."""
@@ -70,13 +68,7 @@ def refiner(
     if model.dtype != torch.float32:  # steps are smaller than what half precision can tell apart
         model = copy.deepcopy(model).float()
     recipe: Recipe = replace(
-        REFINE,
-        steps=steps,
-        size=size,
-        coarse_steps=round(steps * COARSE_SHARE) if size > model.config.size else 0,
-        coarse_size=model.config.size,
-        backbone=model.backbone.name,
-        vit_input=ViTInput(model.config.vit_size),
+        REFINE, steps=steps, size=size, backbone=model.backbone.name, vit_input=ViTInput(model.config.vit_size)
     )
     generator = PairGenerator(model, model.embed(appearance))
     return PairOptimizer(

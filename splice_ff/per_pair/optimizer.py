@@ -7,7 +7,7 @@ import copy
 import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -140,7 +140,6 @@ class PairOptimizer(SteppedRun[Losses]):
 
         self.whole_structure, self.whole_appearance = self._encode(self.structure, self.appearance)
         self.appearance_bank = [self._encode(self._draw_appearance())[0] for _ in range(recipe.views)]
-        self.coarse_structure, *self.coarse_bank = map(self._coarse, [self.whole_structure, *self.appearance_bank])
 
     # -- one step -----------------------------------------------------------------------------------------------
 
@@ -212,15 +211,7 @@ class PairOptimizer(SteppedRun[Losses]):
             structure = structure_views(self.structure, self.random, self.recipe.jitter_in_8_bits)
             return self._encode(structure, self._draw_appearance())
         i = int(torch.randint(self.recipe.views, (), generator=self.random))
-        if self.step_count < self.recipe.coarse_steps:
-            return [self.coarse_structure, self.coarse_bank[i]]
         return [self.whole_structure, self.appearance_bank[i]]
-
-    def _coarse(self, view: _View) -> _View:
-        """The same view with fewer pixels, if the first steps take them; the ViT resizes either."""
-        size = self.recipe.coarse_size
-        is_larger = self.recipe.coarse_steps and min(view.images.shape[-2:]) > size
-        return replace(view, images=working_size(view.images, size)) if is_larger else view
 
     def _draw_appearance(self) -> Tensor:
         return appearance_views(self.appearance, self.random)

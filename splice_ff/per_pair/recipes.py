@@ -59,9 +59,6 @@ class Recipe:
     generator: Generator
     vit_input: ViTInput = field(default_factory=ViTInput)
     """How images become what the losses see."""
-    coarse_steps: int = 0
-    """So many steps at first work on both images at `coarse_size`, where that is less; not with new views (0)."""
-    coarse_size: int = 128
     structure_weight: float = 1.0
     """Of the structure loss: 1 as published. At 0.7 `fast` comes nearer to the look and keeps as many edges: see
     docs/results.md."""

@@ -7,8 +7,7 @@ import torch
 from support.one_shot_model import make_model, random_image
 
 from splice_ff.errors import InputError
-from splice_ff.one_shot.refine import DECODER, PairGenerator, refine, refiner
-from splice_ff.per_pair.recipes import REFINE
+from splice_ff.one_shot.refine import DECODER, REFINE, PairGenerator, refine, refiner
 
 
 @pytest.fixture(autouse=True)
@@ -49,25 +48,6 @@ def test_the_result_is_never_worse(model):
     assert (run.preview() - model(structure, appearance, output_type="pt")).abs().max() > 0.01
     assert run.result().step == 0
     assert torch.equal(run.result().image, model(structure, appearance, output_type="pt"))
-
-
-@pytest.mark.parametrize(("size", "sides"), [(64, [64] * 10), (96, [64] * 7 + [96] * 3)])
-def test_above_the_models_size_the_first_steps_work_at_it(model, size, sides):
-    run = refiner(model, random_image(1, 120, 150), random_image(2, 130, 110), steps=10, size=size)
-    seen, generate = [], run.generate
-
-    def watched(images):
-        seen.append(min(images.shape[-2:]))
-        return generate(images)
-
-    run.generate = watched
-    while not run.done:
-        before = len(seen)
-        run.step()
-        assert len({*seen[before:]}) == 1, "structure and appearance alike"
-        seen[before:] = seen[before : before + 1]
-    assert seen == sides
-    assert run.result().image.shape == (1, 3, 120, 150)
 
 
 def test_the_model_is_left_as_it_is(model):
