@@ -5,6 +5,7 @@ import torch
 from support.training_setup import read_config, write_run
 
 from splice_ff.evaluation.image_metrics import color_distance
+from splice_ff.training import color
 from splice_ff.training.color import color_loss
 from splice_ff.training.trainer import Trainer
 from splice_ff.utils.seeding import seeded_generator
@@ -23,10 +24,22 @@ def test_places_do_not_count_and_colors_do(images):
     assert color_loss(images * 0.5, images).item() > 5
 
 
-def test_it_is_the_distance_that_the_evaluation_reports(images):
+def test_its_first_term_is_the_distance_that_the_evaluation_reports(images, monkeypatch):
+    monkeypatch.setattr(color, "FAR", 1e9)
     other = images**2
     expected = sum(color_distance(a[None], b[None]) for a, b in zip(images, other, strict=True)) / 2
     assert color_loss(images, other).item() == pytest.approx(expected, rel=0.1)
+
+
+def test_a_few_far_colors_cost_more_than_many_near_ones():
+    """One pixel in 64, gray for magenta, against a shift of all pixels that moves the first term as much."""
+    gray = torch.full((1, 3, 64, 64), 0.5)
+    far = gray.clone()
+    far[:, :, :8, :8] = torch.tensor([1.0, 0.0, 1.0]).view(1, 3, 1, 1)
+    first_term = color_distance(far, gray)
+    near = gray + 0.02
+    assert color_distance(near, gray) > first_term
+    assert color_loss(far, gray) > 2 * color_loss(near, gray)
 
 
 def test_a_fine_pattern_looks_like_its_mean():
