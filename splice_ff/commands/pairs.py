@@ -61,9 +61,10 @@ def pairs(
         check_not_input(output, map(Path, [data, *glob(expanduser(data))]))
         check_backbones([backbone], weights)
 
-        from splice_ff.data.mining import check_output, mine_pairs
+        from splice_ff.data.mining import check_choice, check_output, mine_pairs
 
         check_output(output)  # before anything is downloaded
+        check_choice(by, across_labels, within_labels)
         report = mine_pairs(
             data,
             find_backbone(backbone, weights),

@@ -68,4 +68,4 @@ def _print_estimate(settings: TrainingConfig) -> None:
     rate = matmul_rate(device, torch.bfloat16 if settings.run.precision == "bf16" else torch.float32)
     typer.echo("\n".join([*dry_run(settings).lines(rate), f"device               {describe(device)}"]))
     if settings.loss.realism or settings.loss.kernel:
-        typer.echo("not counted          what loss.realism and loss.kernel look through")
+        typer.echo("not counted          the networks of loss.realism and loss.kernel")

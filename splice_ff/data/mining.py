@@ -98,14 +98,11 @@ def mine_pairs(
             `<output>.parts/` of a run with other settings.
     """
     check_output(output)
+    check_choice(by, across_labels, within_labels)
     if not 16 <= size <= MAX_SIZE:
         raise InputError(f"size {size}: the ViT sees squares of 16 to {MAX_SIZE} pixels")
     dataset = open_dataset(data, split, quiet=quiet)
     names = label_names(dataset)
-    if by not in DESCRIBE:
-        raise InputError(f"unknown descriptor '{by}'; neighbors are found by {' or by '.join(DESCRIBE)}")
-    if across_labels and within_labels:
-        raise InputError("neighbors are across labels, or within labels; ask for one of them, or for neither")
     if names is None and (labels is not None or across_labels or within_labels):
         raise InputError(
             f"{data}: has no labels, which --label, --across-labels and --within-labels need; put images into folders"
@@ -130,7 +127,7 @@ def mine_pairs(
         describe = partial(DESCRIBE[by], backbone.to(device))
         embeddings, readable = _embed_all(dataset, kept, describe, device, parts, size, batch_size, quiet)
         embeddings, rows = embeddings[readable], torch.tensor(kept)[readable]
-        if by == "structure":  # all layouts are much alike: what is in the middle of one is, more often than not
+        if by == "structure":  # most subjects stand in the middle: what differs from the mean tells layouts apart
             embeddings = embeddings - embeddings.mean(0)
         groups = None
         if names is not None and (across_labels or within_labels):
@@ -160,6 +157,14 @@ def check_output(path: Path) -> None:
     if path.suffix != ".parquet":
         raise InputError(f"{path}: pairs are written as .parquet; choose such a name")
     check_place(path)
+
+
+def check_choice(by: str, across_labels: bool, within_labels: bool) -> None:
+    """Raise InputError unless there are such neighbors."""
+    if by not in DESCRIBE:
+        raise InputError(f"unknown descriptor '{by}'; neighbors are found by {' or by '.join(DESCRIBE)}")
+    if across_labels and within_labels:
+        raise InputError("neighbors are across labels, or within labels; ask for one of them, or for neither")
 
 
 def nearest_neighbors(

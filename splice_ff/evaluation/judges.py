@@ -27,6 +27,7 @@ from splice_ff.evaluation.bootstrap import MIN_PAIRS
 from splice_ff.images import load_image
 from splice_ff.networks.teachers import BUNDLED_IN_PACKAGES, Teacher, load_teacher
 from splice_ff.utils.console import progress_bar
+from splice_ff.utils.kernels import polynomial_kernel
 from splice_ff.vit.spec import BackboneSpec
 
 JUDGES = BUNDLED_IN_PACKAGES
@@ -88,7 +89,7 @@ def kernel_distance(ours: Tensor, theirs: Tensor) -> float:
     ours, theirs = ours.double(), theirs.double()
 
     def mean_kernel(a: Tensor, b: Tensor) -> Tensor:
-        kernel = (a @ b.T / a.shape[1] + 1) ** 3
+        kernel = polynomial_kernel(a, b)
         return (kernel.sum() - kernel.trace()) / (len(a) * (len(a) - 1))
 
     return (mean_kernel(ours, ours) + mean_kernel(theirs, theirs) - 2 * mean_kernel(ours, theirs)).item()

@@ -111,8 +111,7 @@ already, so with smaller steps, few views and no averaging.
 Chosen by images, judges and edges of three to twelve pairs. With the published weight of the structure, 1, a dog got a
 second face on its forehead, though a judge's mean cosine was higher (0.43 against 0.32); 2 brought colors nearer than
 3 and lost edges, 4 keeps more edges; without random similarities an eye strayed, and with sixteen of them, drawn again
-and again, two noses became rainbows. 1e-3 was the best rate of 5e-4, 1e-3 and 2e-3 by the
-losses of an earlier model.
+and again, two noses became rainbows. 1e-3 was the best rate of 5e-4, 1e-3 and 2e-3 by the losses of an earlier model.
 """
 
 

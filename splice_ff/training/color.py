@@ -5,8 +5,8 @@ and its Application to Texture Mixing", 2011):
 
     L_color = mean over directions u of  W_1 + W_2^2 / FAR  of  {<u, Lab(p)>: p in G(s, a)} and {<u, Lab(q)>: q in a}
 
-W_1 is what evaluation measures. To it, a small mouth of a pink that the look has not costs next to nothing; to the
-square of W_2 it costs much.
+W_1 is what evaluation measures. In it, a few pixels of a color that the look lacks, such as a pink mouth, cost next to
+nothing; in the square of W_2 they cost much.
 """
 
 from __future__ import annotations

@@ -86,17 +86,17 @@ class LossConfig(Section):
     """Weight of an adversarial loss: a discriminator learns beside the generator to tell outputs from photographs; see
     `splice_ff.training.realism`. Neither Splice nor SpliceNet has one."""
     realism_network: Name = "efficientnet_lite2"
-    """Frozen network in whose feature maps it looks, as in `distillation.teacher` of a backbone's training. It should
-    not be one that judges the outcome."""
+    """Frozen network whose feature maps these two look at, as in `distillation.teacher` of a backbone's training. It
+    should not be one that judges the outcome."""
     identity_every: Count = 4
     """The identity loss is taken on every so many-th pair of a batch: it costs as much as the other two."""
     vit_size: int = Field(224, ge=32, le=4096)
     """Shorter side, in pixels, of what the ViT sees."""
-    views: Literal["crop", "similarity", "similarities"] = "crop"
+    views: Literal["crop", "similarity", "independent-similarities"] = "crop"
     """What output and images go through alike before the ViT: a random crop; or a random flip, rotation, zoom and shift
     at random resolution, which no pattern locked to the patch grid survives (`splice_ff.per_pair.augment`). With
-    `similarities` the [CLS] that is wanted is of another, wider similarity of the appearance image, so that it cannot
-    ask for eyes where that image has them. It costs another forward pass of the ViT."""
+    `independent-similarities` the [CLS] that is wanted is that of the appearance image under a similarity of its own, a
+    wider one, so that it cannot ask for eyes where that image has them: another forward pass of the ViT."""
     crop: float = Field(0.9, gt=0, le=1)
     """Smallest side of the crop, as a share."""
 

@@ -1,7 +1,7 @@
 """The kernel distance of outputs to photographs, which Splice does not have (`loss.kernel`).
 
 Photographs x and outputs y are drawn alike where the squared MMD of their features vanishes (Gretton et al., "A Kernel
-Two-Sample Test", JMLR 2012). With respect to an output, its gradient is that of the witness function
+Two-Sample Test", JMLR 2012). Up to a factor, its gradient with respect to outputs is that of the witness function
 
     L_kernel = mean over y of  [mean_j k(y, y_j) - mean_j k(y, x_j)]        k(a, b) = (a . b / C + 1)^3
 
@@ -16,6 +16,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+
+from splice_ff.utils.kernels import polynomial_kernel
 
 MEMORY = 1024
 """Photographs and outputs remembered."""
@@ -59,9 +61,5 @@ class KernelDistance(nn.Module):
         mean, deviation = x.mean(0), x.std(0) + 1e-6
         x, y, ours = (((features - mean) / deviation) for features in (x, y, ours))
         maps = zip(*(features.split(self.channels, 1) for features in (ours, y, x)), strict=True)
-        terms = [_kernel(now, outputs).mean() - _kernel(now, photographs).mean() for now, outputs, photographs in maps]
+        terms = [polynomial_kernel(now, y).mean() - polynomial_kernel(now, x).mean() for now, y, x in maps]
         return torch.stack(terms).sum()
-
-
-def _kernel(a: Tensor, b: Tensor) -> Tensor:
-    return (a @ b.T / a.shape[1] + 1) ** 3

@@ -84,7 +84,7 @@ class PairLosses:
         if image_view is not images:
             _, target = self.encode_images(image_view, vit_input)
         look = target.cls
-        if self.config.loss.views == "similarities":
+        if self.config.loss.views == "independent-similarities":
             _, other = self.encode_images(self.appearance_view(step, images), vit_input)
             look = other.cls
         loss = self.at(step, vit_input)

@@ -141,6 +141,8 @@ def paint_pairs(
 ) -> TeachReport:
     """Paint pairs into a folder, in this process; see `teach`."""
     assert recipe.size is not None
+    if model is not None:
+        model.to(device)  # each process its own
 
     def make_run(structure: Tensor, appearance: Tensor) -> PairOptimizer:
         if model is not None:

@@ -109,18 +109,18 @@ def test_labels_and_across_labels(rows, tiny_backbone, tmp_path):
     assert all(((within.of(i) < 6) == (i < 6)).all() and len(within.of(i)) == 3 for i in range(12) if i != 5)
 
 
-def shapes(left, color):
-    """A square in a corner, of one color, on noise."""
-    image = noise_image(left + color[0], 24, 24).resize((96, 96))
-    image.paste(color, (56, 56, 96, 96) if left % 2 else (0, 0, 40, 40))
+def square_on_noise(seed, corner, color):
+    """A square at top left (corner 0) or at bottom right (1)."""
+    image = noise_image(seed, 24, 24).resize((96, 96))
+    image.paste(color, (56, 56, 96, 96) if corner else (0, 0, 40, 40))
     return image
 
 
 def test_neighbors_by_structure_are_laid_out_alike_whatever_their_colors(tmp_path, tiny_backbone):
-    """Squares at top left and at bottom right, in two colors: by structure the corner decides."""
+    """Squares in two corners and two colors: the corner decides."""
     rows = []
     for i in range(8):
-        shapes(i, ((200, 30, 40), (40, 60, 210))[i // 4]).save(file := BytesIO(), "PNG")
+        square_on_noise(i, i % 2, ((200, 30, 40), (40, 60, 210))[i // 4]).save(file := BytesIO(), "PNG")
         rows.append({"bytes": file.getvalue(), "path": None})
     features = datasets.Features({"image": datasets.Image(decode=False)})
     datasets.Dataset.from_dict({"image": rows}, features=features).to_parquet(tmp_path / "rows.parquet")

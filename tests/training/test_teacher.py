@@ -21,6 +21,7 @@ from splice_ff.commands import teach as teach_command
 from splice_ff.data import teacher_pairs
 from splice_ff.data.decoding import load_row
 from splice_ff.data.mined_pairs import MinedPairs
+from splice_ff.data.pair_list import read_pairs
 from splice_ff.data.sources import open_dataset
 from splice_ff.data.teacher_pairs import TeacherPairs, read_teacher_pair, write_teacher_pair
 from splice_ff.errors import DivergedError, InputError
@@ -28,7 +29,7 @@ from splice_ff.one_shot.refine import refine
 from splice_ff.per_pair.optimizer import PairOptimizer
 from splice_ff.per_pair.recipes import PRESETS, REFINE, make_recipe
 from splice_ff.training import teacher
-from splice_ff.training.teacher import paint_pairs, tasks_of_dataset, teach
+from splice_ff.training.teacher import paint_pairs, tasks_of_dataset, tasks_of_files, teach
 from splice_ff.utils.run_folder import lock_folder
 
 RECIPE = replace(make_recipe("fast", steps=2, size=64, precision="fp32"), copy_steps=1, views=1)
@@ -302,6 +303,19 @@ def test_a_model_is_refined_at_its_size_and_kept_at_the_other(one_shot, tmp_path
     assert how["model_sha256"] == one_shot.fingerprint and how["working_size"] == 64 and how["steps"] == 2
     with pytest.raises(InputError, match="teacher's pairs"):  # not mixed with those from random weights
         teach(pairs, tmp_path / "made", one_shot.backbone, recipe, device="cpu", quiet=True)
+
+
+def test_a_model_goes_to_the_device_of_its_process(one_shot, tmp_path, pairs, monkeypatch):
+    seen = []
+
+    def watched(model, *images, **options):
+        seen.append(model.device.type)
+        raise DivergedError("seen enough")
+
+    monkeypatch.setattr(teacher, "refiner", watched)
+    tasks = tasks_of_files(read_pairs(pairs))
+    paint_pairs(tasks, one_shot.backbone, RECIPE, tmp_path, model=one_shot, device="meta", quiet=True)
+    assert seen == ["meta"] * 3
 
 
 def test_the_command_refines_a_model(one_shot, tmp_path, pairs, monkeypatch):

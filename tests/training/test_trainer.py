@@ -86,7 +86,7 @@ def test_the_losses_are_splices_in_both_directions(start):
     assert found.structure.item() == pytest.approx(0, abs=1e-6) and found.identity.item() == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize("views", ["loss.crop=0.5", "loss.views=similarity", "loss.views=similarities"])
+@pytest.mark.parametrize("views", ["loss.crop=0.5", "loss.views=similarity", "loss.views=independent-similarities"])
 def test_the_same_view_of_output_and_structure_is_compared(start, views):
     trainer = start(views)
     losses, _ = trainer.losses(next(trainer.data.batches(0)))
@@ -116,7 +116,7 @@ def test_similarities_are_seen_at_random_resolution(start):
     assert again[0].size == sizes[3] and torch.equal(again[1][0], found[3][1][0]), "a resumed run sees the same"
 
 
-@pytest.mark.parametrize(("views", "is_wanted"), [("similarity", True), ("similarities", False)])
+@pytest.mark.parametrize(("views", "is_wanted"), [("similarity", True), ("independent-similarities", False)])
 def test_a_look_is_wanted_where_it_stands_or_anywhere(start, views, is_wanted):
     """A copy of an image has its [CLS], unless that is taken of a view of its own."""
     trainer = start(f"loss.views={views}")
@@ -128,7 +128,7 @@ def test_a_look_is_wanted_where_it_stands_or_anywhere(start, views, is_wanted):
 
 
 def test_views_of_looks_are_a_steps_own(start):
-    losses = start("loss.views=similarities").pair_losses
+    losses = start("loss.views=independent-similarities").pair_losses
     places = torch.arange(32.0 * 32).view(1, 1, 32, 32).expand(2, 3, -1, -1)
     seen = [losses.appearance_view(step, places) for step in range(8)]
     assert torch.equal(seen[3], losses.appearance_view(3, places)), "a resumed run sees the same"
