@@ -79,6 +79,8 @@ class LossConfig(Section):
     color: float = Field(0.0, ge=0)
     """Weight of the distance of an output's colors from its appearance image's, in Lab units; see
     `splice_ff.training.color`. Neither Splice nor SpliceNet has it."""
+    edges: float = Field(0.0, ge=0)
+    """Weight of edges that the structure image lacks; see `splice_ff.edge_loss`. Splice does not punish them."""
     kernel: float = Field(0.0, ge=0)
     """Weight of the kernel distance of outputs to photographs, in features of `realism_network`; see
     `splice_ff.training.kernel`. Neither Splice nor SpliceNet has it."""

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from splice_ff.edge_loss import edge_loss
 from splice_ff.losses import Losses, SpliceLoss, Target
 from splice_ff.networks.amortized import AmortizedGenerator, ImageEncoding
 from splice_ff.networks.teachers import Teacher
@@ -102,6 +103,8 @@ class PairLosses:
             others = others + weights.pixels * pixels[: 2 * count].pow(4).mean()
         if weights.color:
             others = others + weights.color * color_loss(output, images.roll(count, 0))
+        if weights.edges:
+            others = others + weights.edges * edge_loss(output, images)
         if self.network:
             photographs, outputs = self.network(images), self.network.maps(output)
             if self.realism:

@@ -1,0 +1,62 @@
+"""Edges that the structure image lacks, which Splice does not punish (`loss.edges`, `Recipe.edge_weight`).
+
+A [CLS] token does not say where things are: eyes painted beside the eyes bring it as near as the eyes themselves.
+
+    L_edges = mean over pixels of  max(0, |grad Lab(o)| - c M(|grad Lab(s)|) - ALLOWED) / SCALE
+
+for an output o and its structure image s, where M is the largest within REACH pixels and c, at least 1, is how much more
+contrast the output has: a black and white cat may have stronger edges than the gray one whose place it takes, but
+where that one had some. Edges that are lost cost nothing here; that is what the structure loss is for.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from splice_ff.utils.color import rgb_to_lab
+
+SIDE = 80
+"""Shorter side, in pixels, at which edges are compared: fur and foliage are finer, eyes are not."""
+REACH = 2
+ALLOWED = 2.0
+"""Lab units a pixel: shading and soft markings."""
+SCALE = 10.0
+"""Lab units a pixel, of an edge that is plainly seen."""
+
+
+def edge_loss(outputs: Tensor, structures: Tensor) -> Tensor:
+    """Compare edges.
+
+    Args:
+        outputs, structures: (B, 3, H, W) in [0, 1], of one size.
+
+    Returns:
+        The mean over the batch, a scalar, at least 0.
+    """
+    with torch.autocast(outputs.device.type, enabled=False):  # half precision would make edges of smooth shading
+        ours, theirs = (rgb_to_lab(_small(images.float())) for images in (outputs, structures))
+        contrast = (_contrast(ours.detach()) / _contrast(theirs)).clamp(min=1)
+        known = F.max_pool2d(_gradients(theirs), 2 * REACH + 1, 1, REACH)
+        return F.relu(_gradients(ours) - contrast * known - ALLOWED).mean() / SCALE
+
+
+def _small(images: Tensor) -> Tensor:
+    """(B, 3, H, W) to averages with a shorter side of `SIDE`, or as they are where they have less."""
+    height, width = images.shape[-2:]
+    scale = SIDE / min(height, width)
+    return F.adaptive_avg_pool2d(images, (round(height * scale), round(width * scale))) if scale < 1 else images
+
+
+def _contrast(lab: Tensor) -> Tensor:
+    """Deviation of colors from their mean, (B, 1, 1, 1), in Lab units, and not 0."""
+    return lab.var((2, 3), unbiased=False).sum(1)[:, None, None, None].sqrt() + 1e-3
+
+
+def _gradients(lab: Tensor) -> Tensor:
+    """Length of the gradient of all three channels, (B, 1, H, W), in Lab units a pixel."""
+    padded = F.pad(lab, (1, 1, 1, 1), mode="replicate")
+    across = (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]) / 2
+    down = (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]) / 2
+    return (across**2 + down**2).sum(1, keepdim=True).clamp(min=1e-12).sqrt()
