@@ -17,10 +17,10 @@ from torch import Tensor
 
 from splice_ff.utils.color import rgb_to_lab
 
-SIDE = 80
+SIDE = 40
 """Shorter side, in pixels, at which edges are compared: fur and foliage are finer, eyes are not."""
-REACH = 2
-ALLOWED = 2.0
+REACH = 1
+ALLOWED = 3.0
 """Lab units a pixel: shading and soft markings."""
 SCALE = 10.0
 """Lab units a pixel, of an edge that is plainly seen."""

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from splice_ff.edge_loss import edge_loss
 from splice_ff.errors import DivergedError
 from splice_ff.images import check_images
 from splice_ff.losses import Losses, SpliceLoss, Target
@@ -181,6 +182,8 @@ class PairOptimizer(SteppedRun[Losses]):
                 objective = self.loss.weights.appearance * losses.appearance
             else:  # where identity is taken at every n-th step, it weighs n times as much
                 objective = losses.total + (recipe.identity_every - 1) * self.loss.weights.identity * losses.identity
+            if recipe.edge_weight:
+                objective = objective + recipe.edge_weight * edge_loss(output, structure.images)
             if recipe.whole_every and step % recipe.whole_every == 0:
                 whole = self.whole_structure
                 objective = objective + self.loss(self.generate(whole.images), whole.target, appearance.target).total

@@ -62,6 +62,8 @@ class Recipe:
     structure_weight: float = 1.0
     """Of the structure loss: 1 as published. At 0.7 `fast` comes nearer to the look and keeps as many edges: see
     docs/results.md."""
+    edge_weight: float = 0.0
+    """Of edges that the structure image lacks, see `splice_ff.edge_loss`; 0 as published."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= MAX_STEPS:
