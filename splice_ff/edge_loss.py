@@ -2,11 +2,12 @@
 
 A [CLS] token does not say where things are: eyes painted beside the eyes bring it as near as the eyes themselves.
 
-    L_edges = mean over pixels of  max(0, |grad Lab(o)| - c M(|grad Lab(s)|) - ALLOWED) / SCALE
+    L_edges = mean over pixels of  max(0, |grad Lab(o)| - c M(|grad Lab(s)|) - mean |grad Lab(a)|) / SCALE
 
-for an output o and its structure image s, where M is the largest within REACH pixels and c, at least 1, is how much more
-contrast the output has: a black and white cat may have stronger edges than the gray one whose place it takes, but
-where that one had some. Edges that are lost cost nothing here; that is what the structure loss is for.
+for an output o, its structure image s and its appearance image a. M is the largest within REACH pixels, and c, at least 1,
+is how much more contrast the output has: a black and white cat may have stronger edges than the gray one whose place
+it takes, but where that one had some. The last term lets a look's usual texture be anywhere, though not what stands out
+in it. Edges that are lost cost nothing here; that is what the structure loss is for.
 """
 
 from __future__ import annotations
@@ -17,29 +18,29 @@ from torch import Tensor
 
 from splice_ff.utils.color import rgb_to_lab
 
-SIDE = 40
-"""Shorter side, in pixels, at which edges are compared: fur and foliage are finer, eyes are not."""
-REACH = 1
-ALLOWED = 3.0
-"""Lab units a pixel: shading and soft markings."""
+SIDE = 80
+"""Shorter side, in pixels, at which edges are compared: finer than eyes, coarser than hairs."""
+REACH = 2
 SCALE = 10.0
 """Lab units a pixel, of an edge that is plainly seen."""
 
 
-def edge_loss(outputs: Tensor, structures: Tensor) -> Tensor:
+def edge_loss(outputs: Tensor, structures: Tensor, appearances: Tensor) -> Tensor:
     """Compare edges.
 
     Args:
         outputs, structures: (B, 3, H, W) in [0, 1], of one size.
+        appearances: (B, 3, H', W') in [0, 1].
 
     Returns:
         The mean over the batch, a scalar, at least 0.
     """
     with torch.autocast(outputs.device.type, enabled=False):  # half precision would make edges of smooth shading
-        ours, theirs = (rgb_to_lab(_small(images.float())) for images in (outputs, structures))
+        ours, theirs, looks = (rgb_to_lab(_small(x.float())) for x in (outputs, structures, appearances))
         contrast = (_contrast(ours.detach()) / _contrast(theirs)).clamp(min=1)
         known = F.max_pool2d(_gradients(theirs), 2 * REACH + 1, 1, REACH)
-        return F.relu(_gradients(ours) - contrast * known - ALLOWED).mean() / SCALE
+        usual = _gradients(looks).mean((2, 3), keepdim=True)
+        return F.relu(_gradients(ours) - contrast * known - usual).mean() / SCALE
 
 
 def _small(images: Tensor) -> Tensor:

@@ -183,7 +183,7 @@ class PairOptimizer(SteppedRun[Losses]):
             else:  # where identity is taken at every n-th step, it weighs n times as much
                 objective = losses.total + (recipe.identity_every - 1) * self.loss.weights.identity * losses.identity
             if recipe.edge_weight:
-                objective = objective + recipe.edge_weight * edge_loss(output, structure.images)
+                objective = objective + recipe.edge_weight * edge_loss(output, structure.images, self.appearance)
             if recipe.whole_every and step % recipe.whole_every == 0:
                 whole = self.whole_structure
                 objective = objective + self.loss(self.generate(whole.images), whole.target, appearance.target).total

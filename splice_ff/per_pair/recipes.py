@@ -106,6 +106,7 @@ REFINE = replace(
     ema_decay=0.0,
     patience=0,
     structure_weight=4.0,
+    edge_weight=1.0,
 )
 """What refines a one-shot answer (`splice_ff.one_shot.refine`): the losses of `fast`, from a generator that knows much
 already, so with smaller steps, few views and no averaging.

@@ -104,7 +104,7 @@ class PairLosses:
         if weights.color:
             others = others + weights.color * color_loss(output, images.roll(count, 0))
         if weights.edges:
-            others = others + weights.edges * edge_loss(output, images)
+            others = others + weights.edges * edge_loss(output, images, images.roll(count, 0))
         if self.network:
             photographs, outputs = self.network(images), self.network.maps(output)
             if self.realism:
