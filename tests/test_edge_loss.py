@@ -24,66 +24,84 @@ def structure():
     return disc((60, 60))
 
 
-def test_what_was_there_costs_nothing_in_any_color(structure):
+@pytest.fixture
+def look():
+    """Flat: any edge in an output is the structure's or invented."""
+    return torch.full((1, 3, 160, 160), 0.4)
+
+
+def test_what_was_there_costs_nothing_in_any_color(structure, look):
     tint = torch.tensor([0.9, 0.7, 0.4]).view(1, 3, 1, 1)
-    assert edge_loss(structure, structure).item() == 0
-    assert edge_loss(structure * tint, structure).item() == 0
-    assert edge_loss(1 - structure, structure).item() == pytest.approx(0, abs=1e-3)
-    assert edge_loss(torch.full_like(structure, 0.5), structure).item() == 0
+    assert edge_loss(structure, structure, look).item() == 0
+    assert edge_loss(structure * tint, structure, look).item() == 0
+    assert edge_loss(1 - structure, structure, look).item() == pytest.approx(0, abs=1e-3)
+    assert edge_loss(torch.full_like(structure, 0.5), structure, look).item() == 0
 
 
-def test_a_spot_that_the_structure_lacks_costs_by_its_edge(structure):
+def test_a_spot_that_the_structure_lacks_costs_by_its_edge(structure, look):
     also = torch.minimum(structure, disc((60, 120)))
     larger = torch.minimum(structure, disc((60, 120), radius=24))
     fainter = torch.minimum(structure, disc((60, 120), inside=0.4))
-    assert 0 < edge_loss(fainter, structure) < edge_loss(also, structure) < edge_loss(larger, structure)
+    costs = [edge_loss(output, structure, look).item() for output in (fainter, also, larger)]
+    assert 0 < costs[0] < costs[1] < costs[2]
 
 
-def test_a_spot_of_another_color_and_the_same_lightness_costs_too(structure):
+def test_a_spot_of_another_color_and_the_same_lightness_costs_too(structure, look):
     colored = structure.clone()
     colored[..., 50:70, 110:130] = torch.tensor([0.85, 0.5, 0.5]).view(1, 3, 1, 1)
-    assert edge_loss(colored, structure).item() > 0.005
+    assert edge_loss(colored, structure, look).item() > 0.005
 
 
-def test_more_contrast_throughout_costs_less_than_in_one_place(structure):
+def test_more_contrast_throughout_costs_less_than_in_one_place(structure, look):
     """A gray cat turned black and white has stronger edges, where it had some."""
     stronger = ((structure - 0.5) * 2 + 0.5).clamp(0, 1)
-    assert edge_loss(stronger, structure).item() == pytest.approx(0, abs=1e-3)
+    assert edge_loss(stronger, structure, look).item() == pytest.approx(0, abs=1e-3)
 
 
-def test_fine_texture_and_soft_shading_cost_nothing(structure):
-    random = seeded_generator(0)
-    fur = 0.05 * torch.randn(structure[:, :1].shape, generator=random)
-    shading = torch.linspace(-0.15, 0.15, structure.shape[-1]).expand_as(structure)
-    assert edge_loss(structure + fur, structure).item() == pytest.approx(0, abs=2e-3)
-    assert edge_loss(structure + shading, structure).item() == pytest.approx(0, abs=1e-3)
+def test_a_textured_look_allows_its_texture_anywhere_and_less_of_a_spot(structure, look):
+    noise = 0.2 * torch.randn(1, 1, 80, 80, generator=seeded_generator(0))
+    texture = F.interpolate(noise, scale_factor=2.0)
+    spotted, textured_look = torch.minimum(structure, disc((60, 120))), look + texture
+    assert edge_loss(structure + texture / 2, structure, textured_look) < 0.2 * edge_loss(
+        structure + texture / 2, structure, look
+    )
+    assert 0 < edge_loss(spotted, structure, textured_look) < edge_loss(spotted, structure, look)
 
 
-def test_sizes_agree(structure):
-    also = torch.minimum(structure, disc((60, 120)))
-    twice = [F.interpolate(x, scale_factor=2.0, mode="bilinear") for x in (also, structure)]
-    assert edge_loss(*twice).item() == pytest.approx(edge_loss(also, structure).item(), rel=0.1)
-    wide = [torch.cat([x, x], -1) for x in (also, structure)]
-    assert edge_loss(*wide).item() == pytest.approx(edge_loss(also, structure).item(), rel=0.1)
+def test_sizes_agree(structure, look):
+    spotted = torch.minimum(structure, disc((60, 120)))
+    expected = edge_loss(spotted, structure, look).item()
+    twice = [F.interpolate(x, scale_factor=2.0, mode="bilinear") for x in (spotted, structure)]
+    assert edge_loss(*twice, look).item() == pytest.approx(expected, rel=0.1)
+    wide = [torch.cat([x, x], -1) for x in (spotted, structure)]
+    assert edge_loss(*wide, look[..., :100]).item() == pytest.approx(expected, rel=0.1)
     tiny = torch.rand(1, 3, SIDE // 2, SIDE // 2, generator=seeded_generator(0))
-    assert edge_loss(tiny, tiny).item() == 0
+    assert edge_loss(tiny, tiny, look).item() == 0
+
+
+def test_every_pair_of_a_batch_has_its_own_allowance(structure, look):
+    spotted = torch.minimum(structure, disc((60, 120)))
+    rough = torch.rand(look.shape, generator=seeded_generator(0))
+    alone = [edge_loss(spotted, structure, each) for each in (look, rough)]
+    batch = edge_loss(spotted.repeat(2, 1, 1, 1), structure.repeat(2, 1, 1, 1), torch.cat([look, rough]))
+    assert batch.item() == pytest.approx(sum(alone).item() / 2, rel=1e-4) and alone[0] > alone[1]
 
 
 @pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
-def test_gradients_are_finite_on_flat_images(structure, value):
+def test_gradients_are_finite_on_flat_images(structure, look, value):
     flat = torch.full_like(structure, value).requires_grad_()
-    edge_loss(flat, structure).backward()
+    edge_loss(flat, structure, look).backward()
     assert flat.grad.isfinite().all()
     also = torch.minimum(structure, disc((60, 120))).requires_grad_()
-    edge_loss(also, torch.full_like(structure, value)).backward()
+    edge_loss(also, torch.full_like(structure, value), look).backward()
     assert also.grad.isfinite().all() and also.grad.any()
 
 
-def test_half_precision_does_not_round_it(structure):
+def test_half_precision_does_not_round_it(structure, look):
     also = torch.minimum(structure, disc((60, 120)))
-    expected = edge_loss(also, structure)
+    expected = edge_loss(also, structure, look)
     with torch.autocast("cpu", torch.bfloat16):
-        assert edge_loss(also, structure).item() == expected.item()
+        assert edge_loss(also, structure, look).item() == expected.item()
 
 
 def test_training_takes_it_with_its_weight(tmp_path, vit_state):
@@ -99,7 +117,7 @@ def test_training_takes_it_with_its_weight(tmp_path, vit_state):
 def test_recipes_take_it_with_their_weight(tiny_backbone):
     assert {name: recipe.edge_weight for name, recipe in PRESETS.items()} == {"paper": 0, "fast": 0}
     assert REFINE.edge_weight > 0
-    backbone, structure, appearance = tiny_backbone(), disc((30, 30), side=80), torch.rand(1, 3, 80, 80, generator=seeded_generator(0))
+    backbone, structure, appearance = tiny_backbone(), disc((30, 30), side=80), torch.full((1, 3, 80, 80), 0.4)
 
     class Spots(torch.nn.Module):
         def __init__(self):
@@ -115,5 +133,5 @@ def test_recipes_take_it_with_their_weight(tiny_backbone):
         optimizer = PairOptimizer(structure, appearance, backbone, recipe, generator=Spots())
         for _ in range(3):
             optimizer.step()
-        moved[weight] = edge_loss(structure + optimizer.generator.extra.detach(), structure).item()
+        moved[weight] = edge_loss(structure + optimizer.generator.extra.detach(), structure, appearance).item()
     assert moved[100.0] < moved[0.0]

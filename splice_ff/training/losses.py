@@ -18,6 +18,7 @@ from splice_ff.training.color import color_loss
 from splice_ff.training.config import LossConfig, TrainingConfig, weight_at
 from splice_ff.training.kernel import KernelDistance
 from splice_ff.training.realism import Realism
+from splice_ff.training.texture import texture_loss
 from splice_ff.utils.seeding import seeded_generator
 from splice_ff.vit.features import ViTFeatures
 from splice_ff.vit.inputs import ViTInput
@@ -103,6 +104,8 @@ class PairLosses:
             others = others + weights.pixels * pixels[: 2 * count].pow(4).mean()
         if weights.color:
             others = others + weights.color * color_loss(output, images.roll(count, 0))
+        if weights.texture:
+            others = others + weights.texture * texture_loss(output, images.roll(count, 0))
         if weights.edges:
             others = others + weights.edges * edge_loss(output, images, images.roll(count, 0))
         if self.network:

@@ -1,0 +1,50 @@
+"""The distance of an output's local contrasts from its appearance image's, which Splice does not have (`loss.texture`).
+
+A look is smooth or rough as well as brown or gray, and a [CLS] token says little of it:
+
+    L_texture = mean over scales k of  W_1 of  {B_k(G(s, a))(p)} and {B_k(a)(q)}
+
+where B_k are the bands of a Laplacian pyramid of L* (Burt and Adelson 1983), finest first: each scale without its own blurred
+half. Where contrasts are does not count, nor does what runs along them.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from splice_ff.utils.color import rgb_to_lab
+
+BANDS = 3
+MOST = 80
+"""Places a side that are compared, of each band: every second one of 160."""
+
+
+def texture_loss(outputs: Tensor, appearances: Tensor) -> Tensor:
+    """Compare local contrasts.
+
+    Args:
+        outputs, appearances: (B, 3, S, S) in [0, 1], of one size.
+
+    Returns:
+        The mean over the batch, a scalar, in units of L*.
+    """
+    with torch.autocast(outputs.device.type, enabled=False):  # half precision has coarser steps than fine contrasts
+        lightness = rgb_to_lab(torch.cat([outputs, appearances]).float())[:, :1]
+        distances = []
+        for band in _bands(lightness):
+            step = -(-band.shape[-1] // MOST)
+            ours, theirs = band[..., ::step, ::step].flatten(1).sort(1).values.chunk(2)
+            distances.append((ours - theirs).abs().mean())
+        return torch.stack(distances).mean()
+
+
+def _bands(images: Tensor) -> list[Tensor]:
+    """Bands of a Laplacian pyramid of (B, 1, S, S), at S, S / 2, ... pixels."""
+    bands = []
+    for _ in range(BANDS):
+        half = F.avg_pool2d(images, 2, ceil_mode=True, count_include_pad=False)
+        bands.append(images - F.interpolate(half, images.shape[-2:], mode="bilinear", align_corners=False))
+        images = half
+    return bands
