@@ -2,11 +2,11 @@
 
 A [CLS] token does not say where things are: eyes painted beside the eyes bring it as near as the eyes themselves.
 
-    L_edges = mean over pixels of  max(0, |grad Lab(o)| - c M(|grad Lab(s)|) - mean |grad Lab(a)|) / SCALE
+    L_edges = mean over pixels of  max(0, |grad Lab(o)| - c M(|grad Lab(s)|) - mean |grad Lab(a)| / 2) / SCALE
 
 for an output o, its structure image s and its appearance image a. M is the largest within REACH pixels, and c, at least 1,
 is how much more contrast the output has: a black and white cat may have stronger edges than the gray one whose place
-it takes, but where that one had some. The last term lets a look's usual texture be anywhere, though not what stands out
+it takes, but where that one had some. The last term lets a look's fine texture be anywhere, though not what stands out
 in it. Edges that are lost cost nothing here; that is what the structure loss is for.
 """
 
@@ -40,7 +40,7 @@ def edge_loss(outputs: Tensor, structures: Tensor, appearances: Tensor) -> Tenso
         contrast = (_contrast(ours.detach()) / _contrast(theirs)).clamp(min=1)
         known = F.max_pool2d(_gradients(theirs), 2 * REACH + 1, 1, REACH)
         usual = _gradients(looks).mean((2, 3), keepdim=True)
-        return F.relu(_gradients(ours) - contrast * known - usual).mean() / SCALE
+        return F.relu(_gradients(ours) - contrast * known - usual / 2).mean() / SCALE
 
 
 def _small(images: Tensor) -> Tensor:

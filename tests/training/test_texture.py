@@ -1,0 +1,66 @@
+"""The distance of local contrasts (`loss.texture`): what it sees, its gradients, and what a run takes of it."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support.training_setup import read_config, write_run
+
+from splice_ff.evaluation.image_metrics import texture_distance
+from splice_ff.training.texture import texture_loss
+from splice_ff.training.trainer import Trainer
+from splice_ff.utils.seeding import seeded_generator
+
+
+@pytest.fixture
+def images():
+    coarse = torch.rand(2, 3, 20, 20, generator=seeded_generator(0))
+    return F.interpolate(coarse, 160, mode="bicubic").clamp(0, 1)
+
+
+def rough(images, amount):
+    noise = torch.randn(2, 1, 80, 80, generator=seeded_generator(1))
+    return (images + amount * F.interpolate(noise, 160, mode="bilinear")).clamp(0, 1)
+
+
+def test_places_and_colors_do_not_count_and_contrasts_do(images):
+    gray = images.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+    turned = gray.flip(-1).rot90(1, (-2, -1))
+    assert texture_loss(gray, gray).item() == 0
+    assert texture_loss(turned, gray).item() < 0.1 * texture_loss(gray, torch.full_like(gray, 0.5)).item()
+    assert texture_loss(rough(gray, 0.02), gray) < texture_loss(rough(gray, 0.1), gray)
+    assert texture_loss(0.5 + 0.2 * (gray - 0.5), gray).item() > 0.2
+
+
+def test_it_ranks_as_the_evaluation_does(images):
+    for loss in (texture_loss, texture_distance):
+        costs = [float(loss(rough(images, x)[:1], rough(images, 0.05)[:1])) for x in (0.05, 0.06, 0.1, 0.3)]
+        assert costs == sorted(costs), loss
+
+
+@pytest.mark.parametrize("side", [32, 45, 160, 200])
+def test_any_size_will_do(images, side):
+    first, second = (F.interpolate(x, (side, side)) for x in (images, rough(images, 0.1)))
+    assert texture_loss(first, second).item() > 0
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+def test_gradients_are_finite_on_flat_images(images, value):
+    flat = (torch.full_like(images, value) + 1e-4 * images).requires_grad_()
+    texture_loss(flat, images).backward()
+    assert flat.grad.isfinite().all() and flat.grad.any()
+
+
+def test_half_precision_does_not_round_it(images):
+    expected = texture_loss(images, rough(images, 0.1))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert texture_loss(images, rough(images, 0.1)).item() == expected.item()
+
+
+def test_a_run_takes_it_with_its_weight(tmp_path, vit_state):
+    trainer = Trainer(read_config(write_run(tmp_path, vit_state), "loss.texture=0.5"), quiet=True)
+    batch = next(trainer.data.batches(0))
+    _, others = trainer.losses(batch)
+    images = torch.cat([batch.first, batch.second])  # an untrained generator copies
+    expected = 0.5 * texture_loss(images, images.roll(len(batch.first), 0))
+    assert others.item() == pytest.approx(expected.item(), rel=1e-3) and others.item() > 0
+    assert "others" in trainer.step(trainer.data.batches(0))
