@@ -32,7 +32,7 @@ class Plan:
     processes: tuple[int, ...]
 
 
-USAGE: dict[str, Any] = {"usage_images": ((256, 256), (2160, 3840)), "refined_at": (128, 224), "refining_steps": 100}
+USAGE: dict[str, Any] = {"usage_images": ((256, 256), (2160, 3840)), "refined_at": (160, 224), "refining_steps": 100}
 PAPER = ("dino_vits16", "dino_vits8", "dino_vitb8")
 
 

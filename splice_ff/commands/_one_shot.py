@@ -35,7 +35,7 @@ BackboneWeights = Annotated[
 Size = Annotated[
     int | None,
     typer.Option(
-        help="Shorter side, in pixels, at which to work; by default the model's, of everyday 128. The output has the "
+        help="Shorter side, in pixels, at which to work; by default the model's, of everyday 160. The output has the "
         "structure's size."
     ),
 ]
