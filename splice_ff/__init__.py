@@ -9,7 +9,7 @@ The method is these files; a reader who knows the paper (Tumanyan et al., CVPR 2
     per_pair/optimizer.py, recipes.py  one step of that training; the published recipe and a fast one, as data
     networks/cross_attention_unet.py   the generator that is trained on many pairs
     networks/appearance_encoder.py     [CLS] tokens of all layers to the appearance tokens that it attends to
-    training/losses.py                 the same losses over a batch of pairs, in both directions
+    training/losses.py                 these losses and ours over a batch of pairs, in both directions
     one_shot/pipeline.py               any pair in one forward pass
 
 What is around them:

@@ -6,8 +6,8 @@ A [CLS] token does not say where things are: eyes painted beside the eyes bring 
 
 for an output o, its structure image s and its appearance image a. M is the largest within REACH pixels, and c, at least 1,
 is how much more contrast the output has: a black and white cat may have stronger edges than the gray one whose place
-it takes, but where that one had some. The last term lets a look's fine texture be anywhere, though not what stands out
-in it. Edges that are lost cost nothing here; that is what the structure loss is for.
+it takes, but where that one had some. Anywhere, half of the look's mean gradient is free: of a rough look some texture,
+and not what stands out in it. Edges that are lost cost nothing here; that is what the structure loss is for.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from splice_ff.utils.color import rgb_to_lab
 SIDE = 80
 """Shorter side, in pixels, at which edges are compared: finer than eyes, coarser than hairs."""
 REACH = 2
+"""Pixels that an edge may move at that size."""
 SCALE = 10.0
 """Lab units a pixel, of an edge that is plainly seen."""
 
@@ -44,10 +45,13 @@ def edge_loss(outputs: Tensor, structures: Tensor, appearances: Tensor) -> Tenso
 
 
 def _small(images: Tensor) -> Tensor:
-    """(B, 3, H, W) to averages with a shorter side of `SIDE`, or as they are where they have less."""
+    """(B, 3, H, W) with a shorter side of `SIDE`, antialiased, or as they are where they have less."""
     height, width = images.shape[-2:]
     scale = SIDE / min(height, width)
-    return F.adaptive_avg_pool2d(images, (round(height * scale), round(width * scale))) if scale < 1 else images
+    if scale >= 1:
+        return images
+    size = (round(height * scale), round(width * scale))
+    return F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
 
 
 def _contrast(lab: Tensor) -> Tensor:

@@ -92,7 +92,7 @@ class SpliceFF(OneShotModel, ModelHubMixin):
             >>> from splice_ff import SpliceFF
             >>> SpliceFF.from_pretrained("everyday").save_pretrained("my-model", dtype="fp16")
             >>> SpliceFF.from_pretrained("my-model").config.size
-            128
+            160
 
         Args:
             save_directory: the folder, made if it is not there.

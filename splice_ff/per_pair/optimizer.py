@@ -68,6 +68,8 @@ class _Best:
     image: Tensor
     """At working size, on the CPU."""
     losses: dict[str, float]
+    objective: float
+    """Total of the losses, and the recipe's price on edges: what chooses."""
     step: int
     weights: dict[str, Tensor]
 
@@ -91,8 +93,8 @@ class PairOptimizer(SteppedRun[Losses]):
         compile: torch.compile the generator and the ViT.
         device: where to compute.
         generator: images (B, 3, H, W) in [0, 1] to images of their shape and range, to be optimized in place of a new
-            SkipUNet. Its first image counts: the result is never worse, by the total loss. A `FullSizeGenerator` says
-            how it paints at the structure image's size; what others paint is enlarged along its edges.
+            SkipUNet. Its first image counts: the result is never worse, by what is minimized. A `FullSizeGenerator`
+            says how it paints at the structure image's size; what others paint is enlarged along its edges.
 
     Raises:
         InputError: images too small for the generator or too large at the recipe's size, or a negative seed.
@@ -171,7 +173,7 @@ class PairOptimizer(SteppedRun[Losses]):
         return losses
 
     def _objective(self, structure: _View, appearance: _View) -> tuple[Losses, Tensor]:
-        """The losses of this step's views, and what is minimized: the paper's objective, as the recipe takes it."""
+        """The losses of this step's views, and what is minimized: the paper's objective and the recipe's price on edges."""
         recipe, step = self.recipe, self.step_count
         takes_identity = step % recipe.identity_every == 0
         with self._precision():
@@ -182,8 +184,7 @@ class PairOptimizer(SteppedRun[Losses]):
                 objective = self.loss.weights.appearance * losses.appearance
             else:  # where identity is taken at every n-th step, it weighs n times as much
                 objective = losses.total + (recipe.identity_every - 1) * self.loss.weights.identity * losses.identity
-            if recipe.edge_weight:
-                objective = objective + recipe.edge_weight * edge_loss(output, structure.images, self.appearance)
+                objective = objective + self._edge_price(output, structure.images)
             if recipe.whole_every and step % recipe.whole_every == 0:
                 whole = self.whole_structure
                 objective = objective + self.loss(self.generate(whole.images), whole.target, appearance.target).total
@@ -281,7 +282,7 @@ class PairOptimizer(SteppedRun[Losses]):
         return math.isfinite(self._whole_image()[1]["total"])
 
     def result(self) -> PairResult[Tensor]:
-        """The best image so far, by the total loss of the whole image.
+        """The best image so far, by what is minimized, of the whole image.
 
         Raises:
             DivergedError: no losses were ever finite.
@@ -301,21 +302,27 @@ class PairOptimizer(SteppedRun[Losses]):
         return self._at_full_size(self.averaged)
 
     @torch.no_grad()
-    def _whole_image(self) -> tuple[Tensor, dict[str, float]]:
-        """The present image at working size, and its losses, without augmentation."""
+    def _whole_image(self) -> tuple[Tensor, dict[str, float], float]:
+        """The present image at working size, its losses without augmentation, and the objective."""
         output, identity = self.averaged(self.structure), self.averaged(self.appearance)
         with self._precision():
             losses = self.loss(output, self.whole_structure.target, self.whole_appearance.target, identity)
-        return output, losses.floats()
+            objective = losses.total + self._edge_price(output, self.structure)
+        return output, losses.floats(), objective.item()
+
+    def _edge_price(self, output: Tensor, structure: Tensor) -> Tensor:
+        if not self.recipe.edge_weight:
+            return output.new_zeros(())
+        return self.recipe.edge_weight * edge_loss(output, structure, self.appearance)
 
     def _evaluate(self) -> None:
         """Look at the whole image; keep it if it is the best."""
-        image, losses = self._whole_image()
-        best_total = self.best_losses.get("total", math.inf)
-        if losses["total"] < best_total:
+        image, losses, objective = self._whole_image()
+        best = self._best.objective if self._best else math.inf
+        if objective < best:
             weights = {k: t.detach().cpu().clone() for k, t in self.averaged.state_dict().items()}
-            self._best = _Best(image.cpu(), losses, self.step_count, weights)
-        has_gained = losses["total"] < (1 - MIN_GAIN) * best_total
+            self._best = _Best(image.cpu(), losses, objective, self.step_count, weights)
+        has_gained = objective < (1 - MIN_GAIN) * best
         self.evaluations_without_gain = 0 if has_gained else self.evaluations_without_gain + 1
 
     @torch.no_grad()

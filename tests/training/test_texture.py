@@ -1,12 +1,14 @@
 """The distance of local contrasts (`loss.texture`): what it sees, its gradients, and what a run takes of it."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 from support.training_setup import read_config, write_run
 
 from splice_ff.evaluation.image_metrics import texture_distance
-from splice_ff.training.texture import texture_loss
+from splice_ff.training.texture import _bands, texture_loss
 from splice_ff.training.trainer import Trainer
 from splice_ff.utils.seeding import seeded_generator
 
@@ -37,10 +39,28 @@ def test_it_ranks_as_the_evaluation_does(images):
         assert costs == sorted(costs), loss
 
 
-@pytest.mark.parametrize("side", [32, 45, 160, 200])
+@pytest.mark.parametrize("cells", [160, 80, 40])
+def test_each_band_counts(cells):
+    flat, random = torch.full((1, 3, 160, 160), 0.5), seeded_generator(0)
+    noise = 0.1 * torch.randn(1, 1, cells, cells, generator=random)
+    pattern = F.interpolate(noise, 160, mode="nearest")
+    bands = [band.abs().mean().item() for band in _bands(100 * (flat + pattern)[:, :1])]
+    assert texture_loss(flat + pattern, flat).item() > 0.2 * max(bands)
+    assert len(bands) == 3 and bands[int(math.log2(160 / cells))] == max(bands)
+
+
+def test_no_place_counts_more_than_its_neighbor(images):
+    """If some did, what they learn would draw a raster."""
+    smooth, random = images.clone().requires_grad_(), seeded_generator(2)
+    texture_loss(smooth, (images + 0.1 * torch.randn(images.shape, generator=random)).clamp(0, 1)).backward()
+    slopes = torch.stack([smooth.grad[..., i::2, j::2].abs().mean() for i in (0, 1) for j in (0, 1)])
+    assert slopes.max() < 1.3 * slopes.min()
+
+
+@pytest.mark.parametrize("side", [32, 45, 200])
 def test_any_size_will_do(images, side):
     first, second = (F.interpolate(x, (side, side)) for x in (images, rough(images, 0.1)))
-    assert texture_loss(first, second).item() > 0
+    assert texture_loss(first, first).item() == 0 < texture_loss(first, second).item()
 
 
 @pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
