@@ -62,11 +62,11 @@ def enlarge_along_edges(values: Tensor, small_guide: Tensor, guide: Tensor) -> T
     matrix, offset = _local_affine(values, small_guide)
     rest = values - (torch.einsum("bijhw,bihw->bjhw", matrix, small_guide) + offset)
     colors = []
-    for j in range(3):  # one channel of one color at a time: all of a large image would fill the memory
+    for j in range(3):  # one channel of one color at a time, in place: all of a large image would fill the memory
         color = F.interpolate(offset[:, j, None], (h, w), mode="bilinear")
-        color = color + F.interpolate(rest[:, j, None], (h, w), mode="bicubic")
+        color += F.interpolate(rest[:, j, None], (h, w), mode="bicubic")
         for i in range(3):
-            color = color + F.interpolate(matrix[:, i, j, None], (h, w), mode="bilinear") * guide[:, i, None]
+            color.addcmul_(F.interpolate(matrix[:, i, j, None], (h, w), mode="bilinear"), guide[:, i, None])
         colors.append(color)
     return torch.cat(colors, 1)
 
