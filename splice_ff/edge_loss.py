@@ -4,10 +4,10 @@ A [CLS] token does not say where things are: eyes painted beside the eyes bring 
 
     L_edges = mean over pixels of  max(0, |grad Lab(o)| - c M(|grad Lab(s)|) - mean |grad Lab(a)| / 2) / SCALE
 
-for an output o, its structure image s and its appearance image a. M is the largest within REACH pixels, and c, at least 1,
-is how much more contrast the output has: a black and white cat may have stronger edges than the gray one whose place
-it takes, but where that one had some. Anywhere, half of the look's mean gradient is free: of a rough look some texture,
-and not what stands out in it. Edges that are lost cost nothing here; that is what the structure loss is for.
+for an output o, its structure image s and its appearance image a. M is the largest within REACH pixels, and c, at
+least 1, is how much more contrast the output has: a black and white cat may have stronger edges than the gray one whose
+place it takes, but where that one had some. Anywhere, half of the look's mean gradient is free: of a rough look some
+texture, and not what stands out in it. Edges that are lost cost nothing here; the structure loss sees to them.
 """
 
 from __future__ import annotations

@@ -173,7 +173,7 @@ class PairOptimizer(SteppedRun[Losses]):
         return losses
 
     def _objective(self, structure: _View, appearance: _View) -> tuple[Losses, Tensor]:
-        """The losses of this step's views, and what is minimized: the paper's objective and the recipe's price on edges."""
+        """The losses of this step's views, and what is minimized: the paper's objective and a price on edges."""
         recipe, step = self.recipe, self.step_count
         takes_identity = step % recipe.identity_every == 0
         with self._precision():

@@ -82,8 +82,8 @@ class LossConfig(Section):
     edges: float = Field(0.0, ge=0)
     """Weight of edges that the structure image lacks; see `splice_ff.edge_loss`. Splice does not punish them."""
     texture: float = Field(0.0, ge=0)
-    """Weight of the distance of outputs' local contrasts from their looks'; see `splice_ff.training.texture`. Splice does
-    not have it."""
+    """Weight of the distance of outputs' local contrasts from their looks'; see `splice_ff.training.texture`. Splice
+    does not have it."""
     kernel: float = Field(0.0, ge=0)
     """Weight of the kernel distance of outputs to photographs, in features of `realism_network`; see
     `splice_ff.training.kernel`. Neither Splice nor SpliceNet has it."""

@@ -4,8 +4,8 @@ A look is smooth or rough as well as brown or gray, and a [CLS] token says littl
 
     L_texture = mean over scales k of  W_1 of  {B_k(G(s, a))(p)} and {B_k(a)(q)}
 
-where B_k are the bands of a Laplacian pyramid of L* (Burt and Adelson 1983), finest first: each scale without its own blurred
-half. Where contrasts are, and how they are arranged, does not count.
+where B_k are the bands of a Laplacian pyramid of L* (Burt and Adelson 1983), finest first: each scale without its own
+blurred half. Where contrasts are, and how they are arranged, does not count.
 """
 
 from __future__ import annotations
