@@ -115,9 +115,9 @@ Chosen by images, judges and edges of three to thirteen pairs. With the publishe
 a second face on its forehead, though a judge's mean cosine was higher (0.43 against 0.32); 2 brought colors nearer than
 3 and lost edges, 4 keeps more edges; without random similarities an eye strayed, and with sixteen of them, drawn again
 and again, two noses became rainbows. 1e-3 was the best rate of 5e-4, 1e-3 and 2e-3 by the losses of an earlier model.
-On thirteen pairs at 160 px `edge_weight` 2 raised edge agreement from 0.55 to 0.59 at the same judges, with fewer second eyes and
-colored fringes; 6 gave 0.61 and a little less of the look. The identity loss at every eighth step for every fourth
-changed nothing that could be measured and saves a tenth of the time.
+On thirteen pairs at 160 px `edge_weight` 2 raised edge agreement from 0.55 to 0.59 at the same judges, with fewer
+second eyes and colored fringes; 6 gave 0.61 and a little less of the look. The identity loss at every eighth step
+for every fourth changed nothing that could be measured and saves a tenth of the time.
 """
 
 
