@@ -38,12 +38,12 @@ def test_one_shot_and_refine():
 def test_one_shot_at_a_size():
     backbone = load_backbone("vit_s14_robust")
     structure, appearance = smooth_image(0), smooth_image(1, 80, 72)
-    default, larger, refined = (
-        parse_method(f"one-shot{text}", backbone, "everyday") for text in ("", "@160", "@160+refine:1")
+    default, smaller, refined = (
+        parse_method(f"one-shot{text}", backbone, "everyday") for text in ("", "@96", "@96+refine:1")
     )
-    assert [larger.name, refined.name] == ["one-shot@160", "one-shot@160+refine:1"]
-    image = larger("", structure, appearance).image
-    assert torch.equal(image, larger.model.paint(structure, larger.model.embed(appearance), size=160))
+    assert [smaller.name, refined.name] == ["one-shot@96", "one-shot@96+refine:1"]
+    image = smaller("", structure, appearance).image
+    assert torch.equal(image, smaller.model.paint(structure, smaller.model.embed(appearance), size=96))
     assert not torch.equal(image, default("", structure, appearance).image)
     assert refined("", structure, appearance).identity().shape == appearance.shape
 
