@@ -1,4 +1,4 @@
-"""Edges that the structure image lacks, which Splice does not punish (`loss.edges`, `Recipe.edge_weight`).
+"""Edges that the structure image lacks, which Splice does not penalize (`loss.edges`, `Recipe.edge_weight`).
 
 A [CLS] token does not say where things are: eyes painted beside the eyes bring it as near as the eyes themselves.
 

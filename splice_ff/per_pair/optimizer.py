@@ -69,7 +69,7 @@ class _Best:
     """At working size, on the CPU."""
     losses: dict[str, float]
     objective: float
-    """Total of the losses, and the recipe's price on edges: what chooses."""
+    """Total of the losses, and the recipe's penalty on edges: what chooses."""
     step: int
     weights: dict[str, Tensor]
 
@@ -173,7 +173,7 @@ class PairOptimizer(SteppedRun[Losses]):
         return losses
 
     def _objective(self, structure: _View, appearance: _View) -> tuple[Losses, Tensor]:
-        """The losses of this step's views, and what is minimized: the paper's objective and a price on edges."""
+        """The losses of this step's views, and what is minimized: the paper's objective and a penalty on edges."""
         recipe, step = self.recipe, self.step_count
         takes_identity = step % recipe.identity_every == 0
         with self._precision():
@@ -184,7 +184,7 @@ class PairOptimizer(SteppedRun[Losses]):
                 objective = self.loss.weights.appearance * losses.appearance
             else:  # where identity is taken at every n-th step, it weighs n times as much
                 objective = losses.total + (recipe.identity_every - 1) * self.loss.weights.identity * losses.identity
-                objective = objective + self._edge_price(output, structure.images)
+                objective = objective + self._edge_penalty(output, structure.images)
             if recipe.whole_every and step % recipe.whole_every == 0:
                 whole = self.whole_structure
                 objective = objective + self.loss(self.generate(whole.images), whole.target, appearance.target).total
@@ -307,10 +307,10 @@ class PairOptimizer(SteppedRun[Losses]):
         output, identity = self.averaged(self.structure), self.averaged(self.appearance)
         with self._precision():
             losses = self.loss(output, self.whole_structure.target, self.whole_appearance.target, identity)
-            objective = losses.total + self._edge_price(output, self.structure)
+            objective = losses.total + self._edge_penalty(output, self.structure)
         return output, losses.floats(), objective.item()
 
-    def _edge_price(self, output: Tensor, structure: Tensor) -> Tensor:
+    def _edge_penalty(self, output: Tensor, structure: Tensor) -> Tensor:
         if not self.recipe.edge_weight:
             return output.new_zeros(())
         return self.recipe.edge_weight * edge_loss(output, structure, self.appearance)

@@ -109,7 +109,7 @@ REFINE = replace(
     edge_weight=2.0,
 )
 """What refines a one-shot answer (`splice_ff.one_shot.refine`): the losses of `fast`, from a generator that knows much
-already, so with smaller steps, few views and no averaging; and a price on edges that the structure image lacks.
+already, so with smaller steps, few views and no averaging; and a penalty on edges that the structure image lacks.
 
 Chosen by images, judges and edges of three to thirteen pairs. With the published weight of the structure, 1, a dog got
 a second face on its forehead, though a judge's mean cosine was higher (0.43 against 0.32); 2 brought colors nearer than

@@ -80,7 +80,7 @@ class LossConfig(Section):
     """Weight of the distance of an output's colors from its appearance image's, in Lab units; see
     `splice_ff.training.color`. Neither Splice nor SpliceNet has it."""
     edges: float = Field(0.0, ge=0)
-    """Weight of edges that the structure image lacks; see `splice_ff.edge_loss`. Splice does not punish them."""
+    """Weight of edges that the structure image lacks; see `splice_ff.edge_loss`. Splice does not penalize them."""
     texture: float = Field(0.0, ge=0)
     """Weight of the distance of outputs' local contrasts from their looks'; see `splice_ff.training.texture`. Splice
     does not have it."""
