@@ -1,13 +1,11 @@
-"""The distance of colors (`loss.color`): its size, its gradients, and what a run learns from it."""
+"""The distance of colors (`loss.color`): its size and its gradients; a run with it: `test_statistics_losses.py`."""
 
 import pytest
 import torch
-from support.training_setup import read_config, write_run
 
 from splice_ff.evaluation.image_metrics import color_distance
 from splice_ff.training import color
 from splice_ff.training.color import color_loss
-from splice_ff.training.trainer import Trainer
 from splice_ff.utils.seeding import seeded_generator
 
 
@@ -53,19 +51,3 @@ def test_gradients_are_finite_on_flat_images(images, value):
     flat = torch.full_like(images, value).requires_grad_()
     color_loss(flat, images).backward()
     assert flat.grad.isfinite().all() and flat.grad.any()
-
-
-def test_half_precision_does_not_round_it(images):
-    expected = color_loss(images, images**2)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert color_loss(images, images**2).item() == expected.item()
-
-
-def test_a_run_takes_it_with_its_weight(tmp_path, vit_state):
-    trainer = Trainer(read_config(write_run(tmp_path, vit_state), "loss.color=0.5"), quiet=True)
-    batch = next(trainer.data.batches(0))
-    _, others = trainer.losses(batch)
-    images = torch.cat([batch.first, batch.second])  # an untrained generator copies
-    expected = 0.5 * color_loss(images, images.roll(len(batch.first), 0))
-    assert others.item() == pytest.approx(expected.item(), rel=1e-3) and others.item() > 0
-    assert "others" in trainer.step(trainer.data.batches(0))

@@ -1,15 +1,13 @@
-"""The distance of local contrasts (`loss.texture`): what it sees, its gradients, and what a run takes of it."""
+"""The distance of local contrasts (`loss.texture`): what it sees, its gradients; a run: `test_statistics_losses.py`."""
 
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
-from support.training_setup import read_config, write_run
 
 from splice_ff.evaluation.image_metrics import texture_distance
 from splice_ff.training.texture import _bands, texture_loss
-from splice_ff.training.trainer import Trainer
 from splice_ff.utils.seeding import seeded_generator
 
 
@@ -68,19 +66,3 @@ def test_gradients_are_finite_on_flat_images(images, value):
     flat = (torch.full_like(images, value) + 1e-4 * images).requires_grad_()
     texture_loss(flat, images).backward()
     assert flat.grad.isfinite().all() and flat.grad.any()
-
-
-def test_half_precision_does_not_round_it(images):
-    expected = texture_loss(images, rough(images, 0.1))
-    with torch.autocast("cpu", torch.bfloat16):
-        assert texture_loss(images, rough(images, 0.1)).item() == expected.item()
-
-
-def test_a_run_takes_it_with_its_weight(tmp_path, vit_state):
-    trainer = Trainer(read_config(write_run(tmp_path, vit_state), "loss.texture=0.5"), quiet=True)
-    batch = next(trainer.data.batches(0))
-    _, others = trainer.losses(batch)
-    images = torch.cat([batch.first, batch.second])  # an untrained generator copies
-    expected = 0.5 * texture_loss(images, images.roll(len(batch.first), 0))
-    assert others.item() == pytest.approx(expected.item(), rel=1e-3) and others.item() > 0
-    assert "others" in trainer.step(trainer.data.batches(0))
