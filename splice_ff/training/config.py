@@ -84,6 +84,9 @@ class LossConfig(Section):
     texture: float = Field(0.0, ge=0)
     """Weight of the distance of outputs' local contrasts from their looks'; see `splice_ff.training.texture`. Splice
     does not have it."""
+    style: float = Field(0.0, ge=0)
+    """Weight of the distance of outputs' feature statistics from their looks', in maps of `realism_network`; see
+    `splice_ff.training.style`. Neither Splice nor SpliceNet has it."""
     kernel: float = Field(0.0, ge=0)
     """Weight of the kernel distance of outputs to photographs, in features of `realism_network`; see
     `splice_ff.training.kernel`. Neither Splice nor SpliceNet has it."""
@@ -91,7 +94,7 @@ class LossConfig(Section):
     """Weight of an adversarial loss: a discriminator learns beside the generator to tell outputs from photographs; see
     `splice_ff.training.realism`. Neither Splice nor SpliceNet has one."""
     realism_network: Name = "efficientnet_lite2"
-    """Frozen network whose feature maps these two look at, as in `distillation.teacher` of a backbone's training. It
+    """Frozen network whose feature maps these three look at, as in `distillation.teacher` of a backbone's training. It
     should not be one that judges the outcome."""
     identity_every: Count = 4
     """The identity loss is taken on every so many-th pair of a batch: it costs as much as the other two."""

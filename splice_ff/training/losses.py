@@ -18,6 +18,7 @@ from splice_ff.training.color import color_loss
 from splice_ff.training.config import LossConfig, TrainingConfig, weight_at
 from splice_ff.training.kernel import KernelDistance
 from splice_ff.training.realism import Realism
+from splice_ff.training.style import style_loss
 from splice_ff.training.texture import texture_loss
 from splice_ff.utils.seeding import seeded_generator
 from splice_ff.vit.features import ViTFeatures
@@ -113,6 +114,8 @@ class PairLosses:
             if self.realism:
                 cls = encoding.cls[:, -1]
                 others = others + self.realism(photographs, cls, outputs, cls.roll(count, 0))
+            if weights.style:
+                others = others + weights.style * style_loss(outputs, [maps.roll(count, 0) for maps in photographs])
             if self.kernel:
                 others = others + weights.kernel * self.kernel(photographs, outputs)
         if batch.teacher:

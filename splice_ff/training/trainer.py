@@ -33,7 +33,7 @@ from splice_ff.vit.weights import load_backbone
 
 FIXED = ("generator", "backbone", "seed")
 """Settings that cannot change when a run goes on."""
-OPTIONAL_LOSSES = ("pixels", "color", "texture", "edges", "kernel", "realism")
+OPTIONAL_LOSSES = ("pixels", "color", "texture", "edges", "style", "kernel", "realism")
 """Weights of `LossConfig` that are 0 unless a run asks for them."""
 LEAST_COPY_LOSS = 1e-3
 """A ratio to copying means something only where copying costs more."""
