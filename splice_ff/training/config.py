@@ -108,6 +108,11 @@ class LossConfig(Section):
     crop: float = Field(0.9, gt=0, le=1)
     """Smallest side of the crop, as a share."""
 
+    @property
+    def needs_network(self) -> bool:
+        """Whether a loss looks at maps of `realism_network`."""
+        return bool(self.style or self.kernel or self.realism)
+
 
 class DistillConfig(Section):
     """Terms towards a per-pair teacher's images (`splice-ff teach`)."""

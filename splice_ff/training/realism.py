@@ -35,7 +35,7 @@ def load_realism_network(settings: LossConfig, device: torch.device) -> Teacher 
     Raises:
         InputError: it is not to be had.
     """
-    if not (settings.realism or settings.style or settings.kernel):
+    if not settings.needs_network:
         return None
     try:
         return load_teacher(settings.realism_network).to(device)

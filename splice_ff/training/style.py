@@ -1,12 +1,12 @@
-"""The distance of an output's feature statistics from its appearance image's, which Splice does not have (`loss.style`).
+"""The distance of an output's feature statistics from its appearance image's, which Splice lacks (`loss.style`).
 
 The style loss of AdaIN (Huang and Belongie, arXiv:1703.06868), on maps F_k of a frozen network:
 
     L_style = mean over k of  (|mu(F_k(o)) - mu(F_k(a))|^2 + |sd(F_k(o)) - sd(F_k(a))|^2) / V_k
 
 for an output o and its appearance image a, with means mu and deviations sd over places. V_k is the variance of (mu, sd)
-over the batch's appearance images, so that two unrelated photographs are at about 2. A coat's pattern, which [CLS] tokens of
-a small ViT know little of, is in these statistics; where things are is not.
+over the batch's appearance images, so that two unrelated photographs are at about 2. A coat's pattern, which the [CLS]
+token of a small ViT knows little of, is in these statistics; where things are is not.
 """
 
 from __future__ import annotations

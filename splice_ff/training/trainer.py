@@ -236,6 +236,7 @@ class Trainer:
         if not self.accelerator.is_main_process:
             return
         data, loss = self.config.data, self.config.loss
+        network = loss.realism_network
         facts = {
             "steps": self.loop.step_count,
             "directed pairs seen": 2 * self.loop.progress.seen,
@@ -253,8 +254,8 @@ class Trainer:
                     for name in ("structure", "appearance", "identity", *OPTIONAL_LOSSES)
                     if getattr(loss, name) or name not in OPTIONAL_LOSSES
                 },
-                **({"realism": f"a discriminator on feature maps of {loss.realism_network}"} if loss.realism else {}),
-                **({"kernel": f"in features of {loss.realism_network}"} if loss.kernel else {}),
+                **({"realism": f"a discriminator on feature maps of {network}"} if loss.realism else {}),
+                **{name: f"in features of {network}" for name in ("style", "kernel") if getattr(loss, name)},
                 **{f"held-out {name}": value for name, value in (held_out or {}).items()},
             },
         }
