@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from splice_ff.vit.features import ViTFeatures, self_similarity
+from splice_ff.style_loss import style_layers, style_loss, token_statistics
+from splice_ff.vit.features import Features, ViTFeatures, self_similarity
 from splice_ff.vit.inputs import ViTInput
 from splice_ff.vit.spec import LossWeights
 
@@ -64,6 +65,8 @@ class Losses:
     appearance: Tensor
     identity: Tensor
     total: Tensor
+    style: Tensor
+    """No part of `total`, for Splice does not have it; 0 where it was not asked for."""
 
     def floats(self) -> dict[str, float]:
         """Plain numbers, for logs."""
@@ -78,6 +81,27 @@ class Target:
     """Deepest layer, (B, heads, T, d)."""
     cls: Tensor
     """Deepest layer, (B, D)."""
+    statistics: Tensor | None = None
+    """Of the patches' tokens, (B, blocks, 2, D), where the style loss is wanted."""
+
+    @classmethod
+    def from_features(cls, features: Features, prefix_tokens: int, style: bool) -> Target:
+        """From features with `cls`, the deepest keys and, for `style`, the tokens of `style_layers`."""
+        assert features.cls is not None
+        layers = style_layers(features.cls.shape[1]) if style else []
+        tokens = {layer: features.tokens[layer] for layer in layers}
+        statistics = token_statistics(tokens, prefix_tokens) if style else None
+        return cls(features.keys[max(features.keys)], features.cls[:, -1], statistics)
+
+    def roll(self, count: int) -> Target:
+        """The same, of images in another order: that of every i-th is at i + `count`, around the end."""
+        statistics = None if self.statistics is None else self.statistics.roll(count, 0)
+        return Target(self.keys.roll(count, 0), self.cls.roll(count, 0), statistics)
+
+    def split(self, sizes: Sequence[int]) -> list[Target]:
+        """Several, of so many images each."""
+        statistics = [None] * len(sizes) if self.statistics is None else self.statistics.split(sizes)
+        return [Target(*parts) for parts in zip(self.keys.split(sizes), self.cls.split(sizes), statistics, strict=True)]
 
 
 class SpliceLoss:
@@ -88,12 +112,17 @@ class SpliceLoss:
             another scale than DINO's keep the published balance.
         weights: of the three terms.
         vit_input: how images become what the ViT sees; `PUBLISHED` follows the authors' code.
+        style: whether to take the style loss too (`splice_ff.style_loss`).
     """
 
     def __init__(
-        self, backbone: ViTFeatures, weights: LossWeights | None = None, vit_input: ViTInput | None = None
+        self,
+        backbone: ViTFeatures,
+        weights: LossWeights | None = None,
+        vit_input: ViTInput | None = None,
+        style: bool = False,
     ) -> None:
-        self.backbone, self.vit_input = backbone, vit_input or ViTInput()
+        self.backbone, self.vit_input, self.style = backbone, vit_input or ViTInput(), style
         weights = weights or LossWeights()
         scales = backbone.spec.loss_scales if backbone.spec else LossWeights(1.0, 1.0, 1.0)
         self.weights = LossWeights(
@@ -128,19 +157,23 @@ class SpliceLoss:
         kept = output.new_zeros(())
         if repainted:
             kept = identity_loss(repainted[0].keys, (identity_target or appearance).keys)
+        style = None
+        if self.style:
+            assert painted.statistics is not None and appearance.statistics is not None
+            style = style_loss(painted.statistics, appearance.statistics)
         return self.weigh(
-            structure_loss(painted.keys, structure.keys), appearance_loss(painted.cls, appearance.cls), kept
+            structure_loss(painted.keys, structure.keys), appearance_loss(painted.cls, appearance.cls), kept, style
         )
 
     def identity(self, images: Tensor, target: Target) -> Tensor:
         """The identity loss alone, of images (B, 3, H, W) and the target they should have."""
         return identity_loss(self._features([images])[0].keys, target.keys)
 
-    def weigh(self, structure: Tensor, appearance: Tensor, identity: Tensor) -> Losses:
-        """The three terms with their weighted sum."""
+    def weigh(self, structure: Tensor, appearance: Tensor, identity: Tensor, style: Tensor | None = None) -> Losses:
+        """The three terms with their weighted sum, and the style loss."""
         w = self.weights
         total = w.structure * structure + w.appearance * appearance + w.identity * identity
-        return Losses(structure, appearance, identity, total)
+        return Losses(structure, appearance, identity, total, total.new_zeros(()) if style is None else style)
 
     def _features(self, batches: Sequence[Tensor]) -> list[Target]:
         """Deepest keys and [CLS] tokens of several batches; those of one size share a pass."""
@@ -148,10 +181,8 @@ class SpliceLoss:
         encoded: dict[int, Target] = {}
         for shape in dict.fromkeys(x.shape[-2:] for x in inputs):
             group = [i for i, x in enumerate(inputs) if x.shape[-2:] == shape]
-            features = self.backbone(torch.cat([inputs[i] for i in group]), cls=True, keys=[-1])
-            assert features.cls is not None
-            sizes = [len(inputs[i]) for i in group]
-            keys = features.keys[self.backbone.depth - 1].split(sizes)
-            cls = features.cls[:, -1].split(sizes)
-            encoded |= {i: Target(k, c) for i, k, c in zip(group, keys, cls, strict=True)}
+            layers = style_layers(self.backbone.depth) if self.style else []
+            features = self.backbone(torch.cat([inputs[i] for i in group]), cls=True, keys=[-1], tokens=layers)
+            together = Target.from_features(features, self.backbone.prefix_tokens, self.style)
+            encoded |= dict(zip(group, together.split([len(inputs[i]) for i in group]), strict=True))
         return [encoded[i] for i in range(len(inputs))]

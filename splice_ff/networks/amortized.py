@@ -9,6 +9,7 @@ training takes pairs of several categories, and looks can be mixed, kept in file
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -63,13 +64,13 @@ class ImageEncoding:
     """Deepest tokens of the patches, (B, h w, D); only with the context `cls+patches`."""
 
     @classmethod
-    def from_features(cls, features: Features, prefix: int) -> ImageEncoding:
-        """From features with `cls`, the deepest keys and, if wanted, the deepest tokens; `prefix` tokens go first."""
+    def from_features(cls, features: Features, prefix: int, context: Context) -> ImageEncoding:
+        """From features with `cls`, the deepest keys and, for patches, the deepest tokens; `prefix` tokens go first."""
         assert features.cls is not None
         keys = features.keys[max(features.keys)][:, :, prefix:]
         keys = rearrange(keys.float(), "b heads (h w) d -> b (heads d) h w", h=features.grid[0])
-        tokens = features.tokens[max(features.tokens)][:, prefix:].float() if features.tokens else None
-        return cls(keys, features.cls.float(), tokens)
+        patches = features.tokens[max(features.keys)][:, prefix:].float() if context == "cls+patches" else None
+        return cls(keys, features.cls.float(), patches)
 
 
 class AmortizedGenerator(nn.Module):
@@ -88,14 +89,17 @@ class AmortizedGenerator(nn.Module):
         )
         self.unet = CrossAttentionUNet(unet, config.width)
 
-    def features(self, backbone: ViTFeatures, images: Tensor) -> Features:
-        """One pass of the backbone over images (B, 3, H, W) in [0, 1], at their size, for `ImageEncoding`."""
+    def features(self, backbone: ViTFeatures, images: Tensor, tokens: Iterable[int] = ()) -> Features:
+        """One pass of the backbone over images (B, 3, H, W) in [0, 1], at their size, for `ImageEncoding`.
+
+        `tokens` are layers whose tokens somebody else wants.
+        """
         wants_patches = self.config.context == "cls+patches"
-        return backbone(images, cls=True, keys=[-1], tokens=[-1] if wants_patches else [])
+        return backbone(images, cls=True, keys=[-1], tokens=[*tokens, *([-1] if wants_patches else [])])
 
     def encode_images(self, backbone: ViTFeatures, images: Tensor) -> ImageEncoding:
         """What this generator takes of images (B, 3, H, W) in [0, 1], at their size."""
-        return ImageEncoding.from_features(self.features(backbone, images), backbone.prefix_tokens)
+        return ImageEncoding.from_features(self.features(backbone, images), backbone.prefix_tokens, self.config.context)
 
     def appearance_tokens(self, appearance: ImageEncoding) -> Tensor:
         """Appearance tokens (B, M, C) of encoded appearance images; see `AppearanceEncoder`."""

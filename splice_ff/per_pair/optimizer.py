@@ -69,7 +69,7 @@ class _Best:
     """At working size, on the CPU."""
     losses: dict[str, float]
     objective: float
-    """Total of the losses, and the recipe's penalty on edges: what chooses."""
+    """Total of the losses and the recipe's other terms: what chooses."""
     step: int
     weights: dict[str, Tensor]
 
@@ -126,7 +126,7 @@ class PairOptimizer(SteppedRun[Losses]):
         backbone = backbone.to(self.device)
         backbone = backbone.with_matmuls_in(self.dtype) if self._is_mixed else backbone
         self.weights = LossWeights(structure=recipe.structure_weight)
-        self.loss = SpliceLoss(backbone, self.weights, recipe.vit_input)
+        self.loss = SpliceLoss(backbone, self.weights, recipe.vit_input, recipe.style_weight > 0)
 
         self.is_new = generator is None
         self.generator = (self._new_generator() if generator is None else generator).to(self.device)
@@ -173,7 +173,7 @@ class PairOptimizer(SteppedRun[Losses]):
         return losses
 
     def _objective(self, structure: _View, appearance: _View) -> tuple[Losses, Tensor]:
-        """The losses of this step's views, and what is minimized: the paper's objective and a penalty on edges."""
+        """The losses of this step's views, and what is minimized: the paper's objective and the recipe's terms."""
         recipe, step = self.recipe, self.step_count
         takes_identity = step % recipe.identity_every == 0
         with self._precision():
@@ -184,7 +184,7 @@ class PairOptimizer(SteppedRun[Losses]):
                 objective = self.loss.weights.appearance * losses.appearance
             else:  # where identity is taken at every n-th step, it weighs n times as much
                 objective = losses.total + (recipe.identity_every - 1) * self.loss.weights.identity * losses.identity
-                objective = objective + self._edge_penalty(output, structure.images)
+                objective = objective + self._other_terms(losses, output, structure.images)
             if recipe.whole_every and step % recipe.whole_every == 0:
                 whole = self.whole_structure
                 objective = objective + self.loss(self.generate(whole.images), whole.target, appearance.target).total
@@ -201,13 +201,13 @@ class PairOptimizer(SteppedRun[Losses]):
         seen = []
         for _ in range(self.recipe.similarities):
             coarser = random_resolution(self.recipe.vit_input, self.random)
-            loss = SpliceLoss(self.loss.backbone, self.weights, coarser)
+            loss = SpliceLoss(self.loss.backbone, self.weights, coarser, self.loss.style)
             output_view, structure_view = same_similarity([output, structure.images], self.random)
             (target,) = loss.targets(structure_view)
             seen.append(loss(output_view, target, appearance.target))
         layout = torch.stack([each.structure for each in seen]).mean()
         look = torch.stack([each.appearance for each in seen]).mean()
-        return self.loss.weigh(layout, look, kept)
+        return self.loss.weigh(layout, look, kept, torch.stack([each.style for each in seen]).mean())
 
     def _draw_views(self) -> list[_View]:
         """What this step sees of the structure and of the appearance image."""
@@ -307,13 +307,15 @@ class PairOptimizer(SteppedRun[Losses]):
         output, identity = self.averaged(self.structure), self.averaged(self.appearance)
         with self._precision():
             losses = self.loss(output, self.whole_structure.target, self.whole_appearance.target, identity)
-            objective = losses.total + self._edge_penalty(output, self.structure)
+            objective = losses.total + self._other_terms(losses, output, self.structure)
         return output, losses.floats(), objective.item()
 
-    def _edge_penalty(self, output: Tensor, structure: Tensor) -> Tensor:
-        if not self.recipe.edge_weight:
-            return output.new_zeros(())
-        return self.recipe.edge_weight * edge_loss(output, structure, self.appearance)
+    def _other_terms(self, losses: Losses, output: Tensor, structure: Tensor) -> Tensor:
+        """What the recipe adds to the paper's objective: styles that differ and edges that the structure lacks."""
+        terms = self.recipe.style_weight * losses.style
+        if self.recipe.edge_weight:
+            terms = terms + self.recipe.edge_weight * edge_loss(output, structure, self.appearance)
+        return terms
 
     def _evaluate(self) -> None:
         """Look at the whole image; keep it if it is the best."""

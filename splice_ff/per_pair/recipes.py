@@ -64,6 +64,8 @@ class Recipe:
     docs/results.md."""
     edge_weight: float = 0.0
     """Of edges that the structure image lacks, see `splice_ff.edge_loss`; 0 as published."""
+    style_weight: float = 0.0
+    """Of the distance of the output's patches from the look's, see `splice_ff.style_loss`; 0 as published."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= MAX_STEPS:

@@ -76,6 +76,9 @@ class LossConfig(Section):
     pixels: float = Field(0.0, ge=0)
     """Weight of the mean fourth power of what the UNet adds to single pixels' logits. A small change is texture and
     costs next to nothing; a large one paints what the structure image does not show, such as a second pair of eyes."""
+    style: float = Field(0.0, ge=0)
+    """Weight of the distance of outputs' patches from their looks', wherever they are; see `splice_ff.style_loss`.
+    Neither Splice nor SpliceNet has it."""
     color: float = Field(0.0, ge=0)
     """Weight of the distance of an output's colors from its appearance image's, in Lab units; see
     `splice_ff.training.color`. Neither Splice nor SpliceNet has it."""
@@ -84,9 +87,6 @@ class LossConfig(Section):
     texture: float = Field(0.0, ge=0)
     """Weight of the distance of outputs' local contrasts from their looks'; see `splice_ff.training.texture`. Splice
     does not have it."""
-    style: float = Field(0.0, ge=0)
-    """Weight of the distance of outputs' feature statistics from their looks', in maps of `realism_network`; see
-    `splice_ff.training.style`. Neither Splice nor SpliceNet has it."""
     kernel: float = Field(0.0, ge=0)
     """Weight of the kernel distance of outputs to photographs, in features of `realism_network`; see
     `splice_ff.training.kernel`. Neither Splice nor SpliceNet has it."""
@@ -94,7 +94,7 @@ class LossConfig(Section):
     """Weight of an adversarial loss: a discriminator learns beside the generator to tell outputs from photographs; see
     `splice_ff.training.realism`. Neither Splice nor SpliceNet has one."""
     realism_network: Name = "efficientnet_lite2"
-    """Frozen network whose feature maps these three look at, as in `distillation.teacher` of a backbone's training. It
+    """Frozen network whose feature maps these two look at, as in `distillation.teacher` of a backbone's training. It
     should not be one that judges the outcome."""
     identity_every: Count = 4
     """The identity loss is taken on every so many-th pair of a batch: it costs as much as the other two."""
@@ -107,11 +107,6 @@ class LossConfig(Section):
     wider one, so that it cannot ask for eyes where that image has them: another forward pass of the ViT."""
     crop: float = Field(0.9, gt=0, le=1)
     """Smallest side of the crop, as a share."""
-
-    @property
-    def needs_network(self) -> bool:
-        """Whether a loss looks at maps of `realism_network`."""
-        return bool(self.style or self.kernel or self.realism)
 
 
 class DistillConfig(Section):

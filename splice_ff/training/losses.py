@@ -13,12 +13,12 @@ from splice_ff.losses import Losses, SpliceLoss, Target
 from splice_ff.networks.amortized import AmortizedGenerator, ImageEncoding
 from splice_ff.networks.teachers import Teacher
 from splice_ff.per_pair.augment import random_resolution, same_similarity
+from splice_ff.style_loss import style_layers
 from splice_ff.training.batches import Batch, TeacherBatch
 from splice_ff.training.color import color_loss
 from splice_ff.training.config import LossConfig, TrainingConfig, weight_at
 from splice_ff.training.kernel import KernelDistance
 from splice_ff.training.realism import Realism
-from splice_ff.training.style import style_loss
 from splice_ff.training.texture import texture_loss
 from splice_ff.utils.seeding import seeded_generator
 from splice_ff.vit.features import ViTFeatures
@@ -61,7 +61,8 @@ class PairLosses:
 
     def at(self, step: int, vit_input: ViTInput | None = None) -> SpliceLoss:
         """The losses with their weights at a step."""
-        return SpliceLoss(self.backbone, weights_at(self.config.loss, step), vit_input or self.vit_input)
+        settings = self.config.loss
+        return SpliceLoss(self.backbone, weights_at(settings, step), vit_input or self.vit_input, settings.style > 0)
 
     def resize(self, images: Tensor, vit_input: ViTInput | None = None) -> Tensor:
         """(B, 3, H, W) as the ViT sees them."""
@@ -70,10 +71,11 @@ class PairLosses:
     @torch.no_grad()
     def encode_images(self, images: Tensor, vit_input: ViTInput | None = None) -> tuple[ImageEncoding, Target]:
         """One ViT pass over (B, 3, H, W): what the generator takes of the images, and what losses compare with."""
-        features = self.generator.features(self.backbone, self.resize(images, vit_input))
-        assert features.cls is not None
-        target = Target(features.keys[self.backbone.depth - 1], features.cls[:, -1])
-        return ImageEncoding.from_features(features, self.backbone.prefix_tokens), target
+        style, prefix = self.config.loss.style > 0, self.backbone.prefix_tokens
+        layers = style_layers(self.backbone.depth) if style else []
+        features = self.generator.features(self.backbone, self.resize(images, vit_input), layers)
+        encoding = ImageEncoding.from_features(features, prefix, self.generator.config.context)
+        return encoding, Target.from_features(features, prefix, style)
 
     def __call__(self, model: Model, batch: Batch, step: int) -> tuple[Losses, Tensor]:
         """Splice's losses, and the other terms, weighted: of `LossConfig`, and of a teacher. Both with gradients."""
@@ -86,21 +88,20 @@ class PairLosses:
         vit_input, (output_view, same_view, image_view) = self.views(step, output, same, images)
         if image_view is not images:
             _, target = self.encode_images(image_view, vit_input)
-        look = target.cls
+        look = target
         if self.config.loss.views == "independent-similarities":
-            _, other = self.encode_images(self.appearance_view(step, images), vit_input)
-            look = other.cls
+            _, look = self.encode_images(self.appearance_view(step, images), vit_input)
         loss = self.at(step, vit_input)
         losses = loss(
             output_view,
             structure=target,
-            appearance=Target(target.keys, look.roll(count, 0)),
+            appearance=look.roll(count),
             identity=same_view if len(same) else None,
             identity_target=Target(target.keys[again], target.cls[again]),
         )
-        losses = loss.weigh(losses.structure, losses.appearance, batch.identity_weight * losses.identity)
-        others = output.new_zeros(())
         weights = self.config.loss
+        others = weights.style * losses.style
+        losses = loss.weigh(losses.structure, losses.appearance, batch.identity_weight * losses.identity)
         if weights.pixels:
             others = others + weights.pixels * pixels[: 2 * count].pow(4).mean()
         if weights.color:
@@ -114,8 +115,6 @@ class PairLosses:
             if self.realism:
                 cls = encoding.cls[:, -1]
                 others = others + self.realism(photographs, cls, outputs, cls.roll(count, 0))
-            if weights.style:
-                others = others + weights.style * style_loss(outputs, [maps.roll(count, 0) for maps in photographs])
             if self.kernel:
                 others = others + weights.kernel * self.kernel(photographs, outputs)
         if batch.teacher:

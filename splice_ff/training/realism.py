@@ -30,12 +30,12 @@ MAX_GRAD_NORM = 10.0
 
 
 def load_realism_network(settings: LossConfig, device: torch.device) -> Teacher | None:
-    """The frozen network whose maps `loss.realism`, `loss.style` and `loss.kernel` look at; None if all are 0.
+    """The frozen network whose maps the discriminator and the kernel distance look at; None if there is neither.
 
     Raises:
         InputError: it is not to be had.
     """
-    if not settings.needs_network:
+    if not (settings.realism or settings.kernel):
         return None
     try:
         return load_teacher(settings.realism_network).to(device)

@@ -33,7 +33,7 @@ from splice_ff.vit.weights import load_backbone
 
 FIXED = ("generator", "backbone", "seed")
 """Settings that cannot change when a run goes on."""
-OPTIONAL_LOSSES = ("pixels", "color", "texture", "edges", "style", "kernel", "realism")
+OPTIONAL_LOSSES = ("pixels", "style", "color", "texture", "edges", "kernel", "realism")
 """Weights of `LossConfig` that are 0 unless a run asks for them."""
 LEAST_COPY_LOSS = 1e-3
 """A ratio to copying means something only where copying costs more."""
@@ -236,7 +236,6 @@ class Trainer:
         if not self.accelerator.is_main_process:
             return
         data, loss = self.config.data, self.config.loss
-        network = loss.realism_network
         facts = {
             "steps": self.loop.step_count,
             "directed pairs seen": 2 * self.loop.progress.seen,
@@ -254,8 +253,8 @@ class Trainer:
                     for name in ("structure", "appearance", "identity", *OPTIONAL_LOSSES)
                     if getattr(loss, name) or name not in OPTIONAL_LOSSES
                 },
-                **({"realism": f"a discriminator on feature maps of {network}"} if loss.realism else {}),
-                **{name: f"in features of {network}" for name in ("style", "kernel") if getattr(loss, name)},
+                **({"realism": f"a discriminator on feature maps of {loss.realism_network}"} if loss.realism else {}),
+                **({"kernel": f"in features of {loss.realism_network}"} if loss.kernel else {}),
                 **{f"held-out {name}": value for name, value in (held_out or {}).items()},
             },
         }

@@ -68,5 +68,5 @@ class _Colors(torch.nn.Module):
 
 
 def color_network():
-    """A frozen network for `loss.realism`, `loss.style` and `loss.kernel` that needs no weights."""
+    """A frozen network for `loss.realism` and `loss.kernel` that needs no weights."""
     return Teacher(_Colors(), [3, 3], (0.5,) * 3, (0.5,) * 3)
