@@ -46,7 +46,8 @@ class PairResult(Generic[ImageT]):
     image: ImageT
     """Of the structure image's size: a tensor (1, 3, H, W) in [0, 1], or what `optimize_pair` was asked for."""
     losses: dict[str, float]
-    """Total, structure, appearance and identity of the whole image, without augmentation."""
+    """Total, structure, appearance and identity of the whole image, without augmentation; identity 0 where the recipe
+    never takes it."""
     step: int
     """The step at which it was made."""
     generator: nn.Module
@@ -175,7 +176,7 @@ class PairOptimizer(SteppedRun[Losses]):
     def _objective(self, structure: _View, appearance: _View) -> tuple[Losses, Tensor]:
         """The losses of this step's views, and what is minimized: the paper's objective and the recipe's terms."""
         recipe, step = self.recipe, self.step_count
-        takes_identity = step % recipe.identity_every == 0
+        takes_identity = recipe.identity_every > 0 and step % recipe.identity_every == 0
         with self._precision():
             output = self.generate(structure.images)
             identity = self.generate(appearance.images) if takes_identity else None
@@ -304,7 +305,8 @@ class PairOptimizer(SteppedRun[Losses]):
     @torch.no_grad()
     def _whole_image(self) -> tuple[Tensor, dict[str, float], float]:
         """The present image at working size, its losses without augmentation, and the objective."""
-        output, identity = self.averaged(self.structure), self.averaged(self.appearance)
+        output = self.averaged(self.structure)
+        identity = self.averaged(self.appearance) if self.recipe.identity_every else None
         with self._precision():
             losses = self.loss(output, self.whole_structure.target, self.whole_appearance.target, identity)
             objective = losses.total + self._other_terms(losses, output, self.structure)

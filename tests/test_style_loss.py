@@ -1,0 +1,147 @@
+"""The style loss: its value, what does not count, where it is taken, and the runs that take it."""
+
+import pytest
+import torch
+from support.training_setup import read_config, write_run
+
+from splice_ff.losses import SpliceLoss, Target
+from splice_ff.per_pair.optimizer import PairOptimizer
+from splice_ff.per_pair.recipes import PRESETS, REFINE, make_recipe
+from splice_ff.style_loss import style_layers, style_loss, token_statistics
+from splice_ff.training.trainer import Trainer
+from splice_ff.utils.seeding import seeded_generator
+from splice_ff.vit.inputs import ViTInput
+
+
+def tokens(count=2, length=10, width=6, seed=0):
+    return {layer: torch.randn(count, length, width, generator=seeded_generator(seed, layer)) for layer in (1, 3)}
+
+
+def photo(seed, *shape):
+    return torch.rand(1, 3, *(shape or (48, 48)), generator=seeded_generator(seed))
+
+
+@pytest.fixture
+def loss(tiny_backbone):
+    return SpliceLoss(tiny_backbone(), vit_input=ViTInput(48), style=True)
+
+
+def test_it_is_the_distance_of_means_and_deviations_in_units_of_the_looks_own():
+    ours, theirs, expected = tokens(), tokens(seed=1), 0.0
+    for layer in (1, 3):
+        for i in range(2):
+            a, b = ours[layer][i, 2:], theirs[layer][i, 2:]  # of two tokens that are no patches
+            apart = (a.mean(0) - b.mean(0)).square() + (a.std(0, correction=0) - b.std(0, correction=0)).square()
+            expected += (apart.sum() / b.var(0, correction=0).sum()).item() / 4
+    found = style_loss(token_statistics(ours, 2), token_statistics(theirs, 2))
+    assert found.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_where_patches_are_does_not_count_and_how_many_there_are():
+    theirs = tokens()
+    order = torch.cat([torch.zeros(1).long(), 1 + torch.randperm(9, generator=seeded_generator(2))])
+    moved = {layer: x[:, order] for layer, x in theirs.items()}
+    twice = {layer: torch.cat([x, x[:, 1:]], 1) for layer, x in theirs.items()}
+    swapped = {layer: x.flip(0) for layer, x in theirs.items()}
+    wanted = token_statistics(theirs, 1)
+    for same in (moved, twice):
+        assert style_loss(token_statistics(same, 1), wanted).item() == pytest.approx(0, abs=1e-9)
+    assert style_loss(token_statistics(swapped, 1), wanted).item() > 0.1
+
+
+def test_the_scale_of_tokens_does_not_count():
+    ours, theirs = tokens(), tokens(seed=1)
+    expected = style_loss(token_statistics(ours, 1), token_statistics(theirs, 1)).item()
+    ours, theirs = ({layer: 100 * x for layer, x in each.items()} for each in (ours, theirs))
+    assert style_loss(token_statistics(ours, 1), token_statistics(theirs, 1)).item() == pytest.approx(
+        expected, rel=1e-3
+    )
+
+
+@pytest.mark.parametrize(
+    ("depth", "expected"), [(12, [2, 5, 8, 10]), (8, [1, 3, 5, 6]), (3, [0, 1]), (2, [0]), (1, [0])]
+)
+def test_it_looks_at_blocks_at_each_quarter_of_the_depth(depth, expected):
+    assert style_layers(depth) == expected
+
+
+def test_it_comes_with_the_other_losses_in_the_same_passes(loss):
+    passes = []
+    loss.backbone.register_forward_pre_hook(lambda *_: passes.append(1))
+    structure, appearance = loss.targets(photo(0), photo(1))
+    output = photo(2).requires_grad_()
+    losses = loss(output, structure, appearance, identity=photo(3))
+    assert len(passes) == 2
+    assert (losses.total - losses.style).item() != losses.total.item()
+    without = SpliceLoss(loss.backbone, vit_input=ViTInput(48))
+    plain = without(output, *without.targets(photo(0), photo(1)), identity=photo(3))
+    assert plain.style.item() == 0 and plain.total.item() == pytest.approx(losses.total.item(), rel=1e-5)
+    losses.style.backward()
+    assert output.grad.any() and output.grad.isfinite().all()
+
+
+def test_images_of_other_sizes_and_flat_ones_can_be_looks(loss):
+    wide, flat = loss.targets(photo(1, 48, 96), torch.full((1, 3, 48, 48), 0.5))
+    (structure,) = loss.targets(photo(0))
+    for appearance in (wide, flat):
+        output = torch.full((1, 3, 48, 48), 0.3, requires_grad=True)
+        loss(output, structure, appearance).style.backward()
+        assert output.grad.isfinite().all()
+
+
+def test_targets_are_split_and_reordered_with_their_statistics(loss):
+    images = torch.cat([photo(seed) for seed in range(3)])
+    (together,) = loss.targets(images)
+    for i, each in enumerate(together.split([1, 1, 1])):
+        (alone,) = loss.targets(images[i : i + 1])
+        torch.testing.assert_close(vars(each), vars(alone), rtol=1e-3, atol=1e-4)
+    rolled = together.roll(1)
+    assert torch.equal(rolled.statistics[1], together.statistics[0]) and torch.equal(rolled.cls[0], together.cls[2])
+    assert torch.equal(rolled.keys[2], together.keys[1])
+    assert Target(together.keys, together.cls).roll(1).statistics is None
+
+
+@pytest.mark.parametrize("context", ["cls", "cls+patches"])
+def test_training_takes_it_with_its_weight(context, tmp_path, vit_state):
+    overrides = ("loss.style=0.5", "loss.crop=1", f"generator.context={context}")
+    trainer = Trainer(read_config(write_run(tmp_path, vit_state), *overrides), quiet=True)
+    batch = next(trainer.data.batches(0))
+    _, others = trainer.losses(batch)
+    images = torch.cat([batch.first, batch.second])  # an untrained generator copies
+    (target,) = trainer.pair_losses.at(0).targets(images)
+    expected = 0.5 * style_loss(target.statistics, target.roll(len(batch.first)).statistics)
+    assert others.item() == pytest.approx(expected.item(), rel=1e-3) and others.item() > 0
+    assert "others" in trainer.step(trainer.data.batches(0))
+
+
+class Tint(torch.nn.Module):
+    """A generator that changes colors alike everywhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.change = torch.nn.Parameter(torch.zeros(1, 3, 1, 1))
+
+    def forward(self, images):
+        return (images + self.change).clamp(0, 1)
+
+
+def test_recipes_take_it_with_their_weight(tiny_backbone):
+    assert {name: recipe.style_weight for name, recipe in PRESETS.items()} == {"paper": 0, "fast": 0}
+    assert REFINE.style_weight > 0
+    gradients = {}
+    for weight in (0.0, 1.0, 3.0):
+        recipe = make_recipe("fast", size=80, steps=3, backbone="tiny", style_weight=weight, precision="fp32")
+        optimizer = PairOptimizer(photo(0, 80, 80), photo(1, 80, 80), tiny_backbone(), recipe, generator=Tint())
+        optimizer.adam.step = optimizer.adam.zero_grad = lambda: None
+        optimizer.step()
+        gradients[weight] = optimizer.generator.change.grad.clone()
+    term = gradients[1.0] - gradients[0.0]
+    assert term.abs().max() > 0
+    torch.testing.assert_close(gradients[3.0] - gradients[0.0], 3 * term, rtol=1e-3, atol=1e-6)
+
+
+def test_it_chooses_the_best_image_too(tiny_backbone):
+    recipe = make_recipe("fast", size=80, steps=3, backbone="tiny", style_weight=1e4, precision="fp32")
+    optimizer = PairOptimizer(photo(0, 80, 80), photo(1, 80, 80), tiny_backbone(), recipe, generator=Tint())
+    _, losses, objective = optimizer._whole_image()
+    assert objective - losses["total"] > 1
