@@ -122,9 +122,9 @@ and again, two noses became rainbows. 1e-3 was the best rate of 5e-4, 1e-3 and 2
 On thirteen pairs at 160 px `edge_weight` 2 raised edge agreement from 0.55 to 0.59 at the same judges, with fewer
 second eyes and colored fringes; 6 gave 0.61 and a little less of the look. Then, on the same pairs, `style_weight` 1.2
 brought the color distance from 3.06 to 1.91 and two judges from 0.47 and 0.55 to 0.49 and 0.59, at edges of 0.53 for
-0.56; with weights of 2, 6 on the structure and 4 on edges eyes are cleaner, at the same colors, and with rates of 6e-4 to
-7e-4 fewer dots appear in coats. The identity loss at every eighth step cost a seventh of the time at 224 px, and left no
-mark that could be told from chance.
+0.56; with weights of 2, 6 on the structure and 4 on edges eyes are cleaner, at the same colors, and with a rate of 6e-4
+coats have fewer dots. The identity loss at every eighth step cost a seventh of the time at 224 px, and left no mark
+that could be told from chance.
 """
 
 
