@@ -5,6 +5,7 @@ The method is these files; a reader who knows the paper (Tumanyan et al., CVPR 2
     vit/features.py                    keys, [CLS] tokens and self-similarity of a frozen ViT
     vit/inputs.py                      what that ViT is given to see
     losses.py                          structure, appearance and identity loss, and their sum
+    style_loss.py, edge_loss.py        two losses of ours
     networks/skip_unet.py              the generator that is trained on one pair
     per_pair/optimizer.py, recipes.py  one step of that training; the published recipe and a fast one, as data
     networks/cross_attention_unet.py   the generator that is trained on many pairs

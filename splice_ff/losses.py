@@ -94,7 +94,7 @@ class Target:
         return cls(features.keys[max(features.keys)], features.cls[:, -1], statistics)
 
     def roll(self, count: int) -> Target:
-        """The same, of images in another order: that of every i-th is at i + `count`, around the end."""
+        """As `torch.roll` along the batch: image i moves to (i + count) mod B."""
         statistics = None if self.statistics is None else self.statistics.roll(count, 0)
         return Target(self.keys.roll(count, 0), self.cls.roll(count, 0), statistics)
 

@@ -106,11 +106,12 @@ def test_training_takes_it_with_its_weight(context, tmp_path, vit_state):
     overrides = ("loss.style=0.5", "loss.crop=1", f"generator.context={context}")
     trainer = Trainer(read_config(write_run(tmp_path, vit_state), *overrides), quiet=True)
     batch = next(trainer.data.batches(0))
-    _, others = trainer.losses(batch)
+    losses, others = trainer.losses(batch)
     images = torch.cat([batch.first, batch.second])  # an untrained generator copies
     (target,) = trainer.pair_losses.at(0).targets(images)
     expected = 0.5 * style_loss(target.statistics, target.roll(len(batch.first)).statistics)
     assert others.item() == pytest.approx(expected.item(), rel=1e-3) and others.item() > 0
+    assert 0.5 * losses.style.item() == pytest.approx(others.item(), rel=1e-5)
     assert "others" in trainer.step(trainer.data.batches(0))
 
 
@@ -133,7 +134,7 @@ def test_recipes_take_it_with_their_weight(tiny_backbone):
         recipe = make_recipe("fast", size=80, steps=3, backbone="tiny", style_weight=weight, precision="fp32")
         optimizer = PairOptimizer(photo(0, 80, 80), photo(1, 80, 80), tiny_backbone(), recipe, generator=Tint())
         optimizer.adam.step = optimizer.adam.zero_grad = lambda: None
-        optimizer.step()
+        assert (optimizer.step().style.item() > 0) == (weight > 0)
         gradients[weight] = optimizer.generator.change.grad.clone()
     term = gradients[1.0] - gradients[0.0]
     assert term.abs().max() > 0

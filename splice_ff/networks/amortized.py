@@ -92,7 +92,7 @@ class AmortizedGenerator(nn.Module):
     def features(self, backbone: ViTFeatures, images: Tensor, tokens: Iterable[int] = ()) -> Features:
         """One pass of the backbone over images (B, 3, H, W) in [0, 1], at their size, for `ImageEncoding`.
 
-        `tokens` are layers whose tokens somebody else wants.
+        `tokens` are further layers whose tokens to return, for the style loss.
         """
         wants_patches = self.config.context == "cls+patches"
         return backbone(images, cls=True, keys=[-1], tokens=[*tokens, *([-1] if wants_patches else [])])

@@ -174,7 +174,7 @@ class PairOptimizer(SteppedRun[Losses]):
         return losses
 
     def _objective(self, structure: _View, appearance: _View) -> tuple[Losses, Tensor]:
-        """The losses of this step's views, and what is minimized: the paper's objective and the recipe's terms."""
+        """The losses of this step's views, and what is minimized: their total and `_other_terms`."""
         recipe, step = self.recipe, self.step_count
         takes_identity = recipe.identity_every > 0 and step % recipe.identity_every == 0
         with self._precision():
@@ -191,7 +191,8 @@ class PairOptimizer(SteppedRun[Losses]):
                 objective = objective + self.loss(self.generate(whole.images), whole.target, appearance.target).total
         if takes_identity:
             self.last_identity = losses.identity.detach()
-        shown = self.loss.weigh(losses.structure.detach(), losses.appearance.detach(), self.last_identity)
+        layout, look, style = (t.detach() for t in (losses.structure, losses.appearance, losses.style))
+        shown = self.loss.weigh(layout, look, self.last_identity, style)
         return shown, objective
 
     def _compare(self, output: Tensor, structure: _View, appearance: _View, identity: Tensor | None) -> Losses:

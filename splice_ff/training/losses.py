@@ -101,7 +101,8 @@ class PairLosses:
         )
         weights = self.config.loss
         others = weights.style * losses.style
-        losses = loss.weigh(losses.structure, losses.appearance, batch.identity_weight * losses.identity)
+        kept = batch.identity_weight * losses.identity
+        losses = loss.weigh(losses.structure, losses.appearance, kept, losses.style)
         if weights.pixels:
             others = others + weights.pixels * pixels[: 2 * count].pow(4).mean()
         if weights.color:
