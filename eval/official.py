@@ -45,7 +45,7 @@ PUBLISHED = {
 }
 """Names of the authors' folders and files, from their README."""
 FIDELITY = (
-    "tests/test_losses.py", "tests/per_pair/test_as_published.py", "tests/vit/test_features.py",
+    "tests/losses/test_losses.py", "tests/per_pair/test_as_published.py", "tests/vit/test_features.py",
     "tests/vit/test_positions.py", "tests/vit/test_inputs.py",
 )  # fmt: skip
 """Of losses and features against the original program's numbers, on its random ViT."""

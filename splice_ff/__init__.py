@@ -4,8 +4,7 @@ The method is these files; a reader who knows the paper (Tumanyan et al., CVPR 2
 
     vit/features.py                    keys, [CLS] tokens and self-similarity of a frozen ViT
     vit/inputs.py                      what that ViT is given to see
-    losses.py                          structure, appearance and identity loss, and their sum
-    style_loss.py, edge_loss.py        two losses of ours
+    losses/splice.py                   structure, appearance and identity loss, and their sum
     networks/skip_unet.py              the generator that is trained on one pair
     per_pair/optimizer.py, recipes.py  one step of that training; the published recipe and a fast one, as data
     networks/cross_attention_unet.py   the generator that is trained on many pairs
@@ -22,6 +21,7 @@ What is around them:
     onnx/         painting without torch                       app/          the page that `splice-ff app` serves
     video/        videos frame by frame, and their flicker     commands/     the command line, one file a command
     networks/     a discriminator, frozen networks           utils/        files, machine, console: for all rooms
+    losses/       two of ours: on style and on edges
 """
 
 from importlib import import_module

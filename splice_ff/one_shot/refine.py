@@ -36,9 +36,9 @@ def refine(
     """Fine-tune the decoder of a copy of the generator's UNet on one pair.
 
     It minimizes the structure and appearance losses of per-pair optimization, with the model's own backbone, which sees
-    images at the model's `vit_size`, the style loss (`splice_ff.style_loss`) and a penalty on edges that the structure
-    image lacks (`splice_ff.edge_loss`). The image is the best one met, by that sum over the whole image; the one-shot
-    answer is the first candidate, so it is never worse.
+    images at the model's `vit_size`, the style loss (`splice_ff.losses.style`) and a penalty on edges that the
+    structure image lacks (`splice_ff.losses.edges`). The image is the best one met, by that sum over the whole image;
+    the one-shot answer is the first candidate, so it is never worse.
 
     Args:
         model: it is left as it is.

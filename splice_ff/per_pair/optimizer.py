@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from splice_ff.edge_loss import edge_loss
 from splice_ff.errors import DivergedError
 from splice_ff.images import check_images
 from splice_ff.losses import Losses, SpliceLoss, Target
+from splice_ff.losses.edges import edge_loss
 from splice_ff.networks.skip_unet import SkipUNet
 from splice_ff.per_pair.augment import appearance_views, random_resolution, same_similarity, structure_views
 from splice_ff.per_pair.recipes import Recipe, check_image_size

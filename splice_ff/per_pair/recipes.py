@@ -63,9 +63,9 @@ class Recipe:
     """Of the structure loss: 1 as published. At 0.7 `fast` comes nearer to the look and keeps as many edges: see
     docs/results.md."""
     edge_weight: float = 0.0
-    """Of edges that the structure image lacks, see `splice_ff.edge_loss`; 0 as published."""
+    """Of edges that the structure image lacks, see `splice_ff.losses.edges`; 0 as published."""
     style_weight: float = 0.0
-    """Of the distance of the output's patches from the look's, see `splice_ff.style_loss`; 0 as published. Like
+    """Of the distance of the output's patches from the look's, see `splice_ff.losses.style`; 0 as published. Like
     edges, it counts in the views of a step, not in the additional whole image of `whole_every`."""
 
     def __post_init__(self) -> None:

@@ -77,13 +77,13 @@ class LossConfig(Section):
     """Weight of the mean fourth power of what the UNet adds to single pixels' logits. A small change is texture and
     costs next to nothing; a large one paints what the structure image does not show, such as a second pair of eyes."""
     style: float = Field(0.0, ge=0)
-    """Weight of the distance of outputs' patches from their looks', wherever they are; see `splice_ff.style_loss`.
+    """Weight of the distance of outputs' patches from their looks', wherever they are; see `splice_ff.losses.style`.
     Neither Splice nor SpliceNet has it."""
     color: float = Field(0.0, ge=0)
     """Weight of the distance of an output's colors from its appearance image's, in Lab units; see
     `splice_ff.training.color`. Neither Splice nor SpliceNet has it."""
     edges: float = Field(0.0, ge=0)
-    """Weight of edges that the structure image lacks; see `splice_ff.edge_loss`. Splice does not penalize them."""
+    """Weight of edges that the structure image lacks; see `splice_ff.losses.edges`. Splice does not penalize them."""
     texture: float = Field(0.0, ge=0)
     """Weight of the distance of outputs' local contrasts from their looks'; see `splice_ff.training.texture`. Splice
     does not have it."""

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from support.training_setup import read_config, write_run
 
-from splice_ff.edge_loss import SIDE, edge_loss
+from splice_ff.losses.edges import SIDE, edge_loss
 from splice_ff.per_pair.optimizer import PairOptimizer
 from splice_ff.per_pair.recipes import PRESETS, REFINE, make_recipe
 from splice_ff.training import losses

@@ -5,9 +5,9 @@ import torch
 from support.training_setup import read_config, write_run
 
 from splice_ff.losses import SpliceLoss, Target
+from splice_ff.losses.style import style_layers, style_loss, token_statistics
 from splice_ff.per_pair.optimizer import PairOptimizer
 from splice_ff.per_pair.recipes import PRESETS, REFINE, make_recipe
-from splice_ff.style_loss import style_layers, style_loss, token_statistics
 from splice_ff.training.trainer import Trainer
 from splice_ff.utils.seeding import seeded_generator
 from splice_ff.vit.inputs import ViTInput

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from splice_ff.style_loss import style_layers, style_loss, token_statistics
+from splice_ff.losses.style import style_layers, style_loss, token_statistics
 from splice_ff.vit.features import Features, ViTFeatures, self_similarity
 from splice_ff.vit.inputs import ViTInput
 from splice_ff.vit.spec import LossWeights
@@ -112,7 +112,7 @@ class SpliceLoss:
             another scale than DINO's keep the published balance.
         weights: of the three terms.
         vit_input: how images become what the ViT sees; `PUBLISHED` follows the authors' code.
-        style: whether to take the style loss too (`splice_ff.style_loss`).
+        style: whether to take the style loss too (`splice_ff.losses.style`).
     """
 
     def __init__(
