@@ -116,7 +116,8 @@ def end_pair(
     """Say what `write_best` wrote, or why the run ended early; see `end_run`."""
     end_run(run, failure, f"the best image so far is in {output}")
     if not quiet:
-        total, *rest = (f"{name} {value:.4f}" for name, value in result.losses.items())
+        losses = {name: x for name, x in result.losses.items() if name != "identity" or run.recipe.identity_every}
+        total, *rest = (f"{name} {value:.4f}" for name, value in losses.items())
         say(f"{output}: step {result.step} of {run.step_count}, whole image: {total} ({', '.join(rest)})")
 
 

@@ -40,6 +40,7 @@ from splice_ff.errors import InputError
 
 if TYPE_CHECKING:
     from splice_ff.images import LoadedImage
+    from splice_ff.losses import Losses
     from splice_ff.one_shot.pipeline import SpliceFF
 
 
@@ -205,10 +206,12 @@ def _refine(
     quiet: bool,
 ) -> None:
     """Take per-pair steps and write the best image, also when they are interrupted or diverge."""
-    from splice_ff.losses import Losses
     from splice_ff.one_shot.refine import refiner
 
+    def taken(losses: Losses) -> dict[str, float]:
+        return {name: value for name, value in losses.floats().items() if name != "identity"}  # never taken here
+
     run = refiner(model, structure.rgb, appearance.rgb, steps=steps, size=size)
-    failure = take_steps(run, Losses.floats, quiet)
+    failure = take_steps(run, taken, quiet)
     result = write_best(run, failure, output, structure, facts | {"refine": str(steps)})
     end_pair(run, failure, result, output, quiet)
