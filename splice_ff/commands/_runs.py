@@ -90,6 +90,11 @@ def take_steps(
     return failure
 
 
+def taken_losses(run: PairOptimizer, losses: Mapping[str, float]) -> dict[str, float]:
+    """Losses by name, without an identity loss that the recipe never takes: its 0 would look like a perfect one."""
+    return {name: value for name, value in losses.items() if name != "identity" or run.recipe.identity_every}
+
+
 def write_best(
     run: PairOptimizer, failure: BaseException | None, output: Path, structure: LoadedImage, facts: Mapping[str, str]
 ) -> PairResult[Tensor]:
@@ -105,7 +110,7 @@ def write_best(
     except Exception as error:
         end_run(run, failure or error, "no image was made")
         raise
-    losses = {f"loss_{name}": f"{value:.6g}" for name, value in result.losses.items()}
+    losses = {f"loss_{name}": f"{value:.6g}" for name, value in taken_losses(run, result.losses).items()}
     save_image(output, result.image, alpha=structure.alpha, settings={**facts, "step": str(result.step), **losses})
     return result
 
@@ -116,8 +121,7 @@ def end_pair(
     """Say what `write_best` wrote, or why the run ended early; see `end_run`."""
     end_run(run, failure, f"the best image so far is in {output}")
     if not quiet:
-        losses = {name: x for name, x in result.losses.items() if name != "identity" or run.recipe.identity_every}
-        total, *rest = (f"{name} {value:.4f}" for name, value in losses.items())
+        total, *rest = (f"{name} {value:.4f}" for name, value in taken_losses(run, result.losses).items())
         say(f"{output}: step {result.step} of {run.step_count}, whole image: {total} ({', '.join(rest)})")
 
 

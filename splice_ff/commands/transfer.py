@@ -35,12 +35,11 @@ from splice_ff.commands._options import (
     load,
     say,
 )
-from splice_ff.commands._runs import end_pair, take_steps, write_best
+from splice_ff.commands._runs import end_pair, take_steps, taken_losses, write_best
 from splice_ff.errors import InputError
 
 if TYPE_CHECKING:
     from splice_ff.images import LoadedImage
-    from splice_ff.losses import Losses
     from splice_ff.one_shot.pipeline import SpliceFF
 
 
@@ -208,10 +207,7 @@ def _refine(
     """Take per-pair steps and write the best image, also when they are interrupted or diverge."""
     from splice_ff.one_shot.refine import refiner
 
-    def taken(losses: Losses) -> dict[str, float]:
-        return {name: value for name, value in losses.floats().items() if name != "identity"}  # never taken here
-
     run = refiner(model, structure.rgb, appearance.rgb, steps=steps, size=size)
-    failure = take_steps(run, taken, quiet)
+    failure = take_steps(run, lambda losses: taken_losses(run, losses.floats()), quiet)
     result = write_best(run, failure, output, structure, facts | {"refine": str(steps)})
     end_pair(run, failure, result, output, quiet)

@@ -85,12 +85,11 @@ class Target:
     """Of the patches' tokens, (B, blocks, 2, D), where the style loss is wanted."""
 
     @classmethod
-    def from_features(cls, features: Features, prefix_tokens: int, style: bool) -> Target:
-        """From features with `cls`, the deepest keys and, for `style`, the tokens of `style_layers`."""
+    def from_features(cls, features: Features, prefix_tokens: int, layers: Sequence[int]) -> Target:
+        """From features with `cls`, the deepest keys and the tokens of `layers`: of none without the style loss."""
         assert features.cls is not None
-        layers = style_layers(features.cls.shape[1]) if style else []
         tokens = {layer: features.tokens[layer] for layer in layers}
-        statistics = token_statistics(tokens, prefix_tokens) if style else None
+        statistics = token_statistics(tokens, prefix_tokens) if tokens else None
         return cls(features.keys[max(features.keys)], features.cls[:, -1], statistics)
 
     def roll(self, count: int) -> Target:
@@ -122,7 +121,8 @@ class SpliceLoss:
         vit_input: ViTInput | None = None,
         style: bool = False,
     ) -> None:
-        self.backbone, self.vit_input, self.style = backbone, vit_input or ViTInput(), style
+        self.backbone, self.vit_input = backbone, vit_input or ViTInput()
+        self.style_layers = style_layers(backbone.depth) if style else []
         weights = weights or LossWeights()
         scales = backbone.spec.loss_scales if backbone.spec else LossWeights(1.0, 1.0, 1.0)
         self.weights = LossWeights(
@@ -158,7 +158,7 @@ class SpliceLoss:
         if repainted:
             kept = identity_loss(repainted[0].keys, (identity_target or appearance).keys)
         style = None
-        if self.style:
+        if self.style_layers:
             assert painted.statistics is not None and appearance.statistics is not None
             style = style_loss(painted.statistics, appearance.statistics)
         return self.weigh(
@@ -181,8 +181,8 @@ class SpliceLoss:
         encoded: dict[int, Target] = {}
         for shape in dict.fromkeys(x.shape[-2:] for x in inputs):
             group = [i for i, x in enumerate(inputs) if x.shape[-2:] == shape]
-            layers = style_layers(self.backbone.depth) if self.style else []
-            features = self.backbone(torch.cat([inputs[i] for i in group]), cls=True, keys=[-1], tokens=layers)
-            together = Target.from_features(features, self.backbone.prefix_tokens, self.style)
+            batch = torch.cat([inputs[i] for i in group])
+            features = self.backbone(batch, cls=True, keys=[-1], tokens=self.style_layers)
+            together = Target.from_features(features, self.backbone.prefix_tokens, self.style_layers)
             encoded |= dict(zip(group, together.split([len(inputs[i]) for i in group]), strict=True))
         return [encoded[i] for i in range(len(inputs))]

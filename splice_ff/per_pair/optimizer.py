@@ -191,7 +191,7 @@ class PairOptimizer(SteppedRun[Losses]):
                 objective = objective + self.loss(self.generate(whole.images), whole.target, appearance.target).total
         if takes_identity:
             self.last_identity = losses.identity.detach()
-        layout, look, style = (t.detach() for t in (losses.structure, losses.appearance, losses.style))
+        layout, look, style = losses.structure.detach(), losses.appearance.detach(), losses.style.detach()
         shown = self.loss.weigh(layout, look, self.last_identity, style)
         return shown, objective
 
@@ -203,7 +203,7 @@ class PairOptimizer(SteppedRun[Losses]):
         seen = []
         for _ in range(self.recipe.similarities):
             coarser = random_resolution(self.recipe.vit_input, self.random)
-            loss = SpliceLoss(self.loss.backbone, self.weights, coarser, self.loss.style)
+            loss = SpliceLoss(self.loss.backbone, self.weights, coarser, self.recipe.style_weight > 0)
             output_view, structure_view = same_similarity([output, structure.images], self.random)
             (target,) = loss.targets(structure_view)
             seen.append(loss(output_view, target, appearance.target))

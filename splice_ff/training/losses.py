@@ -58,6 +58,7 @@ class PairLosses:
         self.config, self.generator, self.backbone = config, generator, backbone
         self.network, self.realism, self.kernel = network, realism, kernel
         self.vit_input = ViTInput(config.loss.vit_size)
+        self.style_layers = style_layers(backbone.depth) if config.loss.style else []
 
     def at(self, step: int, vit_input: ViTInput | None = None) -> SpliceLoss:
         """The losses with their weights at a step."""
@@ -71,11 +72,10 @@ class PairLosses:
     @torch.no_grad()
     def encode_images(self, images: Tensor, vit_input: ViTInput | None = None) -> tuple[ImageEncoding, Target]:
         """One ViT pass over (B, 3, H, W): what the generator takes of the images, and what losses compare with."""
-        style, prefix = self.config.loss.style > 0, self.backbone.prefix_tokens
-        layers = style_layers(self.backbone.depth) if style else []
-        features = self.generator.features(self.backbone, self.resize(images, vit_input), layers)
+        prefix = self.backbone.prefix_tokens
+        features = self.generator.features(self.backbone, self.resize(images, vit_input), self.style_layers)
         encoding = ImageEncoding.from_features(features, prefix, self.generator.config.context)
-        return encoding, Target.from_features(features, prefix, style)
+        return encoding, Target.from_features(features, prefix, self.style_layers)
 
     def __call__(self, model: Model, batch: Batch, step: int) -> tuple[Losses, Tensor]:
         """Splice's losses, and the other terms, weighted: of `LossConfig`, and of a teacher. Both with gradients."""

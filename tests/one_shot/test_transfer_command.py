@@ -108,6 +108,7 @@ def test_refine(run, tmp_path):
     text = Image.open(output).text
     assert text["refine"] == "2" and float(text["loss_total"]) > 0
     assert "structure" in result.output and "identity" not in result.output  # refining does not take that loss
+    assert "loss_structure" in text and "loss_identity" not in text
 
 
 def test_refine_that_diverges_leaves_the_best_image(run, tmp_path, monkeypatch):
