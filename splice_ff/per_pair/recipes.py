@@ -121,12 +121,11 @@ a second face on its forehead, though a judge's mean cosine was higher (0.43 aga
 3 and lost edges, 4 keeps more edges; without random similarities an eye strayed, and with sixteen of them, drawn again
 and again, two noses became rainbows. 1e-3 was the best rate of 5e-4, 1e-3 and 2e-3 by the losses of an earlier model.
 On thirteen pairs at 160 px `edge_weight` 2 raised edge agreement from 0.55 to 0.59 at the same judges, with fewer
-second eyes and colored fringes; 6 gave 0.61 and a little less of the look. Then, on the same pairs, a first form of the
-style loss, weighing some 1.2 of today's, brought the color distance from 3.06 to 1.91 and two judges from 0.47 and 0.55
-to 0.49 and 0.59, at edges of 0.53 for 0.56. With weights of 2, 6 on the structure and 4 on edges eyes are cleaner at
-the same colors; at 6e-4 coats have fewer dots than at 1e-3, and 7e-4 is between. The identity loss at every eighth step
-cost a tenth of the time (14.2 s for 12.6 s a pair on one thread). Without it judges and edges stayed within 0.03 of
-theirs.
+second eyes and colored fringes; 6 gave 0.61 and a little less of the look. On all 86 pairs `style_weight` 2 brings the
+color distance from 3.4 to 1.9 and two judges from 0.42 and 0.55 to 0.47 and 0.59, at edges of 0.63 for 0.67
+(docs/results.md); with it, more weight on structure and edges keeps eyes cleaner. At a rate of 6e-4 coats have fewer
+dots than at 1e-3, and 7e-4 is between. On the thirteen pairs the identity loss at every eighth step cost a tenth of the
+time (14.2 s for 12.6 s a pair on one thread), and judges and edges stayed within 0.03 without it.
 """
 
 
