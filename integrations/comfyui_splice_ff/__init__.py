@@ -26,7 +26,10 @@ class SpliceFFTransfer:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, dict[str, tuple[Any, ...]]]:
         """The node's sockets and fields."""
-        size = "Shorter side, in pixels, at which to work; 0 is the model's own. The output has the structure's size."
+        size = (
+            "Shorter side, in pixels, at which to work; 0 is the model's own, to refine 1.4 times it. The output has "
+            "the structure's size."
+        )
         return {
             "required": {
                 "structure": ("IMAGE", {"tooltip": "Its layout is kept. Several are painted one by one."}),

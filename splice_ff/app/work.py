@@ -16,7 +16,7 @@ from splice_ff.analysis.pca import pca
 from splice_ff.errors import DivergedError, InputError
 from splice_ff.images import LoadedImage, load_image, save_image
 from splice_ff.one_shot.pipeline import SpliceFF
-from splice_ff.one_shot.refine import refiner
+from splice_ff.one_shot.refine import refiner, refining_size
 from splice_ff.per_pair.optimizer import PairOptimizer
 from splice_ff.per_pair.recipes import make_recipe
 
@@ -89,10 +89,13 @@ class Work:
     ) -> Iterator[Shown]:
         """Per-pair steps from the one-shot answer; the image as it improves, every `SHOW_EVERY` steps.
 
+        They work at `refining_size` at least: at the size of one shot, refining has too few pixels.
+
         Raises:
             InputError: as `paint`.
         """
         image, look = _read(structure, "structure"), _read(appearance, "appearance")
+        size = max(size, refining_size(self.model))
         run = refiner(self.model, image.rgb, look.rgb, steps=steps, size=size, seed=seed)
         yield from self._watch(run, image, {"refine": str(steps), "size": str(size), "seed": str(seed)})
 

@@ -16,7 +16,7 @@ from splice_ff.images import SUFFIXES, load_image
 from splice_ff.one_shot.checks import check_size
 from splice_ff.one_shot.model_files import find_model, read_config
 from splice_ff.one_shot.pipeline import SpliceFF
-from splice_ff.one_shot.refine import DECODER, refine
+from splice_ff.one_shot.refine import LEARNED, refine, refining_size
 from splice_ff.per_pair.optimize import apply_generator, optimize_pair
 from splice_ff.per_pair.recipes import PRESETS, REFINE
 from splice_ff.utils.color import match_colors
@@ -117,16 +117,19 @@ class OneShot(Method):
     @property
     def settings(self) -> dict[str, str]:
         """The model and its weights, as a folder that is trained on keeps its name; and how it is refined."""
-        how = {"refining": f"{REFINE}, of {', '.join(DECODER)}"} if self.steps else {}
+        how = {"refining": f"{REFINE}, of {LEARNED}, at {self._refining_size} px"} if self.steps else {}
         return {"model": self.source, "sha256": self.model.fingerprint, **how}
 
     def __call__(self, pair: str, structure: Tensor, appearance: Tensor) -> Painted:
         """The model's image, and of the appearance image by itself."""
         if not self.steps:
             return Painted(self._paint(structure, appearance), lambda: self._paint(appearance, appearance))
-        result = refine(self.model, structure, appearance, steps=self.steps, size=self.size)
-        size = self.size or self.model.config.size
-        return Painted(result.image, lambda: apply_generator(result.generator, appearance, size))
+        result = refine(self.model, structure, appearance, steps=self.steps, size=self._refining_size)
+        return Painted(result.image, lambda: apply_generator(result.generator, appearance, self._refining_size))
+
+    @property
+    def _refining_size(self) -> int:
+        return self.size or refining_size(self.model)
 
     @torch.no_grad()
     def _paint(self, structure: Tensor, appearance: Tensor) -> Tensor:

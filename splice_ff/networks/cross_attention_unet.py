@@ -15,6 +15,8 @@ from splice_ff.errors import InputError
 from splice_ff.networks.bilateral_grid import NUMBERS, Change, Guide, centers, recolor, recolor_at_full_size
 from splice_ff.networks.layers import CrossAttention, ResidualMlp
 
+MIN_SCALES = 3
+"""The finest changes pixels, the coarsest is as far down as it goes; color maps need one between."""
 MAX_SCALES, MAX_BLOCKS, MAX_CHANNELS, MAX_BINS = 8, 16, 8192, 64
 """More of them than any generator has; a file that asks for more is damaged, or made to fill the memory."""
 
@@ -43,8 +45,9 @@ class UNetConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", tuple(self.channels))  # a list, where it comes from JSON
-        if not 2 <= len(self.channels) <= MAX_SCALES:
-            raise InputError(f"channels must be given for 2 to {MAX_SCALES} scales, not {len(self.channels)}")
+        if not MIN_SCALES <= len(self.channels) <= MAX_SCALES:
+            found = len(self.channels)
+            raise InputError(f"channels must be given for {MIN_SCALES} to {MAX_SCALES} scales, not {found}")
         check_count("channels", self.channels, MAX_CHANNELS)
         check_count("blocks", [self.blocks], MAX_BLOCKS)
         check_count("attention_from", [self.attention_from], len(self.channels) - 1)
@@ -103,10 +106,7 @@ class CrossAttentionUNet(nn.Module):
         for i in reversed(range(len(c) - 1)):
             self.upsample.append(nn.Conv2d(c[i + 1], c[i], 1))
             self.up.append(UNetStage(config, i, config.blocks if i else 1))
-        change = _Conv(c[0], 3)
-        nn.init.zeros_(change.weight)
-        nn.init.zeros_(change.bias)  # type: ignore[arg-type]
-        self.to_rgb = nn.Sequential(_norm(c[0]), nn.SiLU(), change)
+        self.to_rgb = pixel_head(c[0])
         self.color_scale = min(config.attention_from, len(c) - 2)  # one on the way up
         self.cell = 2**self.color_scale
         """Side, in pixels, of a cell of the grid of color maps."""
@@ -176,16 +176,27 @@ class CrossAttentionUNet(nn.Module):
 
     def decode(self, maps: list[Tensor], appearance_tokens: Tensor, h: int, w: int) -> Change:
         """From these maps to the change of images of h x w pixels."""
-        appearance_tokens, pooled = self._tokens(appearance_tokens)
-        *skips, x = maps
-        for upsample, stage in zip(self.upsample, self.up, strict=True):
-            skip = skips.pop()
-            # projected first: four times fewer pixels. Bilinear, because nearest leaves squares behind.
-            x = skip + F.interpolate(upsample(x), skip.shape[-2:], mode="bilinear", align_corners=False)
-            x = self._run(stage, x, pooled, appearance_tokens)
-            if len(skips) == self.color_scale:
-                grid = self.color_affine(x).float()
+        grid, x = self.decode_to_half(maps, appearance_tokens)
+        x = self._climb(self.upsample[-1], self.up[-1], x, maps[0], *self._tokens(appearance_tokens))
         return Change(grid, self.to_rgb(x).float()[..., :h, :w], (h / self.cell, w / self.cell))
+
+    def decode_to_half(self, maps: list[Tensor], appearance_tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """From these maps to the grid of color maps, and the feature map at half of the padded images' sides."""
+        tokens = self._tokens(appearance_tokens)
+        *skips, x = maps[1:]
+        for upsample, stage in zip(self.upsample[:-1], self.up[:-1], strict=True):
+            x = self._climb(upsample, stage, x, skips.pop(), *tokens)
+            if 1 + len(skips) == self.color_scale:
+                grid = self.color_affine(x).float()
+        return grid, x
+
+    def _climb(
+        self, upsample: nn.Module, stage: nn.Module, x: Tensor, skip: Tensor, tokens: Tensor, pooled: Tensor
+    ) -> Tensor:
+        """One scale finer."""
+        # projected first: four times fewer pixels. Bilinear, because nearest leaves squares behind.
+        x = skip + F.interpolate(upsample(x), skip.shape[-2:], mode="bilinear", align_corners=False)
+        return self._run(stage, x, pooled, tokens)
 
     def _tokens(self, appearance_tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Appearance tokens in the weights' precision, and what they say together, (B, C)."""
@@ -249,6 +260,14 @@ class _Conv(nn.Conv2d):
         else:
             x = F.pad(x, (1, 1, 1, 1), mode="replicate")
         return super().forward(x)
+
+
+def pixel_head(channels: int) -> nn.Sequential:
+    """Features (B, C, H, W) to a change of three logits for each of their places: none at first."""
+    change = _Conv(channels, 3)
+    nn.init.zeros_(change.weight)
+    nn.init.zeros_(change.bias)  # type: ignore[arg-type]
+    return nn.Sequential(_norm(channels), nn.SiLU(), change)
 
 
 def _norm(channels: int) -> nn.GroupNorm:

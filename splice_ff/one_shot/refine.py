@@ -5,22 +5,25 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from splice_ff.losses import Losses
-from splice_ff.networks.cross_attention_unet import CrossAttentionUNet
+from splice_ff.networks.bilateral_grid import Change
+from splice_ff.networks.cross_attention_unet import pixel_head
 from splice_ff.one_shot.checks import check_size
 from splice_ff.one_shot.model import OneShotModel
 from splice_ff.per_pair.optimizer import PairOptimizer, PairResult
 from splice_ff.per_pair.recipes import REFINE, Recipe
 from splice_ff.vit.inputs import ViTInput
 
-DECODER = ("upsample", "up", "to_rgb", "color_affine", "guide")
-"""Parts of the UNet that learn. The others are frozen, so that their maps of an image are computed once. When all
-parts and the appearance tokens learned, steps took longer and two judges' means on 86 pairs were 0.01 higher."""
+LEARNED = "coarse decoder, correction at half size"
+"""What learns, for the records of those who compare; see `PairGenerator`."""
+SIZE_FACTOR = 1.4
+"""Working size of refining, in units of the model's: the correction has half the resolution of the work."""
 
 
 def refine(
@@ -33,18 +36,18 @@ def refine(
     seed: int = 0,
     on_step: Callable[[PairOptimizer, Losses], None] | None = None,
 ) -> PairResult[Tensor]:
-    """Fine-tune the decoder of a copy of the generator's UNet on one pair.
+    """Fine-tune a part of the generator's UNet on one pair, see `PairGenerator`.
 
     It minimizes the structure and appearance losses of per-pair optimization, with the model's own backbone, which sees
     images at the model's `vit_size`, the style loss (`splice_ff.losses.style`) and a penalty on edges that the
     structure image lacks (`splice_ff.losses.edges`). The image is the best one met, by that sum over the whole image;
-    the one-shot answer is the first candidate, so it is never worse.
+    the one-shot answer at the working size is the first candidate, so it is never worse.
 
     Args:
         model: it is left as it is.
         structure, appearance: (1, 3, H, W) in [0, 1].
         steps: how many; 50 to 200 are useful.
-        size: shorter side, in pixels, at which to work; the model's default if None.
+        size: shorter side, in pixels, at which to work; that of `refining_size` if None.
         seed: of the appearance image's views and of the similarities.
         on_step: called after every step, with the optimizer and the step's losses.
 
@@ -64,7 +67,7 @@ def refiner(
     model: OneShotModel, structure: Tensor, appearance: Tensor, *, steps: int, size: int | None = None, seed: int = 0
 ) -> PairOptimizer:
     """The optimizer behind `refine`, for those who take the steps themselves."""
-    size = check_size(model.config.size if size is None else size, structure)
+    size = check_size(refining_size(model) if size is None else size, structure)
     check_size(size, appearance)
     if model.dtype != torch.float32:  # steps are smaller than what half precision can tell apart
         model = copy.deepcopy(model).float()
@@ -77,11 +80,21 @@ def refiner(
     )
 
 
+def refining_size(model: OneShotModel) -> int:
+    """Shorter side, in pixels, at which a model's images are refined unless told otherwise."""
+    return round(SIZE_FACTOR * model.config.size)
+
+
 class PairGenerator(nn.Module):
     """An amortized generator with one set of appearance tokens: images (B, 3, H, W) in [0, 1] to repainted ones.
 
+    The coarse scales of the UNet's decoder learn, and with them its grid of color maps; and a correction of pixels
+    that their map at half size gives, none at first. The encoder's maps and the change of pixels that the model made in
+    one shot stay, so they are computed once an image. When the finest scale learned too, and painted at full size,
+    coats got dots and eyes closed, and the steps took longer (docs/results.md).
+
     Args:
-        model: its UNet is copied; the decoder of the copy can be trained.
+        model: its UNet is copied; what says how it answers in one shot is not.
         appearance_tokens: (1, M, C).
     """
 
@@ -89,11 +102,15 @@ class PairGenerator(nn.Module):
 
     def __init__(self, model: OneShotModel, appearance_tokens: Tensor) -> None:
         super().__init__()
-        self.unet = copy.deepcopy(model.generator.unet)
-        for name, parameter in self.unet.named_parameters():
-            parameter.requires_grad_(name.split(".")[0] in DECODER)
+        self.unet = copy.deepcopy(model.generator.unet).requires_grad_(False)
+        coarse = [*self.unet.upsample[:-1], *self.unet.up[:-1], self.unet.color_affine]
+        for part in coarse if self.unet.guide is None else [*coarse, self.unet.guide]:
+            part.requires_grad_(True)
+        with torch.random.fork_rng(devices=[]):  # it starts from 0, but drawing it must not move the caller's numbers
+            correction = pixel_head(model.generator.config.unet.channels[1])
+        self.correction = correction.to(memory_format=torch.channels_last)
         self.register_buffer("appearance_tokens", appearance_tokens.clone())
-        self.encode = _EncodeOnce(model)
+        self.answer = _AnswerOnce(model)
 
     def forward(self, images: Tensor) -> Tensor:
         """Repaint images with the appearance tokens."""
@@ -104,27 +121,45 @@ class PairGenerator(nn.Module):
         return self._paint(structure, full_structure)
 
     def _paint(self, images: Tensor, full: Tensor | None = None) -> Tensor:
+        h, w = images.shape[-2:]
         tokens = self.appearance_tokens.expand(len(images), -1, -1)
-        change = self.unet.decode(self.encode(self.unet, images, tokens), tokens, *images.shape[-2:])
+        maps, first = self.answer(images, tokens)
+        grid, half = self.unet.decode_to_half(maps, tokens)
+        correction = F.interpolate(self.correction(half).float(), scale_factor=2.0, mode="bilinear")[..., :h, :w]
+        change = first._replace(grid=grid, pixels=first.pixels + correction)
         return self.unet.apply_change(images, change, full)
 
 
-class _EncodeOnce:
-    """The maps of a UNet's encoder, remembered: the optimizer comes back to the same few images.
+class _Answer(NamedTuple):
+    maps: list[Tensor]
+    """Of the encoder, finest first."""
+    change: Change
 
-    Not a module: neither the ViT nor the memory belongs to the generator's state. A copy begins with no memory.
+
+class _AnswerOnce:
+    """What a model answers in one shot, remembered: the optimizer comes back to the same few images.
+
+    Not a module: neither the model nor the memory belongs to the pair generator's state. A copy begins with no memory.
     """
 
     def __init__(self, model: OneShotModel) -> None:
         self.model = model
-        self.known: dict[int, tuple[Tensor, list[Tensor]]] = {}  # with the images, so that no other can get their id
+        self.known: dict[int, tuple[Tensor, _Answer]] = {}  # with the images, so that no other can get their id
 
-    def __call__(self, unet: CrossAttentionUNet, images: Tensor, tokens: Tensor) -> list[Tensor]:
+    @torch.no_grad()
+    def __call__(self, images: Tensor, tokens: Tensor) -> _Answer:
         if id(images) not in self.known:
-            with torch.no_grad(), torch.autocast(images.device.type, enabled=False):  # a caller may want float32 later
-                features = self.model.encode_images(images.to(self.model.device)).structure_features
-                self.known[id(images)] = images, unet.encode(images, features.to(images.device), tokens)
+            with torch.autocast(images.device.type, enabled=False):  # a caller may want float32 later
+                self.known[id(images)] = images, self._answer(images, tokens)
         return self.known[id(images)][1]
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _EncodeOnce:
-        return _EncodeOnce(self.model)
+    def _answer(self, images: Tensor, tokens: Tensor) -> _Answer:
+        unet, device = self.model.generator.unet, self.model.device
+        features = self.model.encode_images(images.to(device)).structure_features
+        maps = unet.encode(images.to(device), features, tokens.to(device))
+        grid, pixels, extent = unet.decode(maps, tokens.to(device), *images.shape[-2:])
+        there = images.device
+        return _Answer([x.to(there) for x in maps], Change(grid.to(there), pixels.to(there), extent))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _AnswerOnce:
+        return _AnswerOnce(self.model)

@@ -102,15 +102,15 @@ are chosen by measurement."""
 REFINE = replace(
     PRESETS["fast"],
     steps=100,
-    learning_rate=7e-4,
+    learning_rate=1e-3,
     copy_steps=0,
     views=4,
     identity_every=0,
     ema_decay=0.0,
     patience=0,
-    structure_weight=6.0,
+    structure_weight=5.0,
     edge_weight=4.0,
-    style_weight=2.0,
+    style_weight=3.0,
 )
 """What refines a one-shot answer (`splice_ff.one_shot.refine`): the structure and appearance losses of `fast`, from a
 generator that knows much already, so with smaller steps, few views and no averaging; the style loss, and a penalty on

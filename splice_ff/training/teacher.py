@@ -30,7 +30,7 @@ from splice_ff.data.sources import open_dataset
 from splice_ff.data.teacher_pairs import FILES, IMAGES, write_teacher_pair
 from splice_ff.errors import DivergedError, InputError
 from splice_ff.one_shot.model import OneShotModel
-from splice_ff.one_shot.refine import refiner
+from splice_ff.one_shot.refine import refiner, refining_size
 from splice_ff.per_pair.optimizer import PairOptimizer
 from splice_ff.per_pair.recipes import Recipe
 from splice_ff.utils.console import progress_bar
@@ -222,7 +222,7 @@ def _claim(
     how |= {"backbone": backbone.name, "backbone_sha256": backbone.fingerprint, "seed": seed}
     how |= {
         "model_sha256": model.fingerprint if model else None,
-        "working_size": model.config.size if model else recipe.size,
+        "working_size": refining_size(model) if model else recipe.size,
     }
     claim_folder(folder / SETTINGS, json.loads(json.dumps({**source, **how})), holds="a teacher's pairs")
 

@@ -50,6 +50,8 @@ def test_runs_show_how_the_image_improves(made, method, monkeypatch):
     shown = list(getattr(page, method)(structure, appearance, 4, 64, 0))
     assert [s.message.split(",")[0] for s in shown[:2]] == ["Step 2 of 4.", "Step 4 of 4."]
     assert "Best image: step" in shown[-1].message and load_image(shown[-1].file).size == (80, 96)
+    with Image.open(shown[-1].file) as image:
+        assert image.text["size"] == {"refine": "90", "optimize": "64"}[method]
 
 
 def test_a_run_ends_in_time_with_the_best_image(made, monkeypatch):

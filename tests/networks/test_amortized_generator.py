@@ -241,7 +241,7 @@ def test_backbones_of_any_depth_and_width_serve(tiny_backbone):
 def test_encoder_and_unet_stand_alone():
     tokens = AppearanceEncoder(LAYERS, WIDTH, 16, 8, 2)(torch.randn(2, LAYERS, WIDTH))
     assert tokens.shape == (2, 16, 8)
-    unet = CrossAttentionUNet(UNetConfig((8, 16), 1, 1, 2, 16, 8), WIDTH)
+    unet = CrossAttentionUNet(UNetConfig((8, 16, 16), 1, 1, 2, 16, 8), WIDTH)
     assert unet(torch.rand(2, 3, 9, 9), torch.randn(2, WIDTH, 2, 2), tokens).shape == (2, 3, 9, 9)
 
 

@@ -239,4 +239,10 @@ def test_4k_takes_a_slice_in_bounded_memory():
 @pytest.mark.parametrize("bins", [0, -1, 1.5, "8", 10**6])
 def test_bins_that_no_grid_has(bins):
     with pytest.raises(InputError, match="bins"):
-        UNetConfig((8, 16), 1, 1, 2, 4, 16, bins=bins)
+        UNetConfig((8, 16, 16), 1, 1, 2, 4, 16, bins=bins)
+
+
+@pytest.mark.parametrize("channels", [(), (16,), (8, 16), (8,) * 9])
+def test_scales_that_no_unet_has(channels):
+    with pytest.raises(InputError, match=f"3 to 8 scales, not {len(channels)}"):
+        UNetConfig(channels, 1, 1, 2, 4, 16)

@@ -106,7 +106,7 @@ def test_refine(run, tmp_path):
     assert result.exit_code == 0, result.output
     assert "of 2, whole image: total" in result.stderr
     text = Image.open(output).text
-    assert text["refine"] == "2" and float(text["loss_total"]) > 0
+    assert text["refine"] == "2" and text["size"] == "90" and float(text["loss_total"]) > 0
     assert "structure" in result.output and "identity" not in result.output  # refining does not take that loss
     assert "loss_structure" in text and "loss_identity" not in text
 

@@ -25,7 +25,7 @@ from splice_ff.data.pair_list import read_pairs
 from splice_ff.data.sources import open_dataset
 from splice_ff.data.teacher_pairs import TeacherPairs, read_teacher_pair, write_teacher_pair
 from splice_ff.errors import DivergedError, InputError
-from splice_ff.one_shot.refine import refine
+from splice_ff.one_shot.refine import refine, refining_size
 from splice_ff.per_pair.optimizer import PairOptimizer
 from splice_ff.per_pair.recipes import PRESETS, REFINE, make_recipe
 from splice_ff.training import teacher
@@ -288,7 +288,7 @@ def one_shot(tiny_backbone):
     return make_model(tiny_backbone(depth=2))
 
 
-def test_a_model_is_refined_at_its_size_and_kept_at_the_other(one_shot, tmp_path, pairs):
+def test_a_model_is_refined_at_a_size_of_its_own_and_kept_at_the_other(one_shot, tmp_path, pairs):
     recipe = replace(REFINE, steps=2, size=80)
     report = teach(pairs, tmp_path / "made", one_shot.backbone, recipe, model=one_shot, device="cpu", quiet=True)
     assert report.painted == 3
@@ -300,7 +300,11 @@ def test_a_model_is_refined_at_its_size_and_kept_at_the_other(one_shot, tmp_path
     assert (refined.image - output).abs().max() <= 0.51 / 255
     assert row["losses"]["total"] == pytest.approx(refined.losses["total"], rel=1e-3)
     how = json.loads((tmp_path / "made" / "teach.json").read_text())
-    assert how["model_sha256"] == one_shot.fingerprint and how["working_size"] == 64 and how["steps"] == 2
+    assert (
+        how["model_sha256"] == one_shot.fingerprint
+        and how["working_size"] == refining_size(one_shot)
+        and how["steps"] == 2
+    )
     with pytest.raises(InputError, match="teacher's pairs"):  # not mixed with those from random weights
         teach(pairs, tmp_path / "made", one_shot.backbone, recipe, device="cpu", quiet=True)
 
