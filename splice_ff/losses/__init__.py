@@ -1,4 +1,4 @@
-"""The three losses of Splice (`splice.py`), and two of ours: on style (`style.py`) and on edges (`edges.py`)."""
+"""The three losses of Splice (`splice.py`), and three of ours: on styles (`style.py`), colors and edges."""
 
 from splice_ff.losses.splice import Losses, SpliceLoss, Target, appearance_loss, identity_loss, structure_loss
 

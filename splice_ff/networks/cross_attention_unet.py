@@ -262,9 +262,9 @@ class _Conv(nn.Conv2d):
         return super().forward(x)
 
 
-def pixel_head(channels: int) -> nn.Sequential:
-    """Features (B, C, H, W) to a change of three logits for each of their places: none at first."""
-    change = _Conv(channels, 3)
+def pixel_head(channels: int, changes: int = 3) -> nn.Sequential:
+    """Features (B, C, H, W) to changes of the logits of colors at each of their places: none at first."""
+    change = _Conv(channels, changes)
     nn.init.zeros_(change.weight)
     nn.init.zeros_(change.bias)  # type: ignore[arg-type]
     return nn.Sequential(_norm(channels), nn.SiLU(), change)

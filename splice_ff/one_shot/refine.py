@@ -20,7 +20,7 @@ from splice_ff.per_pair.optimizer import PairOptimizer, PairResult
 from splice_ff.per_pair.recipes import REFINE, Recipe
 from splice_ff.vit.inputs import ViTInput
 
-LEARNED = "coarse decoder, correction at half size"
+LEARNED = "coarse decoder, correction of brightness at half size"
 """What learns, for the records of those who compare; see `PairGenerator`."""
 SIZE_FACTOR = 1.4
 """Working size of refining, in units of the model's: the correction has half the resolution of the work."""
@@ -39,8 +39,8 @@ def refine(
     """Fine-tune a part of the generator's UNet on one pair, see `PairGenerator`.
 
     It minimizes the structure and appearance losses of per-pair optimization, with the model's own backbone, which sees
-    images at the model's `vit_size`, the style loss (`splice_ff.losses.style`) and a penalty on edges that the
-    structure image lacks (`splice_ff.losses.edges`). The image is the best one met, by that sum over the whole image;
+    images at the model's `vit_size`; and losses of style, of colors and of edges that the structure image lacks
+    (`splice_ff.losses`). The image is the best one met, by that sum over the whole image;
     the one-shot answer at the working size is the first candidate, so it is never worse.
 
     Args:
@@ -88,10 +88,10 @@ def refining_size(model: OneShotModel) -> int:
 class PairGenerator(nn.Module):
     """An amortized generator with one set of appearance tokens: images (B, 3, H, W) in [0, 1] to repainted ones.
 
-    The coarse scales of the UNet's decoder learn, and with them its grid of color maps; and a correction of pixels
-    that their map at half size gives, none at first. The encoder's maps and the change of pixels that the model made in
-    one shot stay, so they are computed once an image. When the finest scale learned too, and painted at full size,
-    coats got dots and eyes closed, and the steps took longer (docs/results.md).
+    The coarse scales of the UNet's decoder learn, and with them its grid of color maps; and a correction of the pixels'
+    brightness that their map at half size gives, none at first. The encoder's maps and the change of pixels that the
+    model made in one shot stay, so they are computed once an image. When the finest scale learned too, coats got dots
+    and eyes closed, and the steps took longer; a correction of each color was no better, and tinted eyes.
 
     Args:
         model: its UNet is copied; what says how it answers in one shot is not.
@@ -107,7 +107,7 @@ class PairGenerator(nn.Module):
         for part in coarse if self.unet.guide is None else [*coarse, self.unet.guide]:
             part.requires_grad_(True)
         with torch.random.fork_rng(devices=[]):  # it starts from 0, but drawing it must not move the caller's numbers
-            correction = pixel_head(model.generator.config.unet.channels[1])
+            correction = pixel_head(model.generator.config.unet.channels[1], changes=1)
         self.correction = correction.to(memory_format=torch.channels_last)
         self.register_buffer("appearance_tokens", appearance_tokens.clone())
         self.answer = _AnswerOnce(model)

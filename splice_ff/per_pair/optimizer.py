@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from splice_ff.errors import DivergedError
 from splice_ff.images import check_images
 from splice_ff.losses import Losses, SpliceLoss, Target
+from splice_ff.losses.color import color_loss
 from splice_ff.losses.edges import edge_loss
 from splice_ff.networks.skip_unet import SkipUNet
 from splice_ff.per_pair.augment import appearance_views, random_resolution, same_similarity, structure_views
@@ -314,8 +315,10 @@ class PairOptimizer(SteppedRun[Losses]):
         return output, losses.floats(), objective.item()
 
     def _other_terms(self, losses: Losses, output: Tensor, structure: Tensor) -> Tensor:
-        """What the recipe adds to the paper's objective: styles that differ and edges that the structure lacks."""
+        """What the recipe adds to the paper's objective: on style, on colors, on edges that the structure lacks."""
         terms = self.recipe.style_weight * losses.style
+        if self.recipe.color_weight:
+            terms = terms + self.recipe.color_weight * color_loss(output, self.appearance)
         if self.recipe.edge_weight:
             terms = terms + self.recipe.edge_weight * edge_loss(output, structure, self.appearance)
         return terms

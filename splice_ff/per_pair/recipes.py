@@ -66,7 +66,9 @@ class Recipe:
     """Of edges that the structure image lacks, see `splice_ff.losses.edges`; 0 as published."""
     style_weight: float = 0.0
     """Of the distance of the output's patches from the look's, see `splice_ff.losses.style`; 0 as published. Like
-    edges, it counts in the views of a step, not in the additional whole image of `whole_every`."""
+    colors and edges, it counts in the views of a step, not in the additional whole image of `whole_every`."""
+    color_weight: float = 0.0
+    """Of the distance of the output's colors from the look's, see `splice_ff.losses.color`; 0 as published."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= MAX_STEPS:
@@ -111,21 +113,19 @@ REFINE = replace(
     structure_weight=5.0,
     edge_weight=4.0,
     style_weight=3.0,
+    color_weight=0.02,
 )
 """What refines a one-shot answer (`splice_ff.one_shot.refine`): the structure and appearance losses of `fast`, from a
-generator that knows much already, so with smaller steps, few views and no averaging; the style loss, and a penalty on
-edges that the structure image lacks.
+generator that knows much already, so with smaller steps, few views and no averaging; losses of style and of colors, and
+a penalty on edges that the structure image lacks.
 
-Chosen by images, judges and edges of three to thirteen pairs. With the published weight of the structure, 1, a dog got
-a second face on its forehead, though a judge's mean cosine was higher (0.43 against 0.32); 2 brought colors nearer than
-3 and lost edges, 4 keeps more edges; without random similarities an eye strayed, and with sixteen of them, drawn again
-and again, two noses became rainbows. 1e-3 was the best rate of 5e-4, 1e-3 and 2e-3 by the losses of an earlier model.
-On thirteen pairs at 160 px `edge_weight` 2 raised edge agreement from 0.55 to 0.59 at the same judges, with fewer
-second eyes and colored fringes; 6 gave 0.61 and a little less of the look. On all 86 pairs `style_weight` 2 brings the
-color distance from 3.4 to 1.9 and two judges from 0.42 and 0.55 to 0.47 and 0.59, at edges of 0.63 for 0.67
-(docs/results.md); with it, more weight on structure and edges keeps eyes cleaner. At a rate of 6e-4 coats have fewer
-dots than at 1e-3, and 7e-4 is between. On the thirteen pairs the identity loss at every eighth step cost a tenth of the
-time (14.2 s for 12.6 s a pair on one thread), and judges and edges stayed within 0.03 without it.
+Chosen by images, judges and edges of thirteen pairs at 224 px. Without colors, a structure weight of 3 with edges 2 and
+style 2 had judges and edges 0.01 lower, and eyes that strayed more; 6, 6 and 4 differed by less than 0.01; at a rate of
+1.6e-3 judges fell by 0.02. `color_weight` cost judges 0.01, gave edges 0.02, and took away cyan and violet seams. At 160
+px two random similarities a step took half as much time again and changed nothing that judges see; of an earlier model,
+without any an eye strayed, and sixteen that were drawn again and again made rainbows of two noses. What `style_weight`
+does on all 86 pairs: docs/results.md. The identity loss at every eighth step cost a tenth of the time, and judges and
+edges stayed within 0.03 without it.
 """
 
 

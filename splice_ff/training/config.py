@@ -81,7 +81,7 @@ class LossConfig(Section):
     Neither Splice nor SpliceNet has it."""
     color: float = Field(0.0, ge=0)
     """Weight of the distance of an output's colors from its appearance image's, in Lab units; see
-    `splice_ff.training.color`. Neither Splice nor SpliceNet has it."""
+    `splice_ff.losses.color`. Neither Splice nor SpliceNet has it."""
     edges: float = Field(0.0, ge=0)
     """Weight of edges that the structure image lacks; see `splice_ff.losses.edges`. Splice does not penalize them."""
     texture: float = Field(0.0, ge=0)

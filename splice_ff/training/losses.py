@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from splice_ff.losses import Losses, SpliceLoss, Target
+from splice_ff.losses.color import color_loss
 from splice_ff.losses.edges import edge_loss
 from splice_ff.losses.style import style_layers
 from splice_ff.networks.amortized import AmortizedGenerator, ImageEncoding
 from splice_ff.networks.teachers import Teacher
 from splice_ff.per_pair.augment import random_resolution, same_similarity
 from splice_ff.training.batches import Batch, TeacherBatch
-from splice_ff.training.color import color_loss
 from splice_ff.training.config import LossConfig, TrainingConfig, weight_at
 from splice_ff.training.kernel import KernelDistance
 from splice_ff.training.realism import Realism

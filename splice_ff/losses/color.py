@@ -1,4 +1,4 @@
-"""The distance of an output's colors from its appearance image's, which Splice does not have (`loss.color`).
+"""The distance of an output's colors from the look's, which Splice lacks (`loss.color`, `Recipe.color_weight`).
 
 Sliced Wasserstein distances of the pixels' Lab colors, wherever they are (Rabin et al., "Wasserstein Barycenter
 and its Application to Texture Mixing", 2011):
@@ -28,14 +28,14 @@ def color_loss(outputs: Tensor, appearances: Tensor) -> Tensor:
     """Compare colors.
 
     Args:
-        outputs, appearances: (B, 3, S, S) in [0, 1], of one size.
+        outputs, appearances: (B, 3, H, W) and (B, 3, H', W') in [0, 1].
 
     Returns:
         The mean over the batch, a scalar, in Lab units: a shift of all colors by a short vector v costs about |v| / 2.
     """
     with torch.autocast(outputs.device.type, enabled=False):  # half precision would round colors to visible steps
-        small = F.adaptive_avg_pool2d(torch.cat([outputs, appearances]).float(), SIDE)
-        colors = rgb_to_lab(small).flatten(2)
+        small = [F.adaptive_avg_pool2d(images.float(), SIDE) for images in (outputs, appearances)]
+        colors = rgb_to_lab(torch.cat(small)).flatten(2)
         ours, theirs = (half_sphere(DIRECTIONS).to(colors) @ colors).sort(-1).values.chunk(2)
         distances = (ours - theirs).abs()
         return (distances + distances**2 / FAR).mean()
