@@ -11,11 +11,11 @@ BIN := .venv/bin
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
-	@echo "painting examples/horse.jpg with the look of examples/cow.jpg: one-shot, then 100 refining steps"
-	@$(BIN)/splice-ff transfer examples/horse.jpg examples/cow.jpg -o out/one-shot.png
-	@$(BIN)/splice-ff transfer examples/horse.jpg examples/cow.jpg -o out/refined.png --refine 100
+	@echo "painting examples/cat.jpg with the look of examples/raccoon.jpg: one-shot, then 100 refining steps"
+	@$(BIN)/splice-ff transfer examples/cat.jpg examples/raccoon.jpg -o out/one-shot.png
+	@$(BIN)/splice-ff transfer examples/cat.jpg examples/raccoon.jpg -o out/refined.png --refine 100
 	@$(BIN)/python -m eval.grid out/side-by-side.png \
-		examples/horse.jpg examples/cow.jpg out/one-shot.png out/refined.png
+		examples/cat.jpg examples/raccoon.jpg out/one-shot.png out/refined.png
 	@echo "images: $(CURDIR)/out/one-shot.png $(CURDIR)/out/refined.png"
 	@echo "beside structure and appearance: $(CURDIR)/out/side-by-side.png"
 

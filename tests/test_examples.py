@@ -11,7 +11,7 @@ from splice_ff.data.pair_list import read_pairs
 FOLDER = Path(__file__).parents[1] / "examples"
 LICENSES = re.compile(r"public domain|CC0|CC BY(-SA)? [1-4]\.0")
 PAIRS = read_pairs(FOLDER / "pairs.csv")
-MADE_HERE = {"horse-one-shot.jpg", "horse-refined.jpg", "raccoon-as-cat.jpg"}
+MADE_HERE = {"cat-one-shot.jpg", "cat-refined.jpg", "raccoon-as-cat.jpg"}
 
 
 def credits():

@@ -52,7 +52,7 @@ def test_demo_paints_with_nothing_but_what_a_plain_install_brings(site, tmp_path
     )
     said = run(site, tmp_path, sys.executable, "-c", program, "demo", "--device", "cpu")
     assert said.startswith(str(site))
-    assert {path.name for path in tmp_path.iterdir()} == {"horse.jpg", "cow.jpg", "horse-as-cow.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {"cat.jpg", "raccoon.jpg", "cat-as-raccoon.png"}
 
 
 def test_the_script_is_there(site, tmp_path):

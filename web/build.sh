@@ -8,5 +8,5 @@ rm -rf dist && mkdir -p dist/ort dist/examples
 npm install --silent --no-audit --no-fund
 cp index.html style.css page.js model.js dist/
 cp node_modules/onnxruntime-web/dist/{ort.wasm.min.mjs,ort-wasm-simd-threaded.mjs,ort-wasm-simd-threaded.wasm} dist/ort/
-cp ../examples/{horse,cow}.jpg dist/examples/
+cp ../examples/{cat,raccoon}.jpg dist/examples/
 "$python" -m splice_ff export "$1" -o dist/model --precision fp16

@@ -125,7 +125,7 @@ for (const role of ["structure", "appearance"]) {
 }
 for (const id of ["size", "strength"]) element(id).addEventListener("change", update);
 element("example").addEventListener("click", async () => {
-  for (const [role, name] of [["structure", "horse.jpg"], ["appearance", "cow.jpg"]]) {
+  for (const [role, name] of [["structure", "cat.jpg"], ["appearance", "raccoon.jpg"]]) {
     await take(role, await (await fetch(`examples/${name}`)).blob(), name);
   }
 });

@@ -12,7 +12,7 @@ from splice_ff.commands.transfer import transfer
 from splice_ff.errors import InputError
 from splice_ff.utils.bundled import bundled_dir
 
-STRUCTURE, APPEARANCE, PAINTED = "horse.jpg", "cow.jpg", "horse-as-cow.png"
+STRUCTURE, APPEARANCE, PAINTED = "cat.jpg", "raccoon.jpg", "cat-as-raccoon.png"
 
 
 def demo(
