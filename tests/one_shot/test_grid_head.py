@@ -82,7 +82,7 @@ def test_refining_starts_from_the_one_shot_image_at_full_size_and_goes_downhill(
     torch.testing.assert_close(start.preview(), painted, atol=1e-5, rtol=0)
     first = start.result()
     torch.testing.assert_close(first.image, painted, atol=1e-5, rtol=0)
-    run = refiner(model, structure, appearance, steps=5)
+    run = refiner(model, structure, appearance, steps=15)
     run.run()
     refined = run.result()
     assert refined.image.shape == structure.shape
