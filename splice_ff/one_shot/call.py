@@ -76,7 +76,8 @@ class OneShotCall:
         outputs: list[Tensor | None] = [None] * len(self.structures)
         done = 0
         for places in passes([image.size for image in self.structures], self.size):
-            batch = torch.cat([self.structures[i].rgb.to(self.model.device) for i in places])
+            images = [self.structures[i].rgb.to(self.model.device) for i in places]
+            batch = torch.cat(images) if len(images) > 1 else images[0]  # a copy of a large image would count
             looks = tokens if len(tokens) == 1 else tokens[places]
             painted = self.model.paint(batch, looks, size=self.size, strength=self.strength)
             for i, output in zip(places, painted.split(1), strict=True):
