@@ -27,8 +27,8 @@ class SpliceFFTransfer:
     def INPUT_TYPES(cls) -> dict[str, dict[str, tuple[Any, ...]]]:
         """The node's sockets and fields."""
         size = (
-            "Shorter side, in pixels, at which to work; 0 is the model's own, to refine 1.4 times it. The output has "
-            "the structure's size."
+            "Shorter side, in pixels, at which to work; 0 is the model's own; for refining, 1.4 times that. The output "
+            "has the structure's size."
         )
         return {
             "required": {

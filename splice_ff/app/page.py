@@ -43,7 +43,12 @@ def make_page(work: Work) -> gr.Blocks:
             download = gr.DownloadButton("Download with settings", elem_id="download")
         with gr.Row():
             strength = gr.Slider(0, 1, 1, step=0.05, label="Strength", elem_id="strength")
-            size = gr.Dropdown(SIZES, value=_nearest(work.model.config.size), label="Working size in pixels")
+            size = gr.Dropdown(
+                SIZES,
+                value=_nearest(work.model.config.size),
+                label="Working size in pixels",
+                info=f"Refine works at {work.refining_size} or more.",
+            )
             steps = gr.Slider(10, 300, 100, step=10, label="Steps of Refine", elem_id="steps")
             seed = gr.Number(0, label="Seed of Refine", precision=0, minimum=0, maximum=2**31 - 1)
         with gr.Accordion("Mix in a second look", open=False), gr.Row():

@@ -46,6 +46,7 @@ class Work:
 
     def __init__(self, model: SpliceFF, folder: Path) -> None:
         self.model, self.folder = model, folder
+        self.refining_size = refining_size(model)
 
     def paint(
         self,
@@ -95,7 +96,7 @@ class Work:
             InputError: as `paint`.
         """
         image, look = _read(structure, "structure"), _read(appearance, "appearance")
-        size = max(size, refining_size(self.model))
+        size = max(size, self.refining_size)
         run = refiner(self.model, image.rgb, look.rgb, steps=steps, size=size, seed=seed)
         yield from self._watch(run, image, {"refine": str(steps), "size": str(size), "seed": str(seed)})
 

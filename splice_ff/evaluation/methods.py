@@ -89,7 +89,7 @@ class OneShot(Method):
         steps: of refinement; 0 for none.
         backbone: a loaded one, used if it is the model's; else the model's is loaded by its name.
         device: where to compute.
-        size: shorter side, in pixels, at which the generator works; the model's default if None.
+        size: shorter side, in pixels, at which the generator works; if None the model's default, or `refining_size`.
 
     Raises:
         InputError: a size at which the generator cannot work, or cannot be refined.

@@ -176,14 +176,15 @@ class CrossAttentionUNet(nn.Module):
 
     def decode(self, maps: list[Tensor], appearance_tokens: Tensor, h: int, w: int) -> Change:
         """From these maps to the change of images of h x w pixels."""
-        grid, x = self.decode_to_half(maps, appearance_tokens)
-        x = self._climb(self.upsample[-1], self.up[-1], x, maps[0], *self._tokens(appearance_tokens))
+        finest, *coarser = maps
+        grid, x = self.decode_to_half(coarser, appearance_tokens)
+        x = self._climb(self.upsample[-1], self.up[-1], x, finest, *self._tokens(appearance_tokens))
         return Change(grid, self.to_rgb(x).float()[..., :h, :w], (h / self.cell, w / self.cell))
 
     def decode_to_half(self, maps: list[Tensor], appearance_tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """From these maps to the grid of color maps, and the feature map at half of the padded images' sides."""
+        """From all maps but the finest to the grid of color maps, and features at half of the padded images' sides."""
         tokens = self._tokens(appearance_tokens)
-        *skips, x = maps[1:]
+        *skips, x = maps
         for upsample, stage in zip(self.upsample[:-1], self.up[:-1], strict=True):
             x = self._climb(upsample, stage, x, skips.pop(), *tokens)
             if 1 + len(skips) == self.color_scale:

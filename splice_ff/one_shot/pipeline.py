@@ -58,7 +58,7 @@ class SpliceFF(OneShotModel, ModelHubMixin):
                 tensors (3, H, W), uint8 or float in [0, 1]; or lists of them, arrays (B, H, W, 3), tensors
                 (B, 3, H, W). One appearance image serves all structure images; as many belong to one each.
             weights: mix all appearance images, by these shares, for every structure image.
-            size: shorter side, in pixels, at which to work; if None the model's default, to refine 1.4 times as many.
+            size: shorter side, in pixels, at which to work; if None the model's default; for refining, 1.4 times that.
             strength: from 0, the structure image as it is, to 1, the whole look: a share of the change.
             refine: per-pair steps from the one-shot answer on (see `splice_ff.one_shot.refine`); 100 take a while.
             seed: of refining.

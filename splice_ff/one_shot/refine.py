@@ -23,7 +23,7 @@ from splice_ff.vit.inputs import ViTInput
 LEARNED = "coarse decoder, correction of brightness at half size"
 """What learns, for the records of those who compare; see `PairGenerator`."""
 SIZE_FACTOR = 1.4
-"""Working size of refining, in units of the model's: the correction has half the resolution of the work."""
+"""Working size of refining, in units of the model's: larger, as the correction has half the resolution of the work."""
 
 
 def refine(
@@ -94,7 +94,7 @@ class PairGenerator(nn.Module):
     and eyes closed, and the steps took longer; a correction of each color was no better, and tinted eyes.
 
     Args:
-        model: its UNet is copied; what says how it answers in one shot is not.
+        model: its UNet is copied, and parts of the copy learn; the model itself gives the one-shot answer.
         appearance_tokens: (1, M, C).
     """
 
@@ -132,7 +132,7 @@ class PairGenerator(nn.Module):
 
 class _Answer(NamedTuple):
     maps: list[Tensor]
-    """Of the encoder, finest first."""
+    """Of the encoder, finest first, without the very finest: it made the change of pixels, which stays."""
     change: Change
 
 
@@ -159,7 +159,7 @@ class _AnswerOnce:
         maps = unet.encode(images.to(device), features, tokens.to(device))
         grid, pixels, extent = unet.decode(maps, tokens.to(device), *images.shape[-2:])
         there = images.device
-        return _Answer([x.to(there) for x in maps], Change(grid.to(there), pixels.to(there), extent))
+        return _Answer([x.to(there) for x in maps[1:]], Change(grid.to(there), pixels.to(there), extent))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _AnswerOnce:
         return _AnswerOnce(self.model)

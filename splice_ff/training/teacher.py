@@ -89,8 +89,8 @@ def teach(
         backbone: the frozen ViT, used for all of them.
         recipe: of the optimizer; with a `size`, to which the shorter sides of both images are resized. Of images
             longer than 3:1 the middle is used.
-        model: whose answers are refined, by `recipe.steps` steps of `splice_ff.one_shot.refine` at the model's own
-            size; the images kept are still of `recipe.size`. Without one, every pair starts from random weights.
+        model: whose answers are refined, by `recipe.steps` steps of `splice_ff.one_shot.refine` at the size that it
+            refines at; the images kept are still of `recipe.size`. Without one, every pair starts from random weights.
         data, split: the dataset that a .parquet of pairs counts its rows in, as for `open_dataset`.
         limit: only the first so many pairs.
         seed: of every pair's run.

@@ -192,7 +192,7 @@ def test_heads_must_divide_the_channels():
     [
         ("context", "patches"),
         *[(name, value) for name in ("layers", "width") for value in (0, -1, 1.5, True, "12", 10**9)],
-        *[("channels", value) for value in ([], [8], [8] * 99, [8, 0], [8, "8"], [8, 10**9])],
+        *[("channels", value) for value in ([], [8], [8, 8], [8] * 99, [8, 8, 0], [8, 8, "8"], [8, 8, 10**9])],
         *[("blocks", value) for value in (0, 10**9, None)],
         *[("attention_from", value) for value in (0, 3, -1)],
         *[(name, value) for name in ("heads", "tokens", "token_channels") for value in (0, 10**9, 2.0)],

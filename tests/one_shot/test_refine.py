@@ -30,7 +30,7 @@ def one_shot(model, structure, appearance, size=None):
 def test_the_first_candidate_is_the_one_shot_image(model, size):
     structure, appearance = random_image(1, 80, 100), random_image(2, 90, 70)
     run = refiner(model, structure, appearance, steps=5, size=size)
-    assert run.side == size or run.side == round(1.4 * model.config.size)
+    assert run.side == (size or round(1.4 * model.config.size))
     assert run.result().step == 0
     torch.testing.assert_close(run.result().image, one_shot(model, structure, appearance, size), atol=1e-5, rtol=0)
 
