@@ -21,7 +21,7 @@ What is around them:
     onnx/         painting without torch                       app/          the page that `splice-ff app` serves
     video/        videos frame by frame, and their flicker     commands/     the command line, one file a command
     networks/     a discriminator, frozen networks           utils/        files, machine, console: for all rooms
-    losses/       two of ours: on style and on edges
+    losses/       three of ours: on style, colors, edges
 """
 
 from importlib import import_module

@@ -123,17 +123,18 @@ class PairGenerator(nn.Module):
     def _paint(self, images: Tensor, full: Tensor | None = None) -> Tensor:
         h, w = images.shape[-2:]
         tokens = self.appearance_tokens.expand(len(images), -1, -1)
-        maps, first = self.answer(images, tokens)
+        maps, pixels, extent = self.answer(images, tokens)
         grid, half = self.unet.decode_to_half(maps, tokens)
         correction = F.interpolate(self.correction(half).float(), scale_factor=2.0, mode="bilinear")[..., :h, :w]
-        change = first._replace(grid=grid, pixels=first.pixels + correction)
-        return self.unet.apply_change(images, change, full)
+        return self.unet.apply_change(images, Change(grid, pixels + correction, extent), full)
 
 
 class _Answer(NamedTuple):
     maps: list[Tensor]
     """Of the encoder, finest first, without the very finest: it made the change of pixels, which stays."""
-    change: Change
+    pixels: Tensor
+    extent: tuple[float, float]
+    """These two as in `Change`."""
 
 
 class _AnswerOnce:
@@ -157,9 +158,8 @@ class _AnswerOnce:
         unet, device = self.model.generator.unet, self.model.device
         features = self.model.encode_images(images.to(device)).structure_features
         maps = unet.encode(images.to(device), features, tokens.to(device))
-        grid, pixels, extent = unet.decode(maps, tokens.to(device), *images.shape[-2:])
-        there = images.device
-        return _Answer([x.to(there) for x in maps[1:]], Change(grid.to(there), pixels.to(there), extent))
+        _, pixels, extent = unet.decode(maps, tokens.to(device), *images.shape[-2:])
+        return _Answer([x.to(images.device) for x in maps[1:]], pixels.to(images.device), extent)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _AnswerOnce:
         return _AnswerOnce(self.model)

@@ -1,4 +1,4 @@
-"""The distance of colors: its size, its gradients and its part in refining; training: `test_statistics_losses.py`."""
+"""The distance of colors: its size and gradients; runs with it: `test_statistics_losses.py`, `test_recipe_terms.py`."""
 
 import pytest
 import torch
@@ -6,8 +6,6 @@ import torch
 from splice_ff.evaluation.image_metrics import color_distance
 from splice_ff.losses import color
 from splice_ff.losses.color import color_loss
-from splice_ff.per_pair.optimizer import PairOptimizer
-from splice_ff.per_pair.recipes import PRESETS, REFINE, make_recipe
 from splice_ff.utils.seeding import seeded_generator
 
 
@@ -59,41 +57,3 @@ def test_gradients_are_finite_on_flat_images(images, value):
     flat = torch.full_like(images, value).requires_grad_()
     color_loss(flat, images).backward()
     assert flat.grad.isfinite().all() and flat.grad.any()
-
-
-class Tint(torch.nn.Module):
-    """A generator that adds a color to every image."""
-
-    def __init__(self):
-        super().__init__()
-        self.change = torch.nn.Parameter(torch.zeros(1, 3, 1, 1))
-
-    def forward(self, images):
-        return (images + self.change).clamp(0, 1)
-
-
-def per_pair(backbone, weight):
-    recipe = make_recipe("fast", size=80, steps=3, backbone="tiny", color_weight=weight, precision="fp32")
-    images = (torch.rand(1, 3, 80, width, generator=seeded_generator(1)) for width in (80, 96))
-    return PairOptimizer(*images, backbone, recipe, generator=Tint())
-
-
-def test_recipes_take_it_with_their_weight(tiny_backbone):
-    assert {name: recipe.color_weight for name, recipe in PRESETS.items()} == {"paper": 0, "fast": 0}
-    assert REFINE.color_weight > 0
-    gradients = {}
-    for weight in (0.0, 1.0, 3.0):
-        optimizer = per_pair(tiny_backbone(), weight)
-        optimizer.adam.step = optimizer.adam.zero_grad = lambda: None
-        optimizer.step()
-        gradients[weight] = optimizer.generator.change.grad.clone()
-    term = gradients[1.0] - gradients[0.0]
-    assert term.abs().max() > 0
-    torch.testing.assert_close(gradients[3.0] - gradients[0.0], 3 * term, rtol=1e-3, atol=1e-6)
-
-
-def test_it_chooses_the_best_image_too(tiny_backbone):
-    optimizer = per_pair(tiny_backbone(), 1e4)
-    _, losses, objective = optimizer._whole_image()
-    expected = 1e4 * color_loss(optimizer.structure, optimizer.appearance).item()
-    assert objective - losses["total"] == pytest.approx(expected, rel=1e-3)

@@ -6,8 +6,6 @@ from support.training_setup import read_config, write_run
 
 from splice_ff.losses import SpliceLoss, Target
 from splice_ff.losses.style import style_layers, style_loss, token_statistics
-from splice_ff.per_pair.optimizer import PairOptimizer
-from splice_ff.per_pair.recipes import PRESETS, REFINE, make_recipe
 from splice_ff.training.trainer import Trainer
 from splice_ff.utils.seeding import seeded_generator
 from splice_ff.vit.inputs import ViTInput
@@ -113,36 +111,3 @@ def test_training_takes_it_with_its_weight(context, tmp_path, vit_state):
     assert others.item() == pytest.approx(expected.item(), rel=1e-3) and others.item() > 0
     assert 0.5 * losses.style.item() == pytest.approx(others.item(), rel=1e-5)
     assert "others" in trainer.step(trainer.data.batches(0))
-
-
-class Tint(torch.nn.Module):
-    """A generator that changes colors alike everywhere."""
-
-    def __init__(self):
-        super().__init__()
-        self.change = torch.nn.Parameter(torch.zeros(1, 3, 1, 1))
-
-    def forward(self, images):
-        return (images + self.change).clamp(0, 1)
-
-
-def test_recipes_take_it_with_their_weight(tiny_backbone):
-    assert {name: recipe.style_weight for name, recipe in PRESETS.items()} == {"paper": 0, "fast": 0}
-    assert REFINE.style_weight > 0
-    gradients = {}
-    for weight in (0.0, 1.0, 3.0):
-        recipe = make_recipe("fast", size=80, steps=3, backbone="tiny", style_weight=weight, precision="fp32")
-        optimizer = PairOptimizer(photo(0, 80, 80), photo(1, 80, 80), tiny_backbone(), recipe, generator=Tint())
-        optimizer.adam.step = optimizer.adam.zero_grad = lambda: None
-        assert (optimizer.step().style.item() > 0) == (weight > 0)
-        gradients[weight] = optimizer.generator.change.grad.clone()
-    term = gradients[1.0] - gradients[0.0]
-    assert term.abs().max() > 0
-    torch.testing.assert_close(gradients[3.0] - gradients[0.0], 3 * term, rtol=1e-3, atol=1e-6)
-
-
-def test_it_chooses_the_best_image_too(tiny_backbone):
-    recipe = make_recipe("fast", size=80, steps=3, backbone="tiny", style_weight=1e4, precision="fp32")
-    optimizer = PairOptimizer(photo(0, 80, 80), photo(1, 80, 80), tiny_backbone(), recipe, generator=Tint())
-    _, losses, objective = optimizer._whole_image()
-    assert objective - losses["total"] > 1
