@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from splice_ff.errors import InputError
 from splice_ff.networks.bilateral_grid import NUMBERS, Change, Guide, centers, recolor, recolor_at_full_size
+from splice_ff.networks.joint_bilateral import PARTS, upsample_along_edges
 from splice_ff.networks.layers import CrossAttention, ResidualMlp
 
 MIN_SCALES = 3
@@ -82,8 +83,9 @@ class CrossAttentionUNet(nn.Module):
 
     The output is made from the logits of the structure image's colors: an affine map of them for each place, given
     by the finest of the attending scales (most of a look is color, and what is recolored keeps its edges), plus a
-    change of every pixel. The maps are a bilateral grid, see `splice_ff.networks.bilateral_grid`. An untrained UNet
-    copies. The structure features say what the image shows; their map joins at the coarsest scale.
+    change of every pixel. The maps are a bilateral grid, see `splice_ff.networks.bilateral_grid`; its cells are divided
+    along edges, see `splice_ff.networks.joint_bilateral`. An untrained UNet copies. The structure features say what the
+    image shows; their map joins at the coarsest scale.
 
     Args:
         config: its numbers; `SIZES` has some.
@@ -108,8 +110,8 @@ class CrossAttentionUNet(nn.Module):
             self.up.append(UNetStage(config, i, config.blocks if i else 1))
         self.to_rgb = pixel_head(c[0])
         self.color_scale = min(config.attention_from, len(c) - 2)  # one on the way up
-        self.cell = 2**self.color_scale
-        """Side, in pixels, of a cell of the grid of color maps."""
+        self.cell = 2**self.color_scale // (PARTS if config.bins > 1 else 1)
+        """Side, in pixels, of a cell of the grid of color maps, after its upsampling."""
         self.color_affine = nn.Conv2d(c[self.color_scale], NUMBERS * config.bins, 1)
         nn.init.zeros_(self.color_affine.weight)
         nn.init.zeros_(self.color_affine.bias)  # type: ignore[arg-type]
@@ -153,9 +155,8 @@ class CrossAttentionUNet(nn.Module):
 
     def change(self, structure: Tensor, structure_features: Tensor, appearance_tokens: Tensor) -> Change:
         """What is to be done to the structure images, at their size; arguments as for painting."""
-        h, w = structure.shape[-2:]
         maps = self.encode(structure, structure_features, appearance_tokens)
-        return self.decode(maps, appearance_tokens, h, w)
+        return self.decode(maps, appearance_tokens, structure)
 
     def encode(self, structure: Tensor, structure_features: Tensor, appearance_tokens: Tensor) -> list[Tensor]:
         """The encoder's feature map of each scale, finest first; arguments as for painting."""
@@ -174,14 +175,15 @@ class CrossAttentionUNet(nn.Module):
             maps.append(x)
         return maps
 
-    def decode(self, maps: list[Tensor], appearance_tokens: Tensor, h: int, w: int) -> Change:
-        """From these maps to the change of images of h x w pixels."""
+    def decode(self, maps: list[Tensor], appearance_tokens: Tensor, structure: Tensor) -> Change:
+        """From these maps to the change of structure images (B, 3, H, W) in [0, 1]."""
+        h, w = structure.shape[-2:]
         finest, *coarser = maps
-        grid, x = self.decode_to_half(coarser, appearance_tokens)
+        grid, x = self.decode_to_half(coarser, appearance_tokens, structure)
         x = self._climb(self.upsample[-1], self.up[-1], x, finest, *self._tokens(appearance_tokens))
         return Change(grid, self.to_rgb(x).float()[..., :h, :w], (h / self.cell, w / self.cell))
 
-    def decode_to_half(self, maps: list[Tensor], appearance_tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def decode_to_half(self, maps: list[Tensor], appearance_tokens: Tensor, structure: Tensor) -> tuple[Tensor, Tensor]:
         """From all maps but the finest to the grid of color maps, and features at half of the padded images' sides."""
         tokens = self._tokens(appearance_tokens)
         *skips, x = maps
@@ -189,6 +191,8 @@ class CrossAttentionUNet(nn.Module):
             x = self._climb(upsample, stage, x, skips.pop(), *tokens)
             if 1 + len(skips) == self.color_scale:
                 grid = self.color_affine(x).float()
+        if self.guide is not None:
+            grid = upsample_along_edges(grid, _pad_to(structure, self.stride), PARTS * self.cell)
         return grid, x
 
     def _climb(

@@ -124,7 +124,7 @@ class PairGenerator(nn.Module):
         h, w = images.shape[-2:]
         tokens = self.appearance_tokens.expand(len(images), -1, -1)
         maps, pixels, extent = self.answer(images, tokens)
-        grid, half = self.unet.decode_to_half(maps, tokens)
+        grid, half = self.unet.decode_to_half(maps, tokens, images)
         correction = F.interpolate(self.correction(half).float(), scale_factor=2.0, mode="bilinear")[..., :h, :w]
         return self.unet.apply_change(images, Change(grid, pixels + correction, extent), full)
 
@@ -158,7 +158,7 @@ class _AnswerOnce:
         unet, device = self.model.generator.unet, self.model.device
         features = self.model.encode_images(images.to(device)).structure_features
         maps = unet.encode(images.to(device), features, tokens.to(device))
-        _, pixels, extent = unet.decode(maps, tokens.to(device), *images.shape[-2:])
+        _, pixels, extent = unet.decode(maps, tokens.to(device), images.to(device))
         return _Answer([x.to(images.device) for x in maps[1:]], pixels.to(images.device), extent)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _AnswerOnce:

@@ -2,10 +2,11 @@
 
 A look is smooth or rough as well as brown or gray, and a [CLS] token says little of it:
 
-    L_texture = mean over scales k of  W_1 of  {B_k(G(s, a))(p)} and {B_k(a)(q)}
+    L_texture = sum over L*, a*, b*, mean over scales k, of  W_1 of  {B_k(G(s, a))(p)} and {B_k(a)(q)}
 
-where B_k are the bands of a Laplacian pyramid of L* (Burt and Adelson 1983), finest first: each scale without its own
-blurred half. Where contrasts are, and how they are arranged, does not count.
+where B_k are the bands of a Laplacian pyramid (Burt and Adelson 1983), finest first: each scale without its own blurred
+half. Colors count as lightness does: without contrasts of theirs, coats and rocks come out in washes of one tint. Where
+contrasts are, and how they are arranged, does not count.
 """
 
 from __future__ import annotations
@@ -26,19 +27,19 @@ def texture_loss(outputs: Tensor, appearances: Tensor) -> Tensor:
         outputs, appearances: (B, 3, S, S) in [0, 1], of one size.
 
     Returns:
-        The mean over the batch, a scalar, in units of L*.
+        The mean over the batch, a scalar, in Lab units.
     """
     with torch.autocast(outputs.device.type, enabled=False):  # half precision has coarser steps than fine contrasts
-        lightness = rgb_to_lab(torch.cat([outputs, appearances]).float())[:, :1]
+        lab = rgb_to_lab(torch.cat([outputs, appearances]).float())
         distances = []
-        for band in _bands(lightness):
-            ours, theirs = band.flatten(1).sort(1).values.chunk(2)  # all places: every second one would draw a raster
-            distances.append((ours - theirs).abs().mean())
+        for band in _bands(lab):
+            ours, theirs = band.flatten(2).sort(-1).values.chunk(2)  # all places: every second one would draw a raster
+            distances.append((ours - theirs).abs().mean((0, 2)).sum())
         return torch.stack(distances).mean()
 
 
 def _bands(images: Tensor) -> list[Tensor]:
-    """Bands of a Laplacian pyramid of (B, 1, S, S), at S, S / 2, ... pixels."""
+    """Bands of a Laplacian pyramid of (B, 3, S, S), at S, S / 2, ... pixels."""
     bands = []
     for _ in range(BANDS):
         half = F.avg_pool2d(images, 2, ceil_mode=True, count_include_pad=False)

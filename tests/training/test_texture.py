@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from splice_ff.evaluation.image_metrics import texture_distance
 from splice_ff.training.texture import _bands, texture_loss
+from splice_ff.utils.color import lab_to_rgb
 from splice_ff.utils.seeding import seeded_generator
 
 
@@ -22,13 +23,29 @@ def rough(images, amount):
     return (images + amount * F.interpolate(noise, 160, mode="bilinear")).clamp(0, 1)
 
 
-def test_places_and_colors_do_not_count_and_contrasts_do(images):
+def test_places_do_not_count_and_contrasts_do(images):
     gray = images.mean(1, keepdim=True).expand(-1, 3, -1, -1)
     turned = gray.flip(-1).rot90(1, (-2, -1))
     assert texture_loss(gray, gray).item() == 0
     assert texture_loss(turned, gray).item() < 0.1 * texture_loss(gray, torch.full_like(gray, 0.5)).item()
     assert texture_loss(rough(gray, 0.02), gray) < texture_loss(rough(gray, 0.1), gray)
     assert texture_loss(0.5 + 0.2 * (gray - 0.5), gray).item() > 0.2
+
+
+@pytest.mark.parametrize("channel", [0, 1, 2])
+def test_contrasts_of_lightness_and_of_colors_count_alike(channel):
+    flat, pattern = torch.tensor([50.0, 0, 0]).view(1, 3, 1, 1).expand(1, 3, 64, 64), torch.zeros(1, 3, 64, 64)
+    pattern[:, channel] = torch.randn(64, 64, generator=seeded_generator(0))
+    loss = texture_loss(lab_to_rgb(flat + pattern), lab_to_rgb(flat))
+    expected = torch.stack([band.abs().mean() for band in _bands(pattern[:, channel : channel + 1])]).mean()
+    torch.testing.assert_close(loss, expected, rtol=0.05, atol=0)
+
+
+def test_one_tint_for_all_does_not_count(images):
+    """Nor does lightness: of all colors the mean is `loss.color`'s affair."""
+    lab = torch.tensor([50.0, 0, 0]).view(1, 3, 1, 1) + 5 * (images - 0.5)
+    shifted = lab + torch.tensor([5.0, 10, -10]).view(1, 3, 1, 1)
+    assert texture_loss(lab_to_rgb(lab), lab_to_rgb(shifted)).item() < 1e-3
 
 
 def test_it_ranks_as_the_evaluation_does(images):
@@ -58,7 +75,7 @@ def test_no_place_counts_more_than_its_neighbor(images):
 @pytest.mark.parametrize("side", [32, 45, 200])
 def test_any_size_will_do(images, side):
     first, second = (F.interpolate(x, (side, side)) for x in (images, rough(images, 0.1)))
-    assert texture_loss(first, first).item() == 0 < texture_loss(first, second).item()
+    assert texture_loss(first, first).item() < 1e-6 < 0.1 < texture_loss(first, second).item()
 
 
 @pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
