@@ -124,8 +124,8 @@ style 2 had judges and edges 0.01 lower, and eyes that strayed more; 6, 6 and 4 
 1.6e-3 judges fell by 0.02. `color_weight` cost judges 0.01, gave edges 0.02 (on all 86 pairs neither shows), and cyan
 and violet seams faded. At 160 px two random similarities a step took half as much time again and changed nothing that
 judges see; of an earlier model, without any an eye strayed, and sixteen that were drawn again and again made rainbows
-of two noses. What `style_weight` does on all 86 pairs: docs/results.md. The identity loss at every eighth step cost a
-tenth of the time, and judges and edges stayed within 0.03 without it.
+of two noses. What `style_weight` does on all 86 pairs: docs/experiments.md. The identity loss at every eighth step cost
+a tenth of the time, and judges and edges stayed within 0.03 without it.
 """
 
 
