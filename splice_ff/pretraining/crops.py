@@ -12,10 +12,10 @@ from torch import Generator, Tensor
 from torchvision.ops import roi_align
 
 from splice_ff.pretraining.config import ViewsConfig
+from splice_ff.utils.color import LUMA
 
 ASPECT = (3 / 4, 4 / 3)
 """Width to height of a crop, as in torchvision's RandomResizedCrop."""
-LUMA = (0.299, 0.587, 0.114)
 SIGMA = (0.1, 2.0)
 """Of the blur, in pixels of the crop, as in DINO."""
 KERNEL = 9

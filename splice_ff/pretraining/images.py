@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from splice_ff.data.image_dataset import preload
+from splice_ff.data.image_dataset import ImageRows, preload
 from splice_ff.data.sources import open_dataset
 from splice_ff.errors import InputError
 from splice_ff.pretraining.config import ImagesConfig
@@ -34,7 +34,7 @@ class HeldImages:
                     f"{len(dataset)} images of {settings.side} px take {needed / 2**30:.1f} GiB, more than half "
                     "of the device's free memory: set images.hold_on=host, or a smaller images.side"
                 )
-        cache = preload(dataset, settings.side, workers=settings.workers, quiet=quiet)
+        cache = preload(ImageRows(dataset, settings.side), workers=settings.workers, quiet=quiet)
         readable = np.setdiff1d(np.arange(len(cache)), list(cache.unreadable))
         self.unreadable = len(cache.unreadable)
         if not len(readable):

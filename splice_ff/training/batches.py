@@ -144,11 +144,8 @@ class TrainingData:
             if settings.mined_pairs:
                 mined = read_mined_pairs(settings.mined_pairs)
                 mined.check(len(dataset), settings.split)
-            images = (
-                preload(dataset, side, labels=settings.labels, quiet=self.quiet)
-                if settings.preload
-                else ImageRows(dataset, side)
-            )
+            rows = ImageRows(dataset, side, settings.color_sharpening)
+            images = preload(rows, labels=settings.labels, quiet=self.quiet) if settings.preload else rows
             self.unreadable = len(images.unreadable)
             mix = self._servable(self.mix, images.labels, settings.split)
             self.pairs = PairDataset(
@@ -158,7 +155,7 @@ class TrainingData:
                 raise InputError(f"{settings.source}: {settings.split} has 1 image, and pairs need two; add images")
         self.held_out: PairDataset | None = None
         if held_out is not None:
-            rows = ImageRows(held_out, side)
+            rows = ImageRows(held_out, side, settings.color_sharpening)
             mix = self._servable(_held_out_mix(self.mix), rows.labels, settings.held_out)
             self.held_out = PairDataset(
                 rows, settings.size, mix, labels=settings.labels, seed=config.seed, augment=False

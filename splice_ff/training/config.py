@@ -34,6 +34,9 @@ class DataConfig(Section):
     """Side of the square crops in pixels."""
     zoom: float = Field(1.0, gt=0, le=1)
     """Smallest share of a crop that is shown, enlarged: below 1 a run also sees close-ups. Not with `streaming`."""
+    color_sharpening: float = Field(0.0, ge=0, le=4)
+    """About 1 gives back the contrasts of colors that small JPEG and WebP files have lost; see
+    `splice_ff.data.color_sharpening`. Not with `streaming`."""
     pairs: PairMix = PairMix()
     mined_pairs: UserPath | None = None
     workers: int = Field(1, ge=0, le=1024)
@@ -42,6 +45,8 @@ class DataConfig(Section):
     def _check(self) -> DataConfig:
         if self.streaming and self.zoom < 1:
             raise ValueError("zoom needs images that can be indexed: set streaming to false, or zoom to 1")
+        if self.streaming and self.color_sharpening:
+            raise ValueError("color_sharpening is not there for streams: set streaming to false, or it to 0")
         if self.pairs.mined and self.mined_pairs is None:
             raise ValueError("pairs.mined needs mined_pairs, a file made by `splice-ff pairs`")
         return self

@@ -7,6 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+LUMA = (0.299, 0.587, 0.114)
+"""Shares of red, green and blue in the luma of sRGB (ITU-R BT.601)."""
+
 # Linear sRGB to XYZ (IEC 61966-2-1), each row divided by the D65 white point's X, Y or Z.
 RGB_TO_XYZ = torch.tensor(
     [[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]]

@@ -216,7 +216,7 @@ def test_square_crop_moves_and_mirrors_with_the_generator_only():
 @pytest.mark.parametrize("workers", [0, 2])
 def test_preload_keeps_all_in_order_and_says_what_it_could_not_read(workers):
     count = 150  # more than two batches
-    cache = preload(make_dataset(count, damaged=(3, 70)), 24, workers=workers, quiet=True)
+    cache = preload(ImageRows(make_dataset(count, damaged=(3, 70)), 24), workers=workers, quiet=True)
     assert cache.pixels.shape == (count, 3, 24, 24) and cache.pixels.dtype == torch.uint8
     assert sorted(cache.unreadable) == [3, 70] and "cannot identify" in cache.unreadable[70]
     assert all(index_of(cache[i]) == i for i in range(count) if i not in cache.unreadable)
@@ -224,7 +224,7 @@ def test_preload_keeps_all_in_order_and_says_what_it_could_not_read(workers):
 
 
 def test_preload_where_a_whole_batch_is_damaged():
-    cache = preload(make_dataset(70, damaged=range(64)), 24, quiet=True)
+    cache = preload(ImageRows(make_dataset(70, damaged=range(64)), 24), quiet=True)
     assert sorted(cache.unreadable) == list(range(64))
     assert cache.pixels[:64].max() == 0 and index_of(cache[65]) == 65
 

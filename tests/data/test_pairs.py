@@ -299,4 +299,4 @@ def test_stream_refuses_what_it_cannot_do(tmp_path):
 def test_preloaded_and_lazy_images_make_the_same_pairs():
     data = make_dataset(9)
     lazy = PairDataset(ImageRows(data, 20), 16, ALL)
-    assert drawn(PairDataset(preload(data, 20, quiet=True), 16, ALL)) == drawn(lazy)
+    assert drawn(PairDataset(preload(ImageRows(data, 20), quiet=True), 16, ALL)) == drawn(lazy)
