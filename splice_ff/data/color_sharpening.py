@@ -1,8 +1,8 @@
 """Contrasts of colors that small files have lost, given back.
 
 JPEG (4:2:0) and WebP keep colors at half of an image's sides, and little of them. Photographs of 160 px that were saved
-so, at a quality of 50 to 75, have half of the finest contrasts of b* that they had. What learns from such images, as
-structures, as looks and as what photographs are like, paints in washes of one tint.
+so, at a quality of 50 to 75, have half of the finest contrasts of b* that they had. A generator that learns from such
+images paints in washes of one tint.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from torchvision.transforms.v2 import functional as TF
 
 from splice_ff.utils.color import LUMA
 
-BLUR = 1.4
+SIGMA = 1.4
 """Pixels, the deviation of a Gaussian; a pixel of halved colors is two wide."""
 
 
 def sharpen_colors(image: Tensor, amount: float) -> Tensor:
-    """An unsharp mask of an image's colors, which leaves its luma: contrasts come back, though not details.
+    """An unsharp mask of an image's colors: contrasts come back, though not details.
+
+    Luma stays, except where a color would leave [0, 255].
 
     Args:
         image: (3, H, W) uint8, at about the size at which it was saved.
@@ -30,6 +32,6 @@ def sharpen_colors(image: Tensor, amount: float) -> Tensor:
     if not amount:
         return image
     pixels = image / 255
-    detail = pixels - TF.gaussian_blur(pixels, [9, 9], [BLUR, BLUR])
+    detail = pixels - TF.gaussian_blur(pixels, [9, 9], [SIGMA, SIGMA])
     chroma = detail - torch.einsum("c,cyx->yx", torch.tensor(LUMA), detail)
     return ((pixels + amount * chroma).clamp(0, 1) * 255).round().to(torch.uint8)

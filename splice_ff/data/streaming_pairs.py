@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from splice_ff.data.color_sharpening import sharpen_colors
 from splice_ff.data.decoding import load_row, side_for_crops, square_crop
 from splice_ff.data.image_dataset import label_name_function
 from splice_ff.data.pairs import PairMix, known_labels, randint
@@ -42,6 +43,7 @@ class StreamingPairs(torch.utils.data.IterableDataset[dict[str, Any]]):
         seed: another seed, other pairs. The same in all processes.
         buffer: images held by each worker; 1 000 at 128 px take some 100 MB.
         rank, world_size: which process this is, of how many.
+        color_sharpening: see `sharpen_colors`.
 
     Raises:
         InputError: mined pairs asked for, an unknown label, or `labels` or pairs across labels of a stream without
@@ -59,6 +61,7 @@ class StreamingPairs(torch.utils.data.IterableDataset[dict[str, Any]]):
         buffer: int = 1000,
         rank: int = 0,
         world_size: int = 1,
+        color_sharpening: float = 0.0,
     ) -> None:
         from datasets.distributed import split_dataset_by_node
 
@@ -72,6 +75,7 @@ class StreamingPairs(torch.utils.data.IterableDataset[dict[str, Any]]):
         # A buffer of 1: this shuffles the order of the files and mixes some; images are shuffled in the buffer here.
         self.dataset = split_dataset_by_node(dataset.shuffle(seed=seed, buffer_size=1), rank, world_size)
         self.size = size
+        self.color_sharpening = color_sharpening
         self.mix = mix
         self.labels = None if labels is None else {str(label) for label in labels}
         self.seed = seed
@@ -97,7 +101,7 @@ class StreamingPairs(torch.utils.data.IterableDataset[dict[str, Any]]):
             if self.labels is not None and label not in self.labels:
                 continue
             try:
-                image = load_row(row, side_for_crops(self.size))
+                image = sharpen_colors(load_row(row, side_for_crops(self.size)), self.color_sharpening)
             except ImageError as error:
                 log.warning("image skipped: %s", error)
                 skipped += 1

@@ -13,12 +13,12 @@ from torch.utils.checkpoint import checkpoint
 
 from splice_ff.errors import InputError
 from splice_ff.networks.bilateral_grid import NUMBERS, Change, Guide, centers, recolor, recolor_at_full_size
-from splice_ff.networks.joint_bilateral import PARTS, upsample_along_edges
+from splice_ff.networks.joint_bilateral import edge_weights, upsample_along_edges
 from splice_ff.networks.layers import CrossAttention, ResidualMlp
 
 MIN_SCALES = 3
 """The finest changes pixels, the coarsest is as far down as it goes; color maps need one between."""
-MAX_SCALES, MAX_BLOCKS, MAX_CHANNELS, MAX_BINS = 8, 16, 8192, 64
+MAX_SCALES, MAX_BLOCKS, MAX_CHANNELS, MAX_BINS, MAX_PARTS = 8, 16, 8192, 64, 2
 """More of them than any generator has; a file that asks for more is damaged, or made to fill the memory."""
 
 
@@ -43,6 +43,8 @@ class UNetConfig:
     """C."""
     bins: int = 1
     """Of the grid of color maps along its guide; with 1 the maps depend on the place alone."""
+    parts: int = 1
+    """Into which a cell of the grid is divided along edges, along each side."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", tuple(self.channels))  # a list, where it comes from JSON
@@ -55,6 +57,7 @@ class UNetConfig:
         for name in ("heads", "tokens", "token_channels"):
             check_count(name, [getattr(self, name)], MAX_CHANNELS)
         check_count("bins", [self.bins], MAX_BINS)
+        check_count("parts", [self.parts], MAX_PARTS)
 
 
 def check_count(name: str, values: Iterable[object], maximum: int) -> None:
@@ -70,7 +73,7 @@ SIZES = {
     "small": UNetConfig((32, 64, 128, 256, 384), 1, 3, 8, 32, 256),
     "base": UNetConfig((48, 112, 224, 384, 512), 2, 3, 8, 48, 384),
 }
-SIZES |= {f"{name}-grid": replace(size, bins=8) for name, size in SIZES.items()}
+SIZES |= {f"{name}-grid": replace(size, bins=8, parts=2) for name, size in SIZES.items()}
 """Generators by name; a model's config.json holds the numbers, so that it outlives a change here."""
 
 
@@ -83,9 +86,9 @@ class CrossAttentionUNet(nn.Module):
 
     The output is made from the logits of the structure image's colors: an affine map of them for each place, given
     by the finest of the attending scales (most of a look is color, and what is recolored keeps its edges), plus a
-    change of every pixel. The maps are a bilateral grid, see `splice_ff.networks.bilateral_grid`; its cells are divided
-    along edges, see `splice_ff.networks.joint_bilateral`. An untrained UNet copies. The structure features say what the
-    image shows; their map joins at the coarsest scale.
+    change of every pixel. The maps are a bilateral grid, see `splice_ff.networks.bilateral_grid`; its cells may be
+    divided along edges, see `splice_ff.networks.joint_bilateral`. An untrained UNet copies. The structure features say
+    what the image shows; their map joins at the coarsest scale.
 
     Args:
         config: its numbers; `SIZES` has some.
@@ -110,8 +113,9 @@ class CrossAttentionUNet(nn.Module):
             self.up.append(UNetStage(config, i, config.blocks if i else 1))
         self.to_rgb = pixel_head(c[0])
         self.color_scale = min(config.attention_from, len(c) - 2)  # one on the way up
-        self.cell = 2**self.color_scale // (PARTS if config.bins > 1 else 1)
-        """Side, in pixels, of a cell of the grid of color maps, after its upsampling."""
+        self.parts = config.parts
+        self.cell = 2**self.color_scale // config.parts
+        """Side, in pixels, of a cell of the grid of color maps, once it is divided."""
         self.color_affine = nn.Conv2d(c[self.color_scale], NUMBERS * config.bins, 1)
         nn.init.zeros_(self.color_affine.weight)
         nn.init.zeros_(self.color_affine.bias)  # type: ignore[arg-type]
@@ -179,21 +183,32 @@ class CrossAttentionUNet(nn.Module):
         """From these maps to the change of structure images (B, 3, H, W) in [0, 1]."""
         h, w = structure.shape[-2:]
         finest, *coarser = maps
-        grid, x = self.decode_to_half(coarser, appearance_tokens, structure)
+        grid, x = self.decode_to_half(coarser, appearance_tokens, self.edge_weights(structure))
         x = self._climb(self.upsample[-1], self.up[-1], x, finest, *self._tokens(appearance_tokens))
         return Change(grid, self.to_rgb(x).float()[..., :h, :w], (h / self.cell, w / self.cell))
 
-    def decode_to_half(self, maps: list[Tensor], appearance_tokens: Tensor, structure: Tensor) -> tuple[Tensor, Tensor]:
-        """From all maps but the finest to the grid of color maps, and features at half of the padded images' sides."""
+    def edge_weights(self, structure: Tensor) -> Tensor | None:
+        """How cells of the grid are divided along the edges of structure images (B, 3, H, W) in [0, 1], if they are."""
+        if self.parts == 1:
+            return None
+        return edge_weights(_pad_to(structure, self.stride), self.cell * self.parts, self.parts)
+
+    def decode_to_half(
+        self, maps: list[Tensor], appearance_tokens: Tensor, weights: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """From all maps but the finest to the grid of color maps, and features at half of the padded images' sides.
+
+        Args:
+            maps, appearance_tokens: as for `decode`.
+            weights: of the structure images, from `edge_weights`.
+        """
         tokens = self._tokens(appearance_tokens)
         *skips, x = maps
         for upsample, stage in zip(self.upsample[:-1], self.up[:-1], strict=True):
             x = self._climb(upsample, stage, x, skips.pop(), *tokens)
             if 1 + len(skips) == self.color_scale:
                 grid = self.color_affine(x).float()
-        if self.guide is not None:
-            grid = upsample_along_edges(grid, _pad_to(structure, self.stride), PARTS * self.cell)
-        return grid, x
+        return grid if weights is None else upsample_along_edges(grid, weights), x
 
     def _climb(
         self, upsample: nn.Module, stage: nn.Module, x: Tensor, skip: Tensor, tokens: Tensor, pooled: Tensor

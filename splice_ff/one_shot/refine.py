@@ -123,8 +123,8 @@ class PairGenerator(nn.Module):
     def _paint(self, images: Tensor, full: Tensor | None = None) -> Tensor:
         h, w = images.shape[-2:]
         tokens = self.appearance_tokens.expand(len(images), -1, -1)
-        maps, pixels, extent = self.answer(images, tokens)
-        grid, half = self.unet.decode_to_half(maps, tokens, images)
+        maps, weights, pixels, extent = self.answer(images, tokens)
+        grid, half = self.unet.decode_to_half(maps, tokens, weights)
         correction = F.interpolate(self.correction(half).float(), scale_factor=2.0, mode="bilinear")[..., :h, :w]
         return self.unet.apply_change(images, Change(grid, pixels + correction, extent), full)
 
@@ -132,6 +132,8 @@ class PairGenerator(nn.Module):
 class _Answer(NamedTuple):
     maps: list[Tensor]
     """Of the encoder, finest first, without the very finest: it made the change of pixels, which stays."""
+    weights: Tensor | None
+    """How cells are divided along the image's edges."""
     pixels: Tensor
     extent: tuple[float, float]
     """These two as in `Change`."""
@@ -159,7 +161,8 @@ class _AnswerOnce:
         features = self.model.encode_images(images.to(device)).structure_features
         maps = unet.encode(images.to(device), features, tokens.to(device))
         _, pixels, extent = unet.decode(maps, tokens.to(device), images.to(device))
-        return _Answer([x.to(images.device) for x in maps[1:]], pixels.to(images.device), extent)
+        coarser = [x.to(images.device) for x in maps[1:]]
+        return _Answer(coarser, unet.edge_weights(images), pixels.to(images.device), extent)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _AnswerOnce:
         return _AnswerOnce(self.model)

@@ -138,6 +138,7 @@ class TrainingData:
             self.pairs = StreamingPairs(
                 dataset, settings.size, self._streamable(dataset.features), labels=settings.labels, seed=config.seed,
                 rank=accelerator.process_index, world_size=accelerator.num_processes,
+                color_sharpening=settings.color_sharpening,
             )  # fmt: skip
         else:
             mined = None

@@ -36,7 +36,7 @@ class DataConfig(Section):
     """Smallest share of a crop that is shown, enlarged: below 1 a run also sees close-ups. Not with `streaming`."""
     color_sharpening: float = Field(0.0, ge=0, le=4)
     """About 1 gives back the contrasts of colors that small JPEG and WebP files have lost; see
-    `splice_ff.data.color_sharpening`. Not with `streaming`."""
+    `splice_ff.data.color_sharpening`. A teacher's pairs stay as they are."""
     pairs: PairMix = PairMix()
     mined_pairs: UserPath | None = None
     workers: int = Field(1, ge=0, le=1024)
@@ -45,8 +45,6 @@ class DataConfig(Section):
     def _check(self) -> DataConfig:
         if self.streaming and self.zoom < 1:
             raise ValueError("zoom needs images that can be indexed: set streaming to false, or zoom to 1")
-        if self.streaming and self.color_sharpening:
-            raise ValueError("color_sharpening is not there for streams: set streaming to false, or it to 0")
         if self.pairs.mined and self.mined_pairs is None:
             raise ValueError("pairs.mined needs mined_pairs, a file made by `splice-ff pairs`")
         return self
@@ -90,8 +88,8 @@ class LossConfig(Section):
     edges: float = Field(0.0, ge=0)
     """Weight of edges that the structure image lacks; see `splice_ff.losses.edges`. Splice does not penalize them."""
     texture: float = Field(0.0, ge=0)
-    """Weight of the distance of outputs' local contrasts from their looks'; see `splice_ff.training.texture`. Splice
-    does not have it."""
+    """Weight of the distance of outputs' local contrasts, of L*, a* and b*, from their looks'; see
+    `splice_ff.training.texture`. Splice does not have it."""
     kernel: float = Field(0.0, ge=0)
     """Weight of the kernel distance of outputs to photographs, in features of `realism_network`; see
     `splice_ff.training.kernel`. Neither Splice nor SpliceNet has it."""

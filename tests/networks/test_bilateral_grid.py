@@ -1,6 +1,7 @@
 """The bilateral grid of color maps: read as the textbook says, sharp where its guide is, cheap at full size."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,10 +22,11 @@ from splice_ff.networks.bilateral_grid import (
     slice_grid,
 )
 from splice_ff.networks.cross_attention_unet import SIZES, CrossAttentionUNet, UNetConfig
+from splice_ff.networks.joint_bilateral import edge_weights, upsample_along_edges
 from splice_ff.training.dry_run import _PeakMemory
 from splice_ff.utils.resize import guided_upsample
 
-GRID = UNetConfig((16, 16, 32), 1, 1, 2, 4, 16, bins=5)
+GRID = UNetConfig((16, 16, 32), 1, 1, 2, 4, 16, bins=5, parts=2)
 WIDTH = 12
 CPU = torch.device("cpu")
 
@@ -234,6 +236,26 @@ def test_4k_takes_a_slice_in_bounded_memory():
     assert memory.at_peak.total() < 5 * image, memory.at_peak.total() / image
     guide = 2 * 8 * 4 * full[0, 0].numel()  # multiplications and additions of its network
     assert work.get_total_flops() < at_working_size.get_total_flops() + 1.1 * guide
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_cells_are_divided_along_edges(randomized, parts):
+    unet = randomized(CrossAttentionUNet(replace(GRID, parts=parts), WIDTH)).eval()
+    grids = []
+    unet.color_affine.register_forward_hook(lambda _, __, grid: grids.append(grid))
+    structure, features, tokens = inputs(20, 31)
+    with torch.no_grad():
+        grid = unet.change(structure, features, tokens).grid
+    padded = F.pad(structure, (0, 1, 0, 0), mode="reflect")
+    expected = grids[0] if parts == 1 else upsample_along_edges(grids[0], edge_weights(padded, 2, parts))
+    assert torch.equal(grid, expected) and grid.shape[-2:] == (10 * parts, 16 * parts)
+    assert grid.shape[-1] * unet.cell == 32
+
+
+@pytest.mark.parametrize("parts", [0, 3, 1.0, "2"])
+def test_parts_that_no_cell_has(parts):
+    with pytest.raises(InputError, match="parts"):
+        UNetConfig((8, 16, 16), 1, 1, 2, 4, 16, bins=8, parts=parts)
 
 
 @pytest.mark.parametrize("bins", [0, -1, 1.5, "8", 10**6])

@@ -44,14 +44,14 @@ def test_another_number_of_bins_than_the_files_is_an_error(model, tmp_path):
         SpliceFF.from_pretrained(tmp_path, backbone=model.backbone)
 
 
-def test_configs_from_before_the_grid_have_one_bin(tiny_backbone, tmp_path):
+def test_configs_from_before_the_grid_have_one_bin_and_whole_cells(tiny_backbone, tmp_path):
     model = make_model(tiny_backbone())
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    del config["generator"]["unet"]["bins"]
+    del config["generator"]["unet"]["bins"], config["generator"]["unet"]["parts"]
     (tmp_path / "config.json").write_text(json.dumps(config))
     again = SpliceFF.from_pretrained(tmp_path, backbone=model.backbone)
-    assert again.generator.unet.guide is None
+    assert again.generator.unet.guide is None and again.generator.unet.parts == 1
     assert torch.equal(
         again(random_image(1), random_image(2), output_type="pt"),
         model(random_image(1), random_image(2), output_type="pt"),

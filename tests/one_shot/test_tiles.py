@@ -17,7 +17,7 @@ WIDTH = 12
 @pytest.fixture(scope="module", params=[1, 4], ids=["maps", "grid"])
 def unet(randomized, request):
     """Random, and paints strongly: what is wrong anywhere shows."""
-    unet = randomized(CrossAttentionUNet(replace(SIZE, bins=request.param), WIDTH)).eval()
+    unet = randomized(CrossAttentionUNet(replace(SIZE, bins=request.param, parts=min(request.param, 2)), WIDTH)).eval()
     unet.to_rgb[-1].weight.data *= 3
     return unet
 

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from splice_ff import InputError
 from splice_ff.training.batches import InfiniteBatchSampler, TrainingData
+from splice_ff.utils.color import LUMA
 
 
 class Places(torch.utils.data.Dataset):
@@ -110,6 +111,16 @@ def test_corrupt_images_are_skipped_and_counted(data, tmp_path, preload):
     skipped = sum(next(batches).skipped for _ in range(6))
     assert run.unreadable + skipped >= 3
     assert not run.has_validation
+
+
+@pytest.mark.parametrize("how", ["preload=false", "preload=true", "streaming=true"])
+def test_colors_are_sharpened_for_training_and_held_out(data, how):
+    plain, sharp = (data(f"data.{how}", f"data.color_sharpening={amount}") for amount in (0, 3))
+    for choose in (lambda run: next(run.batches(0)).first, lambda run: next(iter(run.validation()))[0]):
+        before, after = choose(plain), choose(sharp)
+        luma = [torch.einsum("c,bcyx->byx", torch.tensor(LUMA), x) for x in (before, after)]
+        assert 0.01 < (after - before).abs().mean() < 0.1
+        assert (luma[1] - luma[0]).abs().mean() < 0.005
 
 
 def test_pixels_are_in_range_and_on_their_way(data):

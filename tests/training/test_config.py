@@ -54,7 +54,6 @@ def test_values_on_the_command_line_win(load):
         ("run.precision=fp8", ["run.precision", "'fp32' or 'bf16'"]),
         ("loss.appearance=[a]", ["loss.appearance"]),
         ("data={source: x, streaming: true, zoom: 0.5}", ["zoom", "streaming"]),
-        ("data={source: x, streaming: true, color_sharpening: 1}", ["color_sharpening", "streaming"]),
         ("data.pairs.mined=1", ["mined_pairs", "splice-ff pairs"]),
         ("data.pairs={within: 0, across: 0, identity: 0}", ["shares are 0"]),
         ("output.x=1", ["output.x=1", "not a section"]),
