@@ -30,12 +30,15 @@ def texture_loss(outputs: Tensor, appearances: Tensor) -> Tensor:
         The mean over the batch, a scalar, in Lab units.
     """
     with torch.autocast(outputs.device.type, enabled=False):  # half precision has coarser steps than fine contrasts
-        lab = rgb_to_lab(torch.cat([outputs, appearances]).float())
-        distances = []
-        for band in _bands(lab):
-            ours, theirs = band.flatten(2).sort(-1).values.chunk(2)  # all places: every second one would draw a raster
-            distances.append((ours - theirs).abs().mean((0, 2)).sum())
+        ours, theirs = (_bands(rgb_to_lab(images.float())) for images in (outputs, appearances))
+        distances = [_wasserstein(*bands) for bands in zip(ours, theirs, strict=True)]
         return torch.stack(distances).mean()
+
+
+def _wasserstein(ours: Tensor, theirs: Tensor) -> Tensor:
+    """W_1 of all values of two bands (every second place would draw a raster): mean over images, sum of channels."""
+    first, second = (band.flatten(2).sort(-1).values for band in (ours, theirs))
+    return (first - second).abs().mean((0, 2)).sum()
 
 
 def _bands(images: Tensor) -> list[Tensor]:
