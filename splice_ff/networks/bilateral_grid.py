@@ -97,15 +97,28 @@ def slice_grid(grid: Tensor, guide: Tensor | None, rows: Tensor, columns: Tensor
 
 def recolor(images: Tensor, grid: Tensor, pixels: Tensor, guide: Guide | None, rows: Tensor, columns: Tensor) -> Tensor:
     """Images (B, 3, H, W) in [0, 1], changed; see `Change`, and for rows and columns `slice_grid`."""
+    logits, added = logits_and_added(images, grid, pixels, guide, rows, columns)
+    return to_colors(logits + added)
+
+
+def logits_and_added(
+    images: Tensor, grid: Tensor, pixels: Tensor, guide: Guide | None, rows: Tensor, columns: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The logits of images' colors, and what a change adds to them, (B, 3, H, W); arguments as for `recolor`."""
     maps = rearrange(grid, "b (c d) y x -> b c d y x", c=NUMBERS)
     at = guide(images) if guide is not None else None
     matrix, shift = slice_grid(maps, at, rows, columns).split((9, 3), 1)
     matrix = rearrange(matrix, "b (o i) y x -> b o i y x", o=3)
     logits = torch.logit(images.float() * (1 - 2 * MARGIN) + MARGIN)
-    changed = logits + shift + pixels.float()
+    added = shift + pixels.float()
     for i in range(3):
-        changed = changed + matrix[:, :, i] * logits[:, i, None]
-    return ((torch.sigmoid(changed) - MARGIN) / (1 - 2 * MARGIN)).clamp(0, 1)
+        added = added + matrix[:, :, i] * logits[:, i, None]
+    return logits, added
+
+
+def to_colors(logits: Tensor) -> Tensor:
+    """Colors in [0, 1] of changed logits."""
+    return ((torch.sigmoid(logits) - MARGIN) / (1 - 2 * MARGIN)).clamp(0, 1)
 
 
 def centers(count: int, extent: float, device: torch.device) -> Tensor:

@@ -12,7 +12,16 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from splice_ff.errors import InputError
-from splice_ff.networks.bilateral_grid import NUMBERS, Change, Guide, centers, recolor, recolor_at_full_size
+from splice_ff.networks.bilateral_grid import (
+    NUMBERS,
+    Change,
+    Guide,
+    centers,
+    logits_and_added,
+    recolor_at_full_size,
+    to_colors,
+)
+from splice_ff.networks.fine_colors import fine_colors
 from splice_ff.networks.joint_bilateral import edge_weights, upsample_along_edges
 from splice_ff.networks.layers import CrossAttention, ResidualMlp
 
@@ -45,6 +54,8 @@ class UNetConfig:
     """Of the grid of color maps along its guide; with 1 the maps depend on the place alone."""
     parts: int = 1
     """Into which a cell of the grid is divided along edges, along each side."""
+    keeps_fine_colors: bool = False
+    """Whether fine contrasts of colors stay the structure image's."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", tuple(self.channels))  # a list, where it comes from JSON
@@ -58,6 +69,8 @@ class UNetConfig:
             check_count(name, [getattr(self, name)], MAX_CHANNELS)
         check_count("bins", [self.bins], MAX_BINS)
         check_count("parts", [self.parts], MAX_PARTS)
+        if type(self.keeps_fine_colors) is not bool:
+            raise InputError(f"keeps_fine_colors must be true or false, not {self.keeps_fine_colors!r:.40}")
 
 
 def check_count(name: str, values: Iterable[object], maximum: int) -> None:
@@ -73,7 +86,7 @@ SIZES = {
     "small": UNetConfig((32, 64, 128, 256, 384), 1, 3, 8, 32, 256),
     "base": UNetConfig((48, 112, 224, 384, 512), 2, 3, 8, 48, 384),
 }
-SIZES |= {f"{name}-grid": replace(size, bins=8, parts=2) for name, size in SIZES.items()}
+SIZES |= {f"{name}-grid": replace(size, bins=8, parts=2, keeps_fine_colors=True) for name, size in SIZES.items()}
 """Generators by name; a model's config.json holds the numbers, so that it outlives a change here."""
 
 
@@ -87,8 +100,9 @@ class CrossAttentionUNet(nn.Module):
     The output is made from the logits of the structure image's colors: an affine map of them for each place, given
     by the finest of the attending scales (most of a look is color, and what is recolored keeps its edges), plus a
     change of every pixel. The maps are a bilateral grid, see `splice_ff.networks.bilateral_grid`; its cells may be
-    divided along edges, see `splice_ff.networks.joint_bilateral`. An untrained UNet copies. The structure features say
-    what the image shows; their map joins at the coarsest scale.
+    divided along edges, see `splice_ff.networks.joint_bilateral`. Fine contrasts of colors may be taken out of both,
+    see `splice_ff.networks.fine_colors`. An untrained UNet copies. The structure features say what the image shows;
+    their map joins at the coarsest scale.
 
     Args:
         config: its numbers; `SIZES` has some.
@@ -113,7 +127,7 @@ class CrossAttentionUNet(nn.Module):
             self.up.append(UNetStage(config, i, config.blocks if i else 1))
         self.to_rgb = pixel_head(c[0])
         self.color_scale = min(config.attention_from, len(c) - 2)  # one on the way up
-        self.parts = config.parts
+        self.parts, self.keeps_fine_colors = config.parts, config.keeps_fine_colors
         self.cell = 2**self.color_scale // config.parts
         """Side, in pixels, of a cell of the grid of color maps, once it is divided."""
         self.color_affine = nn.Conv2d(c[self.color_scale], NUMBERS * config.bins, 1)
@@ -140,27 +154,39 @@ class CrossAttentionUNet(nn.Module):
             appearance_tokens: (B, M, C).
             full_structure: the structure images at the size that is wanted of the output; without gradients.
             strength: share of the change that is made, from 0 (none) to 1.
-            with_pixels: also return what was added to the logits of every pixel, (B, 3, H, W).
+            with_pixels: also return the change of pixels, (B, 3, H, W), see `Change`.
 
         Returns:
             (B, 3, H, W) in [0, 1], of the size of the structure images, or of the full ones; with pixels, a pair: these
             and what was added, of the size of the structure images.
         """
-        change = self.change(structure, structure_features, appearance_tokens).times(strength)
+        maps = self.encode(structure, structure_features, appearance_tokens)
+        change = self.decode(maps, appearance_tokens, structure).times(strength)
         painted = self.apply_change(structure, change, full_structure)
         return (painted, change.pixels) if with_pixels else painted
 
     def apply_change(self, structure: Tensor, change: Change, full_structure: Tensor | None = None) -> Tensor:
-        """The structure images, or the full ones, with the change made; arguments as for painting."""
+        """The structure images, or the full ones, with a change from `decode` made; arguments as for painting."""
         if full_structure is not None:
+            change = self.without_fine_colors(structure, change)
             return recolor_at_full_size(structure, change, self.guide, full_structure)
-        rows, columns = (centers(n, n / self.cell, structure.device) for n in structure.shape[-2:])
-        return recolor(structure, change.grid, change.pixels, self.guide, rows, columns)
+        logits, added = self._logits_and_added(structure, change)
+        return to_colors(logits + (added - fine_colors(added) if self.keeps_fine_colors else added))
 
     def change(self, structure: Tensor, structure_features: Tensor, appearance_tokens: Tensor) -> Change:
         """What is to be done to the structure images, at their size; arguments as for painting."""
         maps = self.encode(structure, structure_features, appearance_tokens)
-        return self.decode(maps, appearance_tokens, structure)
+        return self.without_fine_colors(structure, self.decode(maps, appearance_tokens, structure))
+
+    def without_fine_colors(self, structure: Tensor, change: Change) -> Change:
+        """The change of structure images (B, 3, H, W) in [0, 1] without fine contrasts of colors, if they are kept."""
+        if not self.keeps_fine_colors:
+            return change
+        return change._replace(pixels=change.pixels - fine_colors(self._logits_and_added(structure, change)[1]))
+
+    def _logits_and_added(self, structure: Tensor, change: Change) -> tuple[Tensor, Tensor]:
+        rows, columns = (centers(n, n / self.cell, structure.device) for n in structure.shape[-2:])
+        return logits_and_added(structure, change.grid, change.pixels, self.guide, rows, columns)
 
     def encode(self, structure: Tensor, structure_features: Tensor, appearance_tokens: Tensor) -> list[Tensor]:
         """The encoder's feature map of each scale, finest first; arguments as for painting."""
@@ -180,7 +206,7 @@ class CrossAttentionUNet(nn.Module):
         return maps
 
     def decode(self, maps: list[Tensor], appearance_tokens: Tensor, structure: Tensor) -> Change:
-        """From these maps to the change of structure images (B, 3, H, W) in [0, 1]."""
+        """From these maps to the change of structure images (B, 3, H, W) in [0, 1], with fine contrasts of colors."""
         h, w = structure.shape[-2:]
         finest, *coarser = maps
         grid, x = self.decode_to_half(coarser, appearance_tokens, self.edge_weights(structure))

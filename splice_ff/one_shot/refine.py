@@ -136,7 +136,7 @@ class _Answer(NamedTuple):
     """How cells are divided along the image's edges."""
     pixels: Tensor
     extent: tuple[float, float]
-    """These two as in `Change`."""
+    """These two as in `Change`, with fine contrasts of colors: they depend on the maps, which learn."""
 
 
 class _AnswerOnce:

@@ -19,6 +19,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from splice_ff.networks.bilateral_grid import Change, recolor_at_full_size
 from splice_ff.networks.cross_attention_unet import CrossAttentionUNet
+from splice_ff.networks.fine_colors import PASSES
 
 MAX_UNTILED = 1280 * 1280
 """Pixels up to which an image goes in one pass."""
@@ -123,6 +124,7 @@ def reach(unet: CrossAttentionUNet) -> int:
     to the next finer scale.
     """
     pixels = 2  # the stem and the last convolution
+    pixels += PASSES if unet.keeps_fine_colors else 0
     for i, (down, up) in enumerate(zip(unet.down, reversed(unet.up), strict=True)):
         finer, here = 2**i, 2 ** (i + 1)
         pixels += finer  # the convolution that halves the sides

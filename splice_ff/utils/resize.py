@@ -13,6 +13,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
+from splice_ff.utils.box_filter import box_filter
+
 RADIUS = 2
 """Of the window, in pixels of the working size."""
 REGULARIZATION = 1e-3
@@ -73,13 +75,13 @@ def enlarge_along_edges(values: Tensor, small_guide: Tensor, guide: Tensor) -> T
 
 def _local_affine(output: Tensor, guide: Tensor) -> tuple[Tensor, Tensor]:
     """Matrices (B, 3 of the guide, 3 of the output, h, w) and offsets (B, 3, h, w), least squares in each window."""
-    guide_mean, output_mean = _window_mean(guide), _window_mean(output)
+    guide_mean, output_mean = box_filter(guide, RADIUS), box_filter(output, RADIUS)
     variance = _covariance(guide, guide, guide_mean, guide_mean)
     covariance = _covariance(guide, output, guide_mean, output_mean)
     ridge = REGULARIZATION * torch.eye(3, device=guide.device)
     matrix = _solve(variance + ridge, covariance).permute(0, 3, 4, 1, 2)
     offset = output_mean - torch.einsum("bijhw,bihw->bjhw", matrix, guide_mean)
-    return _window_mean(matrix.flatten(1, 2)).unflatten(1, (3, 3)), _window_mean(offset)
+    return box_filter(matrix.flatten(1, 2), RADIUS).unflatten(1, (3, 3)), box_filter(offset, RADIUS)
 
 
 def _solve(matrix: Tensor, values: Tensor) -> Tensor:
@@ -104,9 +106,4 @@ def _covariance(a: Tensor, b: Tensor, a_mean: Tensor, b_mean: Tensor) -> Tensor:
     """(B, h, w, 3, 3)."""
     products = torch.einsum("bihw,bjhw->bijhw", a, b).flatten(1, 2)
     means = torch.einsum("bihw,bjhw->bijhw", a_mean, b_mean).flatten(1, 2)
-    return (_window_mean(products) - means).unflatten(1, (3, 3)).permute(0, 3, 4, 1, 2)
-
-
-def _window_mean(x: Tensor) -> Tensor:
-    padded = F.pad(x, (RADIUS,) * 4, mode="replicate")
-    return F.avg_pool2d(padded, 2 * RADIUS + 1, stride=1)
+    return (box_filter(products, RADIUS) - means).unflatten(1, (3, 3)).permute(0, 3, 4, 1, 2)

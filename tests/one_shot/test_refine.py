@@ -26,8 +26,9 @@ def one_shot(model, structure, appearance, size=None):
     return model(structure, appearance, size=size or refining_size(model), output_type="pt")
 
 
-@pytest.mark.parametrize("size", [None, 64])
-def test_the_first_candidate_is_the_one_shot_image(model, size):
+@pytest.mark.parametrize(("kind", "size"), [("tiny", None), ("tiny", 64), ("tiny-grid", None)])
+def test_the_first_candidate_is_the_one_shot_image(tiny_backbone, kind, size):
+    model = make_model(tiny_backbone(patch_size=16), generator=kind)
     structure, appearance = random_image(1, 80, 100), random_image(2, 90, 70)
     run = refiner(model, structure, appearance, steps=5, size=size)
     assert run.side == (size or round(1.4 * model.config.size))
