@@ -23,7 +23,7 @@ from splice_ff.commands._options import errors
 from splice_ff.data.pair_list import read_pairs
 from splice_ff.images import load_image
 from splice_ff.one_shot.pipeline import SpliceFF
-from splice_ff.onnx.export import export_model
+from splice_ff.onnx.export import export_model, halve_weights
 from splice_ff.onnx.runner import OnnxSpliceFF
 from splice_ff.utils.extras import need
 from splice_ff.utils.markdown import markdown_table
@@ -53,17 +53,22 @@ def main(
 
 
 def export_all(model: SpliceFF, folder: Path) -> dict[str, Path]:
-    """Folders with the model in each precision, by name."""
+    """Folders with the model in each precision, by name; it is traced once."""
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     folders = {name: folder / name for name in ("fp32", "fp16", *INT8)}
-    for name in list(folders)[:2]:
-        export_model(model, folders[name], precision=name)
-    for name, kinds in INT8.items():
+    export_model(model, folders["fp32"])
+    for name in ("fp16", *INT8):
         shutil.copytree(folders["fp32"], folders[name])
-        for graph in ("encode", "paint"):  # the others hold no weights to speak of
-            file = f"{graph}.onnx"
-            quantize_dynamic(folders["fp32"] / file, folders[name] / file, kinds, weight_type=QuantType.QInt8)
+    for file in folders["fp16"].glob("*.onnx"):
+        graph = onnx.load(file)
+        halve_weights(graph)
+        onnx.save(graph, file)
+    for name, kinds in INT8.items():
+        for graph_name in ("encode", "paint"):  # the others hold no weights to speak of
+            source, target = (folders[kind] / f"{graph_name}.onnx" for kind in ("fp32", name))
+            quantize_dynamic(source, target, kinds, weight_type=QuantType.QInt8)
     return folders
 
 

@@ -84,7 +84,8 @@ def slice_grid(grid: Tensor, guide: Tensor | None, rows: Tensor, columns: Tensor
     above = place.floor()
     upper, lower = (grid.float().index_select(-2, y.long()) for y in (above, (above + 1).clamp(max=height - 1)))
     between = torch.lerp(upper, lower, (place - above)[:, None])
-    across = (2 / width * columns - 1).expand(batch * len(rows), 1, -1)
+    lines = batch * rows.shape[0]  # not `len`: a traced graph would hold it as a constant
+    across = (2 / width * columns - 1).expand(lines, 1, -1)
     along = torch.zeros_like(across) if guide is None else rearrange(guide * 2 - 1, "b 1 y x -> (b y) 1 x")
     sliced = F.grid_sample(
         rearrange(between, "b c d y x -> (b y) c d x"),

@@ -19,7 +19,7 @@ onnx = pytest.importorskip("onnx", reason="needs the extra [onnx]")
 pytest.importorskip("onnxscript", reason="needs the extra [onnx]")
 pytest.importorskip("onnxruntime", reason="needs the extra [onnx]")
 
-from splice_ff.onnx.export import halve_weights  # noqa: E402
+from splice_ff.onnx.export import _export, halve_weights  # noqa: E402
 from splice_ff.onnx.runner import OnnxSpliceFF  # noqa: E402
 
 SIZES = [(64, 64), (90, 70), (48, 130)]
@@ -50,6 +50,17 @@ def test_a_grid_is_exported_as_such_and_needs_its_graph(exported, grid_exported,
     (tmp_path / "copy" / "slice.onnx").unlink()
     with pytest.raises(CheckpointError, match=r"slice\.onnx: no such file; export the model again"):
         OnnxSpliceFF(tmp_path / "copy")
+
+
+def test_a_graph_is_written_in_the_precision_that_is_asked_for(tmp_path):
+    import torch
+
+    layer, inputs = torch.nn.Linear(64, 32), {"x": torch.rand(1, 64)}
+    sizes = {}
+    for precision in ("fp32", "fp16"):
+        _export(layer, inputs, ["y"], tmp_path / precision, precision)
+        sizes[precision] = (tmp_path / precision).stat().st_size
+    assert sizes["fp32"] - sizes["fp16"] > 0.9 * 2 * layer.weight.numel()
 
 
 def test_half_precision_halves_the_files_and_keeps_the_image(exported, tmp_path):
