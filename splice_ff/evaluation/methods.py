@@ -116,9 +116,10 @@ class OneShot(Method):
 
     @property
     def settings(self) -> dict[str, str]:
-        """The model and its weights, as a folder that is trained on keeps its name; and how it is refined."""
+        """The model, its weights and its UNet, as a folder that is changed keeps its name; and how it is refined."""
         how = {"refining": f"{REFINE}, of {LEARNED}, at {self._refining_size} px"} if self.steps else {}
-        return {"model": self.source, "sha256": self.model.fingerprint, **how}
+        unet = str(self.model.config.generator.unet)
+        return {"model": self.source, "sha256": self.model.fingerprint, "unet": unet, **how}
 
     def __call__(self, pair: str, structure: Tensor, appearance: Tensor) -> Painted:
         """The model's image, and of the appearance image by itself."""

@@ -25,7 +25,9 @@ def test_one_shot_and_refine():
     structure, appearance = smooth_image(0), smooth_image(1, 80, 72)
     method = parse_method("one-shot", backbone, "everyday")
     assert method.model.backbone is backbone  # not loaded once more
-    assert method.settings == {"model": "everyday", "sha256": method.model.fingerprint}
+    unet = method.model.generator.config.unet
+    assert method.settings == {"model": "everyday", "sha256": method.model.fingerprint, "unet": str(unet)}
+    assert "keeps_fine_colors=True" in method.settings["unet"]  # what no weight holds
     painted = method("", structure, appearance)
     assert (painted.image - method.model.paint(structure, method.model.embed(appearance))).abs().max() == 0
     assert painted.identity().shape == appearance.shape

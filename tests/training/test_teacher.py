@@ -307,6 +307,10 @@ def test_a_model_is_refined_at_a_size_of_its_own_and_kept_at_the_other(one_shot,
     )
     with pytest.raises(InputError, match="teacher's pairs"):  # not mixed with those from random weights
         teach(pairs, tmp_path / "made", one_shot.backbone, recipe, device="cpu", quiet=True)
+    unet = replace(one_shot.config.generator.unet, keeps_fine_colors=True)  # nor with another generator's
+    one_shot.config = replace(one_shot.config, generator=replace(one_shot.config.generator, unet=unet))
+    with pytest.raises(InputError, match="teacher's pairs"):
+        teach(pairs, tmp_path / "made", one_shot.backbone, recipe, model=one_shot, device="cpu", quiet=True)
 
 
 def test_a_model_goes_to_the_device_of_its_process(one_shot, tmp_path, pairs, monkeypatch):

@@ -1,5 +1,6 @@
 """A video painted with one look: its size, times, sound and orientation stay, and a stopped run goes on."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -138,7 +139,12 @@ def test_a_stopped_run_goes_on(tmp_path, copy, look, monkeypatch):
         VideoError, match=r"out\.mp4\.parts: holds parts of a video made with other settings \(strength"
     ):
         stylize_video(copy, source, look, output, strength=0.5)
-    copy.stop_at, copy.painted = None, 0
+    config = copy.config
+    unet = replace(config.generator.unet, keeps_fine_colors=True)
+    copy.config = replace(config, generator=replace(config.generator, unet=unet))
+    with pytest.raises(VideoError, match=r"made with other settings \(unet"):
+        stylize_video(copy, source, look, output)
+    copy.config, copy.stop_at, copy.painted = config, None, 0
     seen = []
     assert stylize_video(copy, source, look, output, callback=lambda: seen.append(1)).frames == 10
     assert copy.painted == 6 and len(seen) == 10, "the first four were finished"
