@@ -53,7 +53,7 @@ def main(
 
 
 def export_all(model: SpliceFF, folder: Path) -> dict[str, Path]:
-    """Folders with the model in each precision, by name; it is traced once."""
+    """Folders with the model in each precision, by name. The model is traced once."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 

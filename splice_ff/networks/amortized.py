@@ -134,10 +134,10 @@ class AmortizedGenerator(nn.Module):
             structure: (B, 3, H, W) in [0, 1].
             structure_features: of the structure images, (B, D, h, w).
             cls, patches: of the appearance images, (B, L, D) and (B, N, D).
-            with_pixels: also return what was added to the logits of every pixel, (B, 3, H, W).
+            with_pixels: also return the change of pixels; see `CrossAttentionUNet`.
 
         Returns:
-            (B, 3, H, W) in [0, 1]; with pixels, a pair: these and what was added.
+            (B, 3, H, W) in [0, 1]; with pixels, a pair: these and the change of pixels, of the same shape.
         """
         tokens = self.encoder(cls, patches)
         painted: Tensor | tuple[Tensor, Tensor]

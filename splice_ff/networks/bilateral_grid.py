@@ -36,7 +36,7 @@ class Change(NamedTuple):
     grid: Tensor
     """(B, 12 x bins, h, w): affine maps of the logits of colors, as what is added to them."""
     pixels: Tensor
-    """(B, 3, H, W): what is added to the logits of every pixel besides."""
+    """(B, 3, H, W): what is added to the logits of every pixel besides; it may cancel some of what the maps add."""
     extent: tuple[float, float]
     """Height and width of the images in cells of the grid; what the grid has beyond belongs to their padding."""
 

@@ -24,6 +24,7 @@ from splice_ff.networks.bilateral_grid import (
 from splice_ff.networks.fine_colors import fine_colors
 from splice_ff.networks.joint_bilateral import edge_weights, upsample_along_edges
 from splice_ff.networks.layers import CrossAttention, ResidualMlp
+from splice_ff.utils.box_filter import repeat_border
 
 MIN_SCALES = 3
 """The finest changes pixels, the coarsest is as far down as it goes; color maps need one between."""
@@ -154,39 +155,47 @@ class CrossAttentionUNet(nn.Module):
             appearance_tokens: (B, M, C).
             full_structure: the structure images at the size that is wanted of the output; without gradients.
             strength: share of the change that is made, from 0 (none) to 1.
-            with_pixels: also return the change of pixels, (B, 3, H, W), see `Change`.
+            with_pixels: also return the change of pixels as `decode` gives it, times the strength, (B, 3, H, W).
 
         Returns:
             (B, 3, H, W) in [0, 1], of the size of the structure images, or of the full ones; with pixels, a pair: these
-            and what was added, of the size of the structure images.
+            and the change of pixels, of the size of the structure images.
         """
         maps = self.encode(structure, structure_features, appearance_tokens)
         change = self.decode(maps, appearance_tokens, structure).times(strength)
         painted = self.apply_change(structure, change, full_structure)
-        return (painted, change.pixels) if with_pixels else painted
+        h, w = structure.shape[-2:]
+        return (painted, change.pixels[..., :h, :w]) if with_pixels else painted
 
     def apply_change(self, structure: Tensor, change: Change, full_structure: Tensor | None = None) -> Tensor:
         """The structure images, or the full ones, with a change from `decode` made; arguments as for painting."""
         if full_structure is not None:
-            change = self.without_fine_colors(structure, change)
-            return recolor_at_full_size(structure, change, self.guide, full_structure)
+            return recolor_at_full_size(structure, self.finish(structure, change), self.guide, full_structure)
         logits, added = self._logits_and_added(structure, change)
-        return to_colors(logits + (added - fine_colors(added) if self.keeps_fine_colors else added))
+        h, w = structure.shape[-2:]
+        return to_colors(logits + (added - fine_colors(added) if self.keeps_fine_colors else added))[..., :h, :w]
 
     def change(self, structure: Tensor, structure_features: Tensor, appearance_tokens: Tensor) -> Change:
-        """What is to be done to the structure images, at their size; arguments as for painting."""
+        """The finished change of structure images, at their size; arguments as for painting."""
         maps = self.encode(structure, structure_features, appearance_tokens)
-        return self.without_fine_colors(structure, self.decode(maps, appearance_tokens, structure))
+        return self.finish(structure, self.decode(maps, appearance_tokens, structure))
 
-    def without_fine_colors(self, structure: Tensor, change: Change) -> Change:
-        """The change of structure images (B, 3, H, W) in [0, 1] without fine contrasts of colors, if they are kept."""
-        if not self.keeps_fine_colors:
-            return change
-        return change._replace(pixels=change.pixels - fine_colors(self._logits_and_added(structure, change)[1]))
+    def finish(self, structure: Tensor, change: Change) -> Change:
+        """A change from `decode` at the size of the structure images, (B, 3, H, W) in [0, 1].
+
+        Its pixels also cancel fine contrasts of colors, those of the maps too, if the generator keeps the structure's.
+        """
+        h, w = structure.shape[-2:]
+        pixels = change.pixels
+        if self.keeps_fine_colors:
+            pixels = pixels - fine_colors(self._logits_and_added(structure, change)[1])
+        return Change(change.grid, pixels[..., :h, :w], (h / self.cell, w / self.cell))
 
     def _logits_and_added(self, structure: Tensor, change: Change) -> tuple[Tensor, Tensor]:
-        rows, columns = (centers(n, n / self.cell, structure.device) for n in structure.shape[-2:])
-        return logits_and_added(structure, change.grid, change.pixels, self.guide, rows, columns)
+        """Of the padded images, as an exported graph sees them: what is filtered must not depend on who crops."""
+        padded = _pad_to(structure, self.stride)
+        rows, columns = (centers(n, n / self.cell, structure.device) for n in padded.shape[-2:])
+        return logits_and_added(padded, change.grid, change.pixels, self.guide, rows, columns)
 
     def encode(self, structure: Tensor, structure_features: Tensor, appearance_tokens: Tensor) -> list[Tensor]:
         """The encoder's feature map of each scale, finest first; arguments as for painting."""
@@ -206,12 +215,15 @@ class CrossAttentionUNet(nn.Module):
         return maps
 
     def decode(self, maps: list[Tensor], appearance_tokens: Tensor, structure: Tensor) -> Change:
-        """From these maps to the change of structure images (B, 3, H, W) in [0, 1], with fine contrasts of colors."""
-        h, w = structure.shape[-2:]
+        """From these maps to the change of structure images (B, 3, H, W) in [0, 1], padded to the stride.
+
+        It may hold fine contrasts of colors; see `finish`.
+        """
         finest, *coarser = maps
         grid, x = self.decode_to_half(coarser, appearance_tokens, self.edge_weights(structure))
         x = self._climb(self.upsample[-1], self.up[-1], x, finest, *self._tokens(appearance_tokens))
-        return Change(grid, self.to_rgb(x).float()[..., :h, :w], (h / self.cell, w / self.cell))
+        h, w = x.shape[-2:]
+        return Change(grid, self.to_rgb(x).float(), (h / self.cell, w / self.cell))
 
     def edge_weights(self, structure: Tensor) -> Tensor | None:
         """How cells of the grid are divided along the edges of structure images (B, 3, H, W) in [0, 1], if they are."""
@@ -300,12 +312,7 @@ class _Conv(nn.Conv2d):
         super().__init__(inputs, outputs, 3, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling():  # it takes a wrong layout for the gradient of replication padding
-            x = torch.cat([x[..., :1], x, x[..., -1:]], -1)
-            x = torch.cat([x[..., :1, :], x, x[..., -1:, :]], -2)
-        else:
-            x = F.pad(x, (1, 1, 1, 1), mode="replicate")
-        return super().forward(x)
+        return super().forward(repeat_border(x, 1))
 
 
 def pixel_head(channels: int, changes: int = 3) -> nn.Sequential:

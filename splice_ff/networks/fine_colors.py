@@ -1,12 +1,13 @@
-"""Fine contrasts of colors stay the structure image's; what is finer in the change is of brightness alone.
+"""Fine contrasts of colors stay the structure image's: the fine detail of a change is of brightness alone.
 
-Eyes, JPEG and WebP take fine detail from brightness and little of it from colors. A generator trained on such files has
-seen few fine contrasts of colors, and what it adds takes those of the structure image away: its images then differ from
-photographs in that. So they are taken out of what is added to the logits of colors, D, at the working size:
+JPEG and WebP keep much fine detail of brightness and little of colors. A generator that learned from such files has
+seen few fine contrasts of colors, and its change takes away those of the structure image; so its images differ from
+photographs. Hence they are removed, at the working size, from D, what is added to the logits of colors:
 
     D' = D - (D_c - B D_c),    D_c = D - mean of D over red, green and blue,
 
-in which B is a mean over 3 x 3 pixels, taken twice (nearly a Gaussian with a deviation of 1.2 pixels).
+in which B is a mean over 3 x 3 pixels, taken twice (nearly a Gaussian with a deviation of 1.2 pixels). At full size the
+maps are read anew, so colors may still change at the edges of the large image.
 """
 
 from __future__ import annotations

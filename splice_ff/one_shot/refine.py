@@ -121,11 +121,10 @@ class PairGenerator(nn.Module):
         return self._paint(structure, full_structure)
 
     def _paint(self, images: Tensor, full: Tensor | None = None) -> Tensor:
-        h, w = images.shape[-2:]
         tokens = self.appearance_tokens.expand(len(images), -1, -1)
         maps, weights, pixels, extent = self.answer(images, tokens)
         grid, half = self.unet.decode_to_half(maps, tokens, weights)
-        correction = F.interpolate(self.correction(half).float(), scale_factor=2.0, mode="bilinear")[..., :h, :w]
+        correction = F.interpolate(self.correction(half).float(), scale_factor=2.0, mode="bilinear")
         return self.unet.apply_change(images, Change(grid, pixels + correction, extent), full)
 
 
@@ -136,7 +135,7 @@ class _Answer(NamedTuple):
     """How cells are divided along the image's edges."""
     pixels: Tensor
     extent: tuple[float, float]
-    """These two as in `Change`, with fine contrasts of colors: they depend on the maps, which learn."""
+    """These two as `decode` gives them. Fine contrasts of colors are removed later: the maps, which learn, add some."""
 
 
 class _AnswerOnce:

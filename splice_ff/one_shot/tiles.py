@@ -124,7 +124,7 @@ def reach(unet: CrossAttentionUNet) -> int:
     to the next finer scale.
     """
     pixels = 2  # the stem and the last convolution
-    pixels += PASSES if unet.keeps_fine_colors else 0
+    pixels += PASSES if unet.keeps_fine_colors else 0  # of a mean over 3 x 3 pixels
     for i, (down, up) in enumerate(zip(unet.down, reversed(unet.up), strict=True)):
         finer, here = 2**i, 2 ** (i + 1)
         pixels += finer  # the convolution that halves the sides

@@ -66,7 +66,6 @@ def test_painting_makes_that_change(randomized, inputs):
     structure = inputs[0]
     at_once = unet(*inputs)
     torch.testing.assert_close(recolor_in_bands(structure, unet.change(*inputs), unet.guide), at_once)
-    torch.testing.assert_close(unet(*inputs, structure), at_once)
     part = recolor_in_bands(structure, unet.change(*inputs).times(0.3), unet.guide)
     torch.testing.assert_close(unet(*inputs, strength=0.3), part)
 
@@ -76,7 +75,9 @@ def test_a_unet_takes_it_out_of_all_that_it_adds(randomized, inputs):
     unet, without = (randomized(CrossAttentionUNet(replace(SIZE, keeps_fine_colors=k), WIDTH)) for k in (True, False))
     raw = added(without, *inputs)
     assert fine_colors(raw).abs().mean() > 0.01  # else there is nothing to take out
-    torch.testing.assert_close(added(unet, *inputs), raw - fine_colors(raw))
+    expected = raw - fine_colors(raw)
+    inside = (..., slice(None, -2), slice(None, -2))  # beyond these images lies their padding, for the UNet
+    torch.testing.assert_close(added(unet, *inputs)[inside], expected[inside])
 
 
 @torch.no_grad()

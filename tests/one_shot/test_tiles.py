@@ -14,10 +14,10 @@ SIZE = UNetConfig((16, 16, 32), 1, 1, 2, 4, 16)
 WIDTH = 12
 
 
-@pytest.fixture(scope="module", params=["maps", "grid"])
+@pytest.fixture(scope="module", params=["maps", "grid", "grid that keeps fine colors"])
 def unet(randomized, request):
     """Random, and paints strongly: what is wrong anywhere shows."""
-    grid = {"bins": 4, "parts": 2, "keeps_fine_colors": True} if request.param == "grid" else {}
+    grid = {"bins": 4, "parts": 2, "keeps_fine_colors": "fine" in request.param} if "grid" in request.param else {}
     unet = randomized(CrossAttentionUNet(replace(SIZE, **grid), WIDTH)).eval()
     unet.to_rgb[-1].weight.data *= 3
     return unet
