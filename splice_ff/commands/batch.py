@@ -92,8 +92,7 @@ def batch(
 
         splice = load_model(model, backbone, backbone_weights, device, precision)
         settings = {
-            "model_sha256": splice.fingerprint,
-            "unet": str(splice.config.generator.unet),
+            **splice.identity,
             "size": str(size or splice.config.size),
             "strength": f"{strength:g}",
             "precision": precision,

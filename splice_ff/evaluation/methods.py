@@ -116,10 +116,9 @@ class OneShot(Method):
 
     @property
     def settings(self) -> dict[str, str]:
-        """The model, its weights and its UNet, as a folder that is changed keeps its name; and how it is refined."""
+        """The model by name and by what it holds, as a folder that is changed keeps its name; and how it is refined."""
         how = {"refining": f"{REFINE}, of {LEARNED}, at {self._refining_size} px"} if self.steps else {}
-        unet = str(self.model.config.generator.unet)
-        return {"model": self.source, "sha256": self.model.fingerprint, "unet": unet, **how}
+        return {"model": self.source, **self.model.identity, **how}
 
     def __call__(self, pair: str, structure: Tensor, appearance: Tensor) -> Painted:
         """The model's image, and of the appearance image by itself."""

@@ -67,6 +67,11 @@ class OneShotModel(nn.Module):
         """SHA-256 of the generator's weights in float32, which a look is bound to."""
         return self._float32_fingerprint if self.dtype != torch.float32 else fingerprint(self.generator)
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """What tells this model's images from another's, for folders that several runs fill; weights alone do not."""
+        return {"model_sha256": self.fingerprint, "unet": str(self.config.generator.unet)}
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OneShotModel:
         if self.dtype == torch.float32 and fn(torch.zeros(())).dtype != torch.float32:
             self._float32_fingerprint = self.fingerprint  # rounding does not change whose weights they are

@@ -221,8 +221,7 @@ def _claim(
     how = {k: v for k, v in asdict(recipe).items() if k != "backbone"}
     how |= {"backbone": backbone.name, "backbone_sha256": backbone.fingerprint, "seed": seed}
     how |= {
-        "model_sha256": model.fingerprint if model else None,
-        "unet": str(model.config.generator.unet) if model else None,
+        **(model.identity if model else {"model_sha256": None}),
         "working_size": refining_size(model) if model else recipe.size,
     }
     claim_folder(folder / SETTINGS, json.loads(json.dumps({**source, **how})), holds="a teacher's pairs")

@@ -88,8 +88,7 @@ def stylize_video(
     settings = {
         "video": f"{video.name}, {status.st_size} bytes, changed at {status.st_mtime_ns}",
         "look_sha256": sha256(appearance_tokens.float().cpu().numpy().tobytes()).hexdigest()[:16],
-        "model_sha256": model.fingerprint,
-        "unet": str(model.config.generator.unet),
+        **model.identity,
         "dtype": str(model.dtype),
         "size": size,
         "strength": check_strength(strength),

@@ -25,8 +25,8 @@ def test_one_shot_and_refine():
     structure, appearance = smooth_image(0), smooth_image(1, 80, 72)
     method = parse_method("one-shot", backbone, "everyday")
     assert method.model.backbone is backbone  # not loaded once more
-    unet = method.model.generator.config.unet
-    assert method.settings == {"model": "everyday", "sha256": method.model.fingerprint, "unet": str(unet)}
+    assert method.settings == {"model": "everyday", **method.model.identity}
+    assert method.settings["model_sha256"] == method.model.fingerprint
     assert "keeps_fine_colors=True" in method.settings["unet"]  # what no weight holds
     painted = method("", structure, appearance)
     assert (painted.image - method.model.paint(structure, method.model.embed(appearance))).abs().max() == 0
