@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -70,7 +71,8 @@ class OneShotModel(nn.Module):
     @property
     def identity(self) -> dict[str, str]:
         """What tells this model's images from another's, for folders that several runs fill; weights alone do not."""
-        return {"model_sha256": self.fingerprint, "unet": str(self.config.generator.unet)}
+        unet = asdict(self.config.generator.unet)
+        return {"model_sha256": self.fingerprint, **{f"unet.{name}": str(value) for name, value in unet.items()}}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OneShotModel:
         if self.dtype == torch.float32 and fn(torch.zeros(())).dtype != torch.float32:

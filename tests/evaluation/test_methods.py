@@ -27,7 +27,7 @@ def test_one_shot_and_refine():
     assert method.model.backbone is backbone  # not loaded once more
     assert method.settings == {"model": "everyday", **method.model.identity}
     assert method.settings["model_sha256"] == method.model.fingerprint
-    assert "keeps_fine_colors=True" in method.settings["unet"]  # what no weight holds
+    assert method.settings["unet.keeps_fine_colors"] == "True"  # what no weight holds
     painted = method("", structure, appearance)
     assert (painted.image - method.model.paint(structure, method.model.embed(appearance))).abs().max() == 0
     assert painted.identity().shape == appearance.shape
