@@ -1,4 +1,4 @@
-"""What many pairs say together: means with bootstrap intervals, paired differences, the gap closed."""
+"""What many pairs say together: means with bootstrap intervals, paired differences and their chance, the gap closed."""
 
 from __future__ import annotations
 
@@ -78,6 +78,23 @@ def gap_closed(ours: Values, floor: Values, goal: Values) -> Estimate | None:
         ratios = came[sample].mean(1) / whole[sample].mean(1)
     ratios = ratios[np.isfinite(ratios)]  # a sample in which floor and goal do not differ has no ratio
     return Estimate(float(came.mean() / whole.mean()), *_interval(ratios, len(common)), len(common))
+
+
+def chance_of_difference(shares: Sequence[float]) -> float:
+    """How likely a difference as large is by chance: the p of a paired permutation test (Good, 1994).
+
+    If two methods were alike, each pair's two outputs could change places, which turns its share's sign.
+
+    Args:
+        shares: what each pair adds to the difference.
+
+    Returns:
+        In (0, 1]; `RESAMPLES` draws of signs, the same at every call.
+    """
+    array = np.asarray(shares, dtype=float)
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], size=(RESAMPLES, len(array)))
+    as_large = np.abs(signs @ array) >= abs(array.sum()) * (1 - 1e-9)  # sums in another order round differently
+    return float((1 + as_large.sum()) / (1 + RESAMPLES))
 
 
 def _resampled(n: int) -> NDArray[np.int64]:

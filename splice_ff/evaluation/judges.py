@@ -23,7 +23,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
 from splice_ff.errors import InputError
-from splice_ff.evaluation.bootstrap import MIN_PAIRS
+from splice_ff.evaluation.bootstrap import MIN_PAIRS, chance_of_difference
 from splice_ff.images import load_image
 from splice_ff.networks.teachers import BUNDLED_IN_PACKAGES, Teacher, load_teacher
 from splice_ff.utils.console import progress_bar
@@ -87,12 +87,37 @@ def kernel_distance(ours: Tensor, theirs: Tensor) -> float:
     resemble, and sets of resembling pairs would come out nearer than images drawn alike.
     """
     ours, theirs = ours.double(), theirs.double()
+    terms = _kernel(ours, ours) + _kernel(theirs, theirs) - 2 * _kernel(ours, theirs)
+    return (terms.sum() / (len(ours) * (len(ours) - 1))).item()
 
-    def mean_kernel(a: Tensor, b: Tensor) -> Tensor:
-        kernel = polynomial_kernel(a, b)
-        return (kernel.sum() - kernel.trace()) / (len(a) * (len(a) - 1))
 
-    return (mean_kernel(ours, ours) + mean_kernel(theirs, theirs) - 2 * mean_kernel(ours, theirs)).item()
+def kernel_distance_shares(ours: Tensor, baseline: Tensor, theirs: Tensor) -> Tensor:
+    """What each pair adds to the kernel distance of `ours` minus that of `baseline`, (N,), from features (N, C).
+
+    With s = 1, or -1 for each pair whose outputs change places, the difference is the sum of s times these: in the
+    two MMDs the products of two pairs' signs cancel. Hence a paired permutation test needs no other kernels.
+    """
+    ours, baseline, theirs = ours.double(), baseline.double(), theirs.double()
+    between = _kernel(ours, baseline)
+    terms = _kernel(ours, ours) - _kernel(baseline, baseline) + between - between.mT
+    terms -= 2 * (_kernel(ours, theirs) - _kernel(baseline, theirs))
+    return terms.sum(1) / (len(ours) * (len(ours) - 1))
+
+
+def _kernel(a: Tensor, b: Tensor) -> Tensor:
+    """Of all pairs of features (N, C) and (N, C), (N, N); 0 between those of one index."""
+    return polynomial_kernel(a, b).fill_diagonal_(0)
+
+
+@dataclass(frozen=True)
+class Distance:
+    """A method's kernel distance to the appearance images, beside the baseline's on the same pairs."""
+
+    value: float
+    baseline: float
+    chance: float | None
+    """p of the difference between them (`chance_of_difference`); None for the baseline itself."""
+    pairs: int
 
 
 @dataclass(frozen=True)
@@ -101,19 +126,19 @@ class Judgement:
 
     cosines: Mapping[tuple[str, str], Mapping[str, float]]
     """By pair and method: centered cosines with the `appearance` and with the `structure` image."""
-    distances: Mapping[str, Mapping[str, float]]
-    """By domain and method: kernel distance to the domain's appearance images, on the pairs that all methods have."""
+    distances: Mapping[str, Mapping[str, Distance]]
+    """By domain and method, on the domain's pairs that method and baseline have; none where they are too few."""
 
 
 def judge_rows(
-    judge: Judge, rows: Sequence[Mapping[str, Any]], methods: Sequence[str], folder: Path, quiet: bool = True
+    judge: Judge, rows: Sequence[Mapping[str, Any]], baseline: str, folder: Path, quiet: bool = True
 ) -> Judgement | None:
     """Judge the images of rows; None with fewer than `MIN_PAIRS` pairs, whose mean would be no center.
 
     Args:
         judge: the network.
         rows: as `splice_ff.evaluation.rows.read_rows` gives them; those with an error are left out.
-        methods: that the kernel distances compare: they are taken on pairs of which all of them have an image.
+        baseline: the method beside whose kernel distance the others' stand.
         folder: from which the rows name images.
         quiet: show no progress bar.
 
@@ -139,18 +164,33 @@ def judge_rows(
         }
         for key, row in good.items()
     }
-    distances = {}
-    for domain in ("all", *sorted({row["domain"] for row in pairs.values()} - {"all"})):
-        common = [
-            pair
-            for pair, row in sorted(pairs.items())
-            if domain in ("all", row["domain"]) and all((pair, method) in good for method in methods)
-        ]
-        if len(common) >= MIN_PAIRS:
-            theirs = torch.stack([features[Path(pairs[pair]["appearance_file"])] for pair in common])
-            ours = {m: torch.stack([features[folder / good[pair, m]["image"]] for pair in common]) for m in methods}
-            distances[domain] = {m: kernel_distance(images, theirs) for m, images in ours.items()}
+    pooled = {
+        (domain, method): {
+            pair: (features[folder / row["image"]], features[Path(row["appearance_file"])])
+            for (pair, made_by), row in sorted(good.items())
+            if made_by == method and domain in ("all", row["domain"])
+        }
+        for domain in ("all", *sorted({row["domain"] for row in pairs.values()} - {"all"}))
+        for method in dict.fromkeys(made_by for _, made_by in good)
+    }
+    distances: dict[str, dict[str, Distance]] = {}
+    for (domain, method), ours in pooled.items():
+        if distance := _distance(ours, pooled.get((domain, baseline), {}), method == baseline):
+            distances.setdefault(domain, {})[method] = distance
     return Judgement(cosines, distances)
+
+
+def _distance(
+    ours: Mapping[str, tuple[Tensor, Tensor]], baseline: Mapping[str, tuple[Tensor, Tensor]], is_baseline: bool
+) -> Distance | None:
+    """From features of each pair's output and appearance image; None with fewer than `MIN_PAIRS` common pairs."""
+    common = [pair for pair in ours if pair in baseline]
+    if len(common) < MIN_PAIRS:
+        return None
+    mine, theirs = (torch.stack([ours[pair][i] for pair in common]) for i in range(2))
+    other = torch.stack([baseline[pair][0] for pair in common])
+    chance = None if is_baseline else chance_of_difference(kernel_distance_shares(mine, other, theirs).tolist())
+    return Distance(kernel_distance(mine, theirs), kernel_distance(other, theirs), chance, len(common))
 
 
 def _bare(name: str) -> str:

@@ -142,7 +142,7 @@ def evaluate(
         sets = distances_of_sets(rows, names, output, set_distances) if set_distances else {}
         kernel_distances = {}
         for judge in jury:
-            judgement = judge_rows(judge, rows, names, output, quiet)
+            judgement = judge_rows(judge, rows, baseline, output, quiet)
             if judgement is None:
                 not_measured.append(f"{judge.name} (fewer than {MIN_PAIRS} pairs)")
                 continue

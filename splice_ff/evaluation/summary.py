@@ -10,6 +10,7 @@ from typing import Any
 
 from splice_ff.errors import InputError
 from splice_ff.evaluation.bootstrap import MIN_PAIRS, Values, gap_closed, mean, paired_difference
+from splice_ff.evaluation.judges import Distance
 from splice_ff.evaluation.metrics import Metric
 from splice_ff.evaluation.perceptual import SetDistances
 from splice_ff.evaluation.rows import Row
@@ -21,7 +22,7 @@ FLOOR = "copy"
 def summarize(
     rows: Sequence[Row], methods: Sequence[str], metrics: Sequence[Metric], baseline: str, settings: Mapping[str, Any],
     sets: Mapping[str, Mapping[str, float]] | None = None,
-    kernel_distances: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None,
+    kernel_distances: Mapping[str, Mapping[str, Mapping[str, Distance]]] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Means, paired differences to the baseline, gaps closed; over all pairs and by domain.
 
@@ -69,7 +70,10 @@ def summarize(
             }
             for name in methods
         },
-        "kernel_distances": {judge: dict(by_domain) for judge, by_domain in (kernel_distances or {}).items()},
+        "kernel_distances": {
+            judge: {domain: {m: asdict(d) for m, d in by_method.items()} for domain, by_method in by_domain.items()}
+            for judge, by_domain in (kernel_distances or {}).items()
+        },
         "errors": [{k: row[k] for k in ("pair", "method", "error")} for row in rows if row["error"]],
     }
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from splice_ff.errors import printable
+from splice_ff.evaluation.bootstrap import LEVEL
 from splice_ff.evaluation.perceptual import SET_METRICS
 from splice_ff.utils.markdown import escape_cell, markdown_table
 
@@ -128,15 +129,16 @@ def gap_table(summary: Summary) -> Table:
 
 def kernel_distance_table(summary: Summary) -> Table:
     """How far each method's images are, as a set, from the domain's real ones: judges and domains down."""
-    methods = list(summary["methods"])
+    methods, baseline = list(summary["methods"]), summary["baseline"]
     rows = [
-        [Cell(f"{judge}, {domain} ↓"), *(Cell(number(distances[method])) for method in methods)]
+        [Cell(f"{judge}, {domain} ↓"), *(_distance(distances.get(method)) for method in methods)]
         for judge, by_domain in summary["kernel_distances"].items()
         for domain, distances in by_domain.items()
     ]
     note = (
         "Of all outputs to the appearance images, in each judge's pooled features (unbiased squared MMD with KID's "
-        "kernel, on the pairs of which all methods have an image): about 0 for images drawn alike."
+        f"kernel): about 0 for images drawn alike. In brackets {baseline}'s on the same pairs, and p, how likely a "
+        "difference as large is by chance (paired permutation test, the two outputs of pairs change places)."
     )
     return Table("Kernel distance to real images, by domain", ["judge, domain", *methods], rows, note)
 
@@ -181,6 +183,16 @@ def _difference(difference: dict[str, Any] | None, better: str) -> Cell:
         verdict = "better" if (difference["value"] > 0) == (better == "higher") else "worse"
     sign = "+" if difference["value"] > 0 else ""
     return Cell(sign + cell.text, f"{cell.detail} {difference['wins']:.0%}".strip(), verdict)
+
+
+def _distance(distance: dict[str, Any] | None) -> Cell:
+    if distance is None:
+        return Cell("–")
+    value, baseline, chance = (distance[name] for name in ("value", "baseline", "chance"))
+    if chance is None:
+        return Cell(number(value), f"{distance['pairs']} pairs")
+    verdict = ("better" if value < baseline else "worse") if chance < 1 - LEVEL else ""
+    return Cell(number(value), f"[{number(baseline)}, p {chance:.2g}]", verdict)
 
 
 def _named(metric: dict[str, str]) -> str:

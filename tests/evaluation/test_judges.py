@@ -10,11 +10,19 @@ from typer.testing import CliRunner
 
 from splice_ff.cli import app
 from splice_ff.errors import InputError
-from splice_ff.evaluation.judges import JUDGES, Judge, centered_cosine, judge_rows, kernel_distance, load_judge
+from splice_ff.evaluation.judges import (
+    JUDGES,
+    Judge,
+    centered_cosine,
+    judge_rows,
+    kernel_distance,
+    kernel_distance_shares,
+    load_judge,
+)
 from splice_ff.evaluation.metrics import metrics_of
 from splice_ff.evaluation.run import evaluate
 from splice_ff.evaluation.summary import summarize
-from splice_ff.evaluation.tables import all_tables
+from splice_ff.evaluation.tables import all_tables, number
 from splice_ff.images import save_image
 from splice_ff.networks import efficientnet_lite
 from splice_ff.networks.teachers import Teacher
@@ -63,6 +71,17 @@ def test_kernel_distance_is_unbiased_and_grows():
     assert kernel_distance(theirs, theirs) == pytest.approx(0)  # not below: an output's own image does not count
 
 
+def test_shares_of_a_difference_turn_their_sign_when_outputs_change_places():
+    random = torch.Generator().manual_seed(0)
+    ours, baseline, theirs = torch.randn(3, 12, 8, generator=random)
+    shares = kernel_distance_shares(ours, baseline, theirs)
+    for _ in range(5):
+        kept = torch.rand(12, 1, generator=random) < 0.5
+        one, other = torch.where(kept, ours, baseline), torch.where(kept, baseline, ours)
+        expected = kernel_distance(one, theirs) - kernel_distance(other, theirs)
+        assert (torch.where(kept[:, 0], shares, -shares)).sum().item() == pytest.approx(expected)
+
+
 @pytest.fixture
 def rows(tmp_path):
     """Six pairs of two domains; `ours` takes the appearance image's color, `copy` keeps the structure image's."""
@@ -86,7 +105,7 @@ def rows(tmp_path):
 
 
 def test_rows_are_judged(colors, rows, tmp_path):
-    found = judge_rows(colors, rows, ["copy", "ours"], tmp_path)
+    found = judge_rows(colors, rows, "ours", tmp_path)
     assert len(found.cosines) == 12 and ("broken", "copy") not in found.cosines
     for pair in "012345":
         assert found.cosines[pair, "ours"]["appearance"] == pytest.approx(1, abs=1e-5)
@@ -94,15 +113,29 @@ def test_rows_are_judged(colors, rows, tmp_path):
         between = found.cosines[pair, "copy"]["appearance"]
         assert between < 0.999 and between == pytest.approx(found.cosines[pair, "ours"]["structure"])
     assert list(found.distances) == ["all", "cat"]  # one dog has no distance
-    assert all(by_method["ours"] < by_method["copy"] for by_method in found.distances.values())
+    for n, by_method in zip((6, 5), found.distances.values(), strict=True):
+        ours, copy = by_method["ours"], by_method["copy"]
+        assert ours.value == copy.baseline < copy.value and ours.pairs == copy.pairs == n
+        assert ours.chance is None and copy.chance >= 2**-n  # no sample of signs is rarer
+
+
+def test_a_method_is_compared_with_the_baseline_on_the_pairs_of_both(colors, rows, tmp_path):
+    missing = [row for row in rows if (row["pair"], row["method"]) != ("0", "ours")]
+    found, of_all = (judge_rows(colors, some, "copy", tmp_path).distances for some in (missing, rows))
+    assert (found["all"]["copy"].pairs, found["all"]["ours"].pairs) == (6, 5)
+    assert found["all"]["copy"] == of_all["all"]["copy"]
+    assert found["all"]["ours"].baseline != found["all"]["copy"].value
+    assert list(found["cat"]) == ["copy"]  # four cats are too few
+    nothing = [row for row in rows if row["method"] == "ours"]
+    assert judge_rows(colors, nothing, "copy", tmp_path).distances == {}
 
 
 def test_too_few_pairs_have_no_center(colors, rows, tmp_path):
-    assert judge_rows(colors, rows[:8], ["copy", "ours"], tmp_path) is None
+    assert judge_rows(colors, rows[:8], "ours", tmp_path) is None
 
 
 def test_judgements_are_shown(colors, rows, tmp_path):
-    found = judge_rows(colors, rows, ["copy", "ours"], tmp_path)
+    found = judge_rows(colors, rows, "ours", tmp_path)
     for row in rows[:-1]:
         cosines = found.cosines[row["pair"], row["method"]]
         row |= {f"judge_{role}@colors": cosine for role, cosine in cosines.items()}
@@ -111,6 +144,8 @@ def test_judgements_are_shown(colors, rows, tmp_path):
     )
     tables = "\n".join(table.markdown() for table in all_tables(summary))
     assert "colors: appearance ↑" in tables and "colors: structure ↓" in tables and "colors, cat ↓" in tables
+    beside = found.distances["cat"]["copy"]
+    assert f"[{number(beside.baseline)}, p {beside.chance:.2g}]" in tables and "5 pairs" in tables
 
 
 @pytest.mark.parametrize("name", ["efficientnet_lite2", "tf_efficientnet_lite2", "tf_efficientnet_lite2.in1k"])

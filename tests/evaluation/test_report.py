@@ -1,6 +1,7 @@
 """Statistics with known answers, the tables, and the report as a browser shows it."""
 
 import errno
+import itertools
 import json
 import re
 import shutil
@@ -75,6 +76,15 @@ def test_too_few_pairs_have_no_interval():
     assert bootstrap.mean([1.0, 2.0, 3.0, 4.0]) == bootstrap.Estimate(2.5, None, None, 4)
     with pytest.raises(ValueError, match="no values"):
         bootstrap.mean([])
+
+
+def test_the_chance_of_a_difference_is_that_of_all_signs():
+    shares = [3.0, 2.0, 1.0, -0.5]
+    sums = [abs(np.dot(signs, shares)) for signs in itertools.product((-1, 1), repeat=4)]
+    exact = np.mean([total >= 5.5 for total in sums])
+    assert bootstrap.chance_of_difference(shares) == pytest.approx(exact, abs=0.02) and exact == 0.25
+    assert bootstrap.chance_of_difference([0.0, 0.0]) == 1
+    assert bootstrap.chance_of_difference([1.0] * 40) < 0.001
 
 
 def test_paired_differences_see_what_means_do_not():
