@@ -12,10 +12,11 @@ taken in. A judge compares pooled deepest features, in two ways:
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -80,33 +81,41 @@ def centered_cosine(ours: Tensor, theirs: Tensor, center: Tensor) -> float:
     return F.cosine_similarity(ours - center, theirs - center, dim=0).item()
 
 
-def kernel_distance(ours: Tensor, theirs: Tensor) -> float:
+def kernel_distance(ours: Tensor, theirs: Tensor, unrelated: Tensor | None = None) -> float:
     """Unbiased squared MMD of features (N, C) of outputs and of their appearance images, N at least 2.
 
-    The kernel is (x . y / C + 1)^3. An output is compared with all appearance images but its own: that one it should
-    resemble, and sets of resembling pairs would come out nearer than images drawn alike.
+    The kernel is (x . y / C + 1)^3. An output resembles its own two images, so sets of resembling pairs would come out
+    nearer than images drawn alike; and an image that occurs twice is no second draw. Hence only images of different
+    pairs are compared, and of pairs that share no image.
+
+    Args:
+        ours, theirs: features, row i of both of pair i.
+        unrelated: (N, N) booleans, symmetric: which pairs share no image; False on the diagonal. None: all others.
     """
+    weights = _weights(len(ours), unrelated)
     ours, theirs = ours.double(), theirs.double()
-    terms = _kernel(ours, ours) + _kernel(theirs, theirs) - 2 * _kernel(ours, theirs)
-    return (terms.sum() / (len(ours) * (len(ours) - 1))).item()
+    terms = polynomial_kernel(ours, ours) + polynomial_kernel(theirs, theirs) - 2 * polynomial_kernel(ours, theirs)
+    return (terms * weights).sum().item()
 
 
-def kernel_distance_shares(ours: Tensor, baseline: Tensor, theirs: Tensor) -> Tensor:
+def kernel_distance_shares(ours: Tensor, baseline: Tensor, theirs: Tensor, unrelated: Tensor | None = None) -> Tensor:
     """What each pair adds to the kernel distance of `ours` minus that of `baseline`, (N,), from features (N, C).
 
     With s = 1, or -1 for each pair whose outputs change places, the difference is the sum of s times these: in the
     two MMDs the products of two pairs' signs cancel. Hence a paired permutation test needs no other kernels.
     """
+    weights = _weights(len(ours), unrelated)
     ours, baseline, theirs = ours.double(), baseline.double(), theirs.double()
-    between = _kernel(ours, baseline)
-    terms = _kernel(ours, ours) - _kernel(baseline, baseline) + between - between.mT
-    terms -= 2 * (_kernel(ours, theirs) - _kernel(baseline, theirs))
-    return terms.sum(1) / (len(ours) * (len(ours) - 1))
+    between = polynomial_kernel(ours, baseline)
+    terms = polynomial_kernel(ours, ours) - polynomial_kernel(baseline, baseline) + between - between.mT
+    terms -= 2 * (polynomial_kernel(ours, theirs) - polynomial_kernel(baseline, theirs))
+    return (terms * weights).sum(1)
 
 
-def _kernel(a: Tensor, b: Tensor) -> Tensor:
-    """Of all pairs of features (N, C) and (N, C), (N, N); 0 between those of one index."""
-    return polynomial_kernel(a, b).fill_diagonal_(0)
+def _weights(n: int, unrelated: Tensor | None) -> Tensor:
+    """Of a mean over unrelated pairs, (N, N)."""
+    counted = (~torch.eye(n, dtype=torch.bool) if unrelated is None else unrelated).double()
+    return counted / counted.sum()
 
 
 @dataclass(frozen=True)
@@ -164,9 +173,14 @@ def judge_rows(
         }
         for key, row in good.items()
     }
+    digests = {file: hashlib.sha256(file.read_bytes()).digest() for file in real}
     pooled = {
         (domain, method): {
-            pair: (features[folder / row["image"]], features[Path(row["appearance_file"])])
+            pair: _Features(
+                features[folder / row["image"]],
+                features[Path(row["appearance_file"])],
+                {digests[Path(row[f"{role}_file"])] for role in ("structure", "appearance")},
+            )
             for (pair, made_by), row in sorted(good.items())
             if made_by == method and domain in ("all", row["domain"])
         }
@@ -180,17 +194,30 @@ def judge_rows(
     return Judgement(cosines, distances)
 
 
-def _distance(
-    ours: Mapping[str, tuple[Tensor, Tensor]], baseline: Mapping[str, tuple[Tensor, Tensor]], is_baseline: bool
-) -> Distance | None:
-    """From features of each pair's output and appearance image; None with fewer than `MIN_PAIRS` common pairs."""
+class _Features(NamedTuple):
+    """Of a pair."""
+
+    output: Tensor
+    look: Tensor
+    images: set[bytes]
+    """Digests of its structure and appearance images' files."""
+
+
+def _distance(ours: Mapping[str, _Features], baseline: Mapping[str, _Features], is_baseline: bool) -> Distance | None:
+    """None with fewer than `MIN_PAIRS` common pairs, or where all of them share images."""
     common = [pair for pair in ours if pair in baseline]
-    if len(common) < MIN_PAIRS:
+    unrelated = torch.tensor([[ours[i].images.isdisjoint(ours[j].images) for j in common] for i in common])
+    if len(common) < MIN_PAIRS or not unrelated.any():
         return None
-    mine, theirs = (torch.stack([ours[pair][i] for pair in common]) for i in range(2))
-    other = torch.stack([baseline[pair][0] for pair in common])
-    chance = None if is_baseline else chance_of_difference(kernel_distance_shares(mine, other, theirs).tolist())
-    return Distance(kernel_distance(mine, theirs), kernel_distance(other, theirs), chance, len(common))
+    mine, theirs = (torch.stack([getattr(ours[pair], name) for pair in common]) for name in ("output", "look"))
+    other = torch.stack([baseline[pair].output for pair in common])
+    shares = kernel_distance_shares(mine, other, theirs, unrelated)
+    return Distance(
+        kernel_distance(mine, theirs, unrelated),
+        kernel_distance(other, theirs, unrelated),
+        None if is_baseline else chance_of_difference(shares.tolist()),
+        len(common),
+    )
 
 
 def _bare(name: str) -> str:

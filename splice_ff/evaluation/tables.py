@@ -137,8 +137,9 @@ def kernel_distance_table(summary: Summary) -> Table:
     ]
     note = (
         "Of all outputs to the appearance images, in each judge's pooled features (unbiased squared MMD with KID's "
-        f"kernel): about 0 for images drawn alike. In brackets {baseline}'s on the same pairs, and p, how likely a "
-        "difference as large is by chance (paired permutation test, the two outputs of pairs change places)."
+        "kernel, over pairs that share no image): about 0 for images drawn alike. In brackets "
+        f"{baseline}'s on the same pairs, and p, how likely a difference as large is by chance (paired permutation "
+        "test, the two outputs of pairs change places)."
     )
     return Table("Kernel distance to real images, by domain", ["judge, domain", *methods], rows, note)
 

@@ -1,5 +1,6 @@
 """Judges: centered cosines, kernel distances, refusal of a backbone's own teacher, packages that are missing."""
 
+import shutil
 from importlib.util import find_spec
 
 import pytest
@@ -23,7 +24,7 @@ from splice_ff.evaluation.metrics import metrics_of
 from splice_ff.evaluation.run import evaluate
 from splice_ff.evaluation.summary import summarize
 from splice_ff.evaluation.tables import all_tables, number
-from splice_ff.images import save_image
+from splice_ff.images import load_image, save_image
 from splice_ff.networks import efficientnet_lite
 from splice_ff.networks.teachers import Teacher
 from splice_ff.vit.features import ViTFeatures
@@ -71,14 +72,30 @@ def test_kernel_distance_is_unbiased_and_grows():
     assert kernel_distance(theirs, theirs) == pytest.approx(0)  # not below: an output's own image does not count
 
 
-def test_shares_of_a_difference_turn_their_sign_when_outputs_change_places():
+def test_pairs_that_share_an_image_are_no_second_draw():
+    random = torch.Generator().manual_seed(0)
+    unrelated = ~torch.eye(20, dtype=torch.bool).repeat_interleave(3, 0).repeat_interleave(3, 1)
+    found = {None: [], "unrelated": []}
+    for _ in range(40):  # each look three times, outputs half like it
+        looks = torch.randn(20, 16, generator=random).repeat_interleave(3, 0)
+        outputs = (looks + torch.randn(60, 16, generator=random)) / 2**0.5
+        found[None].append(kernel_distance(outputs, looks))
+        found["unrelated"].append(kernel_distance(outputs, looks, unrelated))
+    means = {name: torch.tensor(values) for name, values in found.items()}
+    assert abs(means["unrelated"].mean()) < means["unrelated"].std() / 2
+    assert means[None].mean() > 2 * means[None].std()
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_shares_of_a_difference_turn_their_sign_when_outputs_change_places(grouped):
     random = torch.Generator().manual_seed(0)
     ours, baseline, theirs = torch.randn(3, 12, 8, generator=random)
-    shares = kernel_distance_shares(ours, baseline, theirs)
+    unrelated = ~torch.eye(6, dtype=torch.bool).repeat_interleave(2, 0).repeat_interleave(2, 1) if grouped else None
+    shares = kernel_distance_shares(ours, baseline, theirs, unrelated)
     for _ in range(5):
         kept = torch.rand(12, 1, generator=random) < 0.5
         one, other = torch.where(kept, ours, baseline), torch.where(kept, baseline, ours)
-        expected = kernel_distance(one, theirs) - kernel_distance(other, theirs)
+        expected = kernel_distance(one, theirs, unrelated) - kernel_distance(other, theirs, unrelated)
         assert (torch.where(kept[:, 0], shares, -shares)).sum().item() == pytest.approx(expected)
 
 
@@ -128,6 +145,21 @@ def test_a_method_is_compared_with_the_baseline_on_the_pairs_of_both(colors, row
     assert list(found["cat"]) == ["copy"]  # four cats are too few
     nothing = [row for row in rows if row["method"] == "ours"]
     assert judge_rows(colors, nothing, "copy", tmp_path).distances == {}
+
+
+def test_copies_of_an_image_make_pairs_related(colors, rows, tmp_path):
+    shutil.copy(rows[0]["appearance_file"], rows[2]["appearance_file"])  # of pairs 0 and 1
+    found = judge_rows(colors, rows, "ours", tmp_path).distances["all"]["copy"]
+    copies, looks = (
+        torch.stack([colors.pool(load_image(row[f"{role}_file"]).rgb) for row in rows[:12:2]])
+        for role in ("structure", "appearance")
+    )
+    unrelated = ~torch.eye(6, dtype=torch.bool)
+    unrelated[0, 1] = unrelated[1, 0] = False
+    assert found.value == pytest.approx(kernel_distance(copies, looks, unrelated)) and found.pairs == 6
+    for row in rows[2:12]:
+        shutil.copy(rows[0]["appearance_file"], row["appearance_file"])
+    assert judge_rows(colors, rows, "ours", tmp_path).distances == {}
 
 
 def test_too_few_pairs_have_no_center(colors, rows, tmp_path):

@@ -15,6 +15,7 @@ from support.one_shot_model import random_image
 
 from splice_ff.images import save_image
 
+pytestmark = pytest.mark.timeout(900)  # tracing takes minutes on a slow machine
 WEB = Path(__file__).parents[2] / "web"
 ORT = WEB / "node_modules" / "onnxruntime-web" / "dist"
 FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 from support.one_shot_model import random_image
 from typer.testing import CliRunner
 
+import splice_ff
 from splice_ff.cli import app
 from splice_ff.errors import CheckpointError, InputError
 from splice_ff.images import load_image, save_image
@@ -22,6 +24,7 @@ pytest.importorskip("onnxruntime", reason="needs the extra [onnx]")
 from splice_ff.onnx.export import _export, halve_weights  # noqa: E402
 from splice_ff.onnx.runner import OnnxSpliceFF  # noqa: E402
 
+pytestmark = pytest.mark.timeout(900)  # tracing takes minutes on a slow machine
 SIZES = [(64, 64), (90, 70), (48, 130)]
 
 
@@ -63,7 +66,17 @@ def test_a_graph_is_written_in_the_precision_that_is_asked_for(tmp_path):
     assert sizes["fp32"] - sizes["fp16"] > 0.9 * 2 * layer.weight.numel()
 
 
-def test_half_precision_halves_the_files_and_keeps_the_image(exported, tmp_path):
+@pytest.mark.parametrize("kind", ["", "grid_"])
+def test_graphs_name_no_folder_of_the_machine_that_exported_them(request, kind):
+    import torch
+
+    folder = request.getfixturevalue(f"{kind}exported")
+    here = [str(Path(place).parent).encode() for place in (splice_ff.__file__, torch.__file__)]
+    for graph in folder.glob("*.onnx"):
+        assert not any(place in graph.read_bytes() for place in (*here, b"stack_trace", b'.py", line')), graph.name
+
+
+def test_half_precision_halves_the_weights_and_keeps_the_image(exported, tmp_path):
     shutil.copytree(exported, tmp_path, dirs_exist_ok=True)
     for name in ("encode", "paint"):
         graph = onnx.load(exported / f"{name}.onnx")

@@ -1,5 +1,7 @@
 """`python -m eval.onnx_precision`: what halved and quantized weights cost."""
 
+import shutil
+
 import pytest
 from support.one_shot_model import random_image
 
@@ -8,11 +10,14 @@ from splice_ff.images import save_image
 for package in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(package, reason="needs the extra [onnx]")
 
+pytestmark = pytest.mark.timeout(900)  # tracing takes minutes on a slow machine
 
-def test_the_table_has_each_precision_and_size(grid_model, tmp_path, monkeypatch, capsys):
+
+def test_the_table_has_each_precision_and_size(grid_model, grid_exported, tmp_path, monkeypatch, capsys):
     from eval.onnx_precision import main
 
     monkeypatch.setattr("splice_ff.one_shot.pipeline.SpliceFF.from_pretrained", lambda *_: grid_model)
+    monkeypatch.setattr("eval.onnx_precision.export_model", lambda _, folder: shutil.copytree(grid_exported, folder))
     for i, role in enumerate(("structure", "appearance")):
         save_image(tmp_path / f"pairs/one/{role}.png", random_image(i, 48, 64))
     main(tmp_path / "pairs", "any", [32, 64])

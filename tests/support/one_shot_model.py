@@ -9,10 +9,11 @@ from splice_ff.one_shot.pipeline import SpliceFF
 
 
 def make_model(backbone, seed=0, context="cls", generator="tiny", **options):
-    """`SpliceFF` with a generator of a size, for work at 64 px, in eval mode."""
+    """`SpliceFF` with a generator of a size, one of `SIZES` or its numbers, for work at 64 px, in eval mode."""
+    size = SIZES[generator] if isinstance(generator, str) else generator
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        generator = AmortizedGenerator(GeneratorConfig(backbone.depth, backbone.width, SIZES[generator], context))
+        generator = AmortizedGenerator(GeneratorConfig(backbone.depth, backbone.width, size, context))
         with torch.no_grad():
             generator.unet.to_rgb[-1].weight.normal_(std=0.15)  # zero at first: it would copy
             if (guide := generator.unet.guide) is not None:
