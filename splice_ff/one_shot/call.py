@@ -38,7 +38,8 @@ class OneShotCall:
         model: paints them.
         structures, appearances: as many appearances as structures, or one for all; or any number with `weights`.
         weights: shares of the appearances in one look for all; None if they are not mixed.
-        size, strength: see `SpliceFF.paint`.
+        size: shorter side, in pixels, at which to work.
+        strength: see `SpliceFF.paint`.
         callback: see `SpliceFF.forward`.
 
     Raises:
@@ -51,11 +52,11 @@ class OneShotCall:
         structures: Sequence[LoadedImage],
         appearances: Sequence[LoadedImage],
         weights: Sequence[float] | None,
-        size: int | None,
+        size: int,
         strength: float,
         callback: Callable[[Progress], object] | None,
     ) -> None:
-        self.size = model.config.size if size is None else size
+        self.size = size
         for image in structures:  # before any work
             self.size = check_size(self.size, image.rgb)
         if weights is None and len(appearances) not in (1, len(structures)):

@@ -15,6 +15,7 @@ from splice_ff.one_shot.call import OneShotCall, Progress, in_the_form_of, read_
 from splice_ff.one_shot.checks import whole_number
 from splice_ff.one_shot.model import OneShotModel
 from splice_ff.one_shot.model_files import DiskType, HubOptions, find_model, load_model, save_model
+from splice_ff.one_shot.refine import refining_size
 from splice_ff.utils.machine import plain_torch
 from splice_ff.vit.features import ViTFeatures
 from splice_ff.vit.weights import load_backbone
@@ -81,6 +82,8 @@ class SpliceFF(OneShotModel, ModelHubMixin):
         steps, seed = whole_number("refine", refine), whole_number("seed", seed)
         with plain_torch():
             structures, appearances = read_images(structure, "structure"), read_images(appearance, "appearance")
+            if size is None:
+                size = refining_size(self) if steps else self.config.size
             call = OneShotCall(self, structures, appearances, weights, size, strength, callback)
             outputs = call.refine(steps, seed) if steps else call.paint()
             return in_the_form_of(structure, structures, outputs, output_type)

@@ -33,13 +33,18 @@ class Student(nn.Module):
     def __init__(self, features: ViTFeatures, teachers: tuple[str, ...] = ()) -> None:
         super().__init__()
         self.features, self.teachers = features, teachers
-        for name, parameter in self.vit.named_parameters():
-            parameter.requires_grad_(not name.startswith(UNUSED))
+        self.learn()
 
     @property
     def vit(self) -> Any:
         """The timm model."""
         return self.features.vit
+
+    def learn(self) -> Student:
+        """Give every weight that is used a gradient; a moving average of another student comes without."""
+        for name, parameter in self.vit.named_parameters():
+            parameter.requires_grad_(not name.startswith(UNUSED))
+        return self
 
     def attend_by_matmuls(self) -> Student:
         """Attention in plain products: on a CPU, a fused kernel's backward pass takes a quarter of a step."""

@@ -31,6 +31,8 @@ from splice_ff.vit.spec import VIT_SIZE
 STAGES = ("distillation", "dino")
 SCALED_ON = 64
 """Images on which the loss scales are measured."""
+DECAYING = 1
+"""The group of parameters whose weights decay, as `param_groups_weight_decay` orders them."""
 
 
 def pretrain(config: PretrainingConfig, quiet: bool = False) -> bool:
@@ -90,9 +92,8 @@ class StageRun:
         self.folder = config.output / stage.name
         self.accelerator = make_accelerator(config.run.precision, config.run.trackers, self.folder)
         self.module = stage.module.to(self.accelerator.device)
-        decays = stage.optimizer.weight_decay
-        adam = torch.optim.AdamW(param_groups_weight_decay(self.module, decays[0]), fused=True)
-        self.decaying = [group for group in adam.param_groups if group["weight_decay"]]
+        groups = param_groups_weight_decay(self.module, 1.0)  # of whatever size: `step` sets it; 0 would make one group
+        adam = torch.optim.AdamW(groups, fused=True)
         self.loop = TrainingLoop(
             self.folder, self.accelerator, {"model": self.module}, adam, stage.optimizer, config.run,
             unit="images", circumstances={"images": len(images)}, quiet=quiet, name=stage.name,
@@ -131,8 +132,8 @@ class StageRun:
         """One update of the weights from images (B, 3, side, side) uint8. Returns the scalar losses."""
         loop, settings, step = self.loop, self.stage.optimizer, self.loop.step_count
         loop.set_learning_rate()
-        for group in self.decaying:
-            group["weight_decay"] = cosine(*settings.weight_decay, step, settings.steps)
+        # the groups of the optimizer as it is now: a resume gives it new ones
+        loop.adam.param_groups[DECAYING]["weight_decay"] = cosine(*settings.weight_decay, step, settings.steps)
         generator = seeded_generator(self.config.seed, 1 + step, self.accelerator.process_index)
         with self.accelerator.autocast():
             losses = self.stage.losses(loop.model, batch, step, generator)

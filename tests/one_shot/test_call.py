@@ -12,6 +12,7 @@ from support.one_shot_model import make_model, random_image
 from splice_ff.errors import InputError
 from splice_ff.images import load_image, save_image
 from splice_ff.one_shot.pipeline import SpliceFF
+from splice_ff.one_shot.refine import SIZE_FACTOR, refine
 from splice_ff.vit.weights import load_backbone
 
 AS = {
@@ -120,6 +121,14 @@ def test_refining_lowers_the_losses_and_tells_of_every_step(model):
     assert [(p.done, p.total) for p in seen] == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert set(seen[0].losses) == {"total", "structure", "appearance", "identity"}
     assert seen[-1].preview().shape == made.shape and (made - one_shot).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(("size", "used"), [(None, round(SIZE_FACTOR * 64)), (72, 72)])
+def test_refining_works_at_its_own_size_unless_told_otherwise(model, size, used):
+    structure, appearance = random_image(1, 100, 120), random_image(2)
+    made = model(structure, appearance, refine=2, size=size, output_type="pt")
+    expected = refine(model, structure, appearance, steps=2, size=used).image
+    torch.testing.assert_close(made, expected)
 
 
 def test_the_callback_ends_refining_with_the_best_so_far(model):

@@ -96,6 +96,15 @@ def test_only_the_student_learns(dino):
     assert 0 < losses["entropy"] <= math.log(6) + 1e-5 and losses["batch_center"].shape == (6,)
 
 
+def test_a_student_that_was_an_average_learns_too(make):
+    product = make(ema_decay=0.9).product
+    assert not any(p.requires_grad for p in product.parameters())
+    dino = Dino(product, DinoConfig(prototypes=6, hidden=8, bottleneck=4, optimizer={"steps": 2}))
+    learns = {name for name, p in dino.student.vit.named_parameters() if p.requires_grad}
+    assert {"cls_token", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight"} <= learns
+    assert not any(p.requires_grad for p in dino.teacher.parameters())
+
+
 def test_schedules():
     assert [cosine(1.0, 0.0, step, 4) for step in (0, 2, 4, 9)] == pytest.approx([1, 0.5, 0, 0])
     assert cosine(0.996, 1.0, 25, 100) == pytest.approx(1 - 0.004 * (1 + math.cos(math.pi / 4)) / 2)

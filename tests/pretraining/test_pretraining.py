@@ -147,10 +147,11 @@ def test_both_stages_leave_folders_to_use(config):
 
 
 def test_a_stopped_run_goes_on_as_if_unbroken(config, tmp_path, monkeypatch):
-    whole = config()
+    decays = [f"{stage}.optimizer.weight_decay=[0.0, 0.5]" for stage in ("distillation", "dino")]
+    whole = config(*decays)
     pretrain(whole, quiet=True)
 
-    broken = config(f"output={tmp_path / 'broken'}")
+    broken = config(f"output={tmp_path / 'broken'}", *decays)
     step, taken = StageRun.step, []
 
     def stopping(self, batch):
