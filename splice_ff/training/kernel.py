@@ -6,8 +6,9 @@ Two-Sample Test", JMLR 2012). Up to a factor, its gradient with respect to outpu
     L_kernel = mean over y of  [mean_j k(y, y_j) - mean_j k(y, x_j)]        k(a, b) = (a . b / C + 1)^3
 
 with the kernel of KID (Binkowski et al., arXiv:1801.01401). x_j and y_j are the last photographs and outputs, whose
-features are remembered without gradient: a batch alone would be too small a sample. Features are means over places of
-each of a frozen network's maps, seen from the photographs' mean, in units of their deviation; a term for each map.
+features are remembered without gradient: a batch alone would be too small a sample; all processes remember those of
+all, so that the loss does not depend on how many they are. Features are means over places of each of a frozen
+network's maps, seen from the photographs' mean, in units of their deviation; a term for each map.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from accelerate.utils import gather
 from torch import Tensor, nn
 
 from splice_ff.utils.kernels import polynomial_kernel
@@ -26,7 +28,7 @@ FEWEST = 128
 
 
 class KernelDistance(nn.Module):
-    """The loss, and what it remembers of earlier steps; every process remembers its own.
+    """The loss, and what it remembers of earlier steps. With several processes all of them must call it alike.
 
     Args:
         channels: of the maps.
@@ -44,17 +46,26 @@ class KernelDistance(nn.Module):
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
 
     def forward(self, photographs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Tensor:
-        """A scalar, from the feature maps (B, C, h, w) of photographs and, with gradients, of as many outputs."""
+        """A scalar, from the feature maps (B, C, h, w) of photographs and, with gradients, of as many outputs.
+
+        Features that are not finite are not remembered: such a step is skipped, and must not spoil the next ones.
+        """
         with torch.autocast(outputs[0].device.type, enabled=False):
             theirs, ours = (
                 torch.cat([maps.float().mean((2, 3)) for maps in side], 1) for side in (photographs, outputs)
             )
             known = int(self.seen.clamp(max=MEMORY))
             loss = self._witness(ours, known) if known >= FEWEST else 0 * ours.sum()
-        places = (torch.arange(len(ours), device=ours.device) + self.seen) % MEMORY
-        self.photographs[places], self.outputs[places] = theirs.detach(), ours.detach()
-        self.seen += len(ours)
+        self._remember(gather(theirs.detach()), gather(ours.detach()))
         return loss
+
+    def _remember(self, theirs: Tensor, ours: Tensor) -> None:
+        finite = torch.cat([theirs, ours], 1).isfinite().all(1, keepdim=True)
+        order = finite[:, 0].logical_not().int().argsort(stable=True)  # finite ones first; others change nothing
+        places = (torch.arange(len(ours), device=ours.device) + self.seen) % MEMORY
+        for memory, features in ((self.photographs, theirs), (self.outputs, ours)):
+            memory[places] = torch.where(finite[order], features[order], memory[places])
+        self.seen += finite.sum()
 
     def _witness(self, ours: Tensor, known: int) -> Tensor:
         x, y = self.photographs[:known], self.outputs[:known]

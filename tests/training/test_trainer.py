@@ -74,6 +74,23 @@ def test_a_run_lowers_the_losses_and_leaves_everything(start):
     )  # fp16 on disk
 
 
+def test_the_best_is_chosen_anew_when_what_it_is_chosen_by_has_changed(start):
+    def run(*changes):
+        trainer = start("run.validate_every=1", *changes)
+        trainer.loop.say = said.append
+        trainer.run()
+        best = SpliceFF.from_pretrained(trainer.config.output / "best", backbone=trainer.original_backbone)
+        return trainer.loop.progress.results, best.config.training["steps"]
+
+    said = []
+    first, _ = run("optimizer.steps=2")
+    dearer, step = run("optimizer.steps=3", "loss.structure=50", "loss.appearance=500")
+    assert len(first) == len(dearer) == 1 and step == 3 and sum("chosen anew" in line for line in said) == 1
+    assert next(iter(dearer.values())) > next(iter(first.values()))
+    run("optimizer.steps=4", "loss.structure=50", "loss.appearance=500")
+    assert sum("chosen anew" in line for line in said) == 1
+
+
 def test_the_losses_are_splices_in_both_directions(start):
     trainer = start("loss.crop=1.0", "loss.identity_every=1")
     batch = next(trainer.data.batches(0))
