@@ -12,7 +12,6 @@ taken in. A judge compares pooled deepest features, in two ways:
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from splice_ff.evaluation.bootstrap import MIN_PAIRS, chance_of_difference
 from splice_ff.images import load_image
 from splice_ff.networks.teachers import BUNDLED_IN_PACKAGES, Teacher, load_teacher
 from splice_ff.utils.console import progress_bar
+from splice_ff.utils.files import file_digest
 from splice_ff.utils.kernels import polynomial_kernel
 from splice_ff.vit.spec import BackboneSpec
 
@@ -173,13 +173,12 @@ def judge_rows(
         }
         for key, row in good.items()
     }
-    digests = {file: hashlib.sha256(file.read_bytes()).digest() for file in real}
     pooled = {
         (domain, method): {
             pair: _Features(
                 features[folder / row["image"]],
                 features[Path(row["appearance_file"])],
-                {digests[Path(row[f"{role}_file"])] for role in ("structure", "appearance")},
+                {file_digest(Path(row[f"{role}_file"])) for role in ("structure", "appearance")},
             )
             for (pair, made_by), row in sorted(good.items())
             if made_by == method and domain in ("all", row["domain"])
@@ -199,7 +198,7 @@ class _Features(NamedTuple):
 
     output: Tensor
     look: Tensor
-    images: set[bytes]
+    images: set[str]
     """Digests of its structure and appearance images' files."""
 
 

@@ -18,13 +18,14 @@ from splice_ff.evaluation.methods import Folder, Method
 from splice_ff.evaluation.metrics import Measurer, Reference
 from splice_ff.images import load_image, save_image
 from splice_ff.utils.console import progress_bar
-from splice_ff.utils.files import reason
+from splice_ff.utils.files import file_digest, reason
 from splice_ff.utils.machine import is_out_of_memory
 from splice_ff.utils.run_folder import claim_folder
 
 Row = dict[str, Any]
 """One method on one pair: `pair`, `domain`, `method`, the paths `structure_file`, `appearance_file` and `image`,
-`seconds` (None where the image was only read), `error` (None where all went well), and the metrics by name."""
+`inputs`, digests of these files, where they are not painted here; `seconds` (None where the image was only read),
+`error` (None where all went well), and the metrics by name."""
 
 
 def with_domains(pairs: Sequence[PairFiles], source: Path) -> list[PairFiles]:
@@ -68,7 +69,8 @@ def make_rows(
     """Paint and measure what `folder` lacks; this process takes its share of the pairs (accelerate).
 
     Rows are appended to `rows-RANK.jsonl`, each as soon as it is known; painted images go to `images/METHOD/PAIR.png`.
-    A pair that cannot be used gets a row with its error, and is tried again the next time.
+    A pair that cannot be used gets a row with its error, and is tried again the next time; one whose files have changed
+    is measured again.
 
     Raises:
         InputError: the folder takes no file.
@@ -76,7 +78,8 @@ def make_rows(
     from accelerate import PartialState
 
     state = PartialState()
-    done = {(row["pair"], row["method"]) for row in read_rows(folder) if not row["error"]}
+    rows = read_rows(folder, pairs, methods)
+    done = {(row["pair"], row["method"]) for row in rows if not row["error"]}
     todo = [pair for pair in pairs if any(_is_open(pair, method, done) for method in methods)]
     state.wait_for_everyone()  # nobody writes before all have read
     is_quiet = quiet or not state.is_main_process
@@ -101,13 +104,34 @@ def _append(path: Path, row: Row) -> None:
         raise InputError(f"{path}: cannot be written ({reason(error)}); the rows before are kept") from error
 
 
-def read_rows(folder: Path) -> list[Row]:
-    """All rows of a folder, one for each pair and method, the latest; damaged lines are left out.
+def read_rows(folder: Path, pairs: Sequence[PairFiles], methods: Sequence[Method]) -> list[Row]:
+    """Rows of these pairs and methods in a folder, the latest of each that was made from their files as they are now.
 
     Raises:
         InputError: a file of rows cannot be read.
     """
+    places = {pair.name: _files(pair) for pair in pairs}  # the same files may have moved
+    wanted = {(pair.name, method.name): _inputs(pair, method) for pair in pairs for method in methods}
     rows: dict[tuple[str, str], Row] = {}
+    for row in all_rows(folder):
+        key = row["pair"], row["method"]
+        if (
+            key in wanted
+            and row["inputs"] == wanted[key]
+            and (
+                key not in rows or rows[key]["error"] or not row["error"]  # an error never hides a result
+            )
+        ):
+            rows[key] = row | places[row["pair"]]
+    return list(rows.values())
+
+
+def all_rows(folder: Path) -> Iterator[Row]:
+    """All rows of a folder, the files of the processes in the order of their last changes; without damaged lines.
+
+    Raises:
+        InputError: a file of rows cannot be read.
+    """
     for path in sorted(folder.glob("rows-*.jsonl"), key=lambda path: path.stat().st_mtime):
         try:
             lines = path.read_bytes().splitlines()
@@ -118,16 +142,31 @@ def read_rows(folder: Path) -> list[Row]:
         for line in lines:
             try:
                 row = json.loads(line)
-                key = row["pair"], row["method"]
-                if key not in rows or rows[key]["error"] or not row["error"]:  # an error never hides a result
-                    rows[key] = row
+                hash((row["pair"], row["method"])), row["inputs"], row["error"]
             except (ValueError, KeyError, TypeError, RecursionError):
                 continue
-    return list(rows.values())
+            yield row
 
 
 def _as_file_name(method: str) -> str:
     return re.sub(r"[^\w.+-]", "-", method)
+
+
+def _files(pair: PairFiles) -> dict[str, str]:
+    return {f"{role}_file": str(getattr(pair, role).resolve()) for role in ("structure", "appearance")}
+
+
+def _inputs(pair: PairFiles, method: Method) -> list[str | None]:
+    """Digests of the files that a row depends on: structure, appearance, and the image where a folder has it."""
+    image = method.find(pair.name) if isinstance(method, Folder) else None
+    return [_digest(file) for file in (pair.structure, pair.appearance, image)]
+
+
+def _digest(file: Path | None) -> str | None:
+    try:
+        return file_digest(file) if file else None
+    except OSError:  # its row gets the error when the image is read
+        return None
 
 
 def _is_open(pair: PairFiles, method: Method, done: set[tuple[str, str]]) -> bool:
@@ -139,17 +178,19 @@ def _is_open(pair: PairFiles, method: Method, done: set[tuple[str, str]]) -> boo
 def _rows_of(pair: PairFiles, methods: Sequence[Method], measurer: Measurer, folder: Path) -> Iterator[Row]:
     base: Row = {
         "pair": pair.name, "domain": pair.domain, "method": "", "image": None, "seconds": None, "error": None,
-        "structure_file": str(pair.structure.resolve()), "appearance_file": str(pair.appearance.resolve()),
+        **_files(pair),
     }  # fmt: skip
     try:
         device = measurer.loss.backbone.mean.device
         images = [load_image(path).rgb.to(device) for path in (pair.structure, pair.appearance)]
         reference = measurer.reference(*images)
     except InputError as error:
-        yield from (base | {"method": method.name, "error": str(error)} for method in methods)
+        yield from (
+            base | {"method": method.name, "inputs": _inputs(pair, method), "error": str(error)} for method in methods
+        )
         return
     for method in methods:
-        row = base | {"method": method.name}
+        row = base | {"method": method.name, "inputs": _inputs(pair, method)}
         try:
             row |= _paint_and_measure(method, pair.name, reference, measurer, folder)
         except (InputError, DivergedError) as error:

@@ -127,8 +127,7 @@ def evaluate(
         make_rows(listed, chosen, measurer, output, quiet)
         if not state.is_main_process:
             return {}
-        wanted = {pair.name for pair in listed}
-        rows = [row for row in read_rows(output) if row["pair"] in wanted and row["method"] in names]
+        rows = read_rows(output, listed, chosen)
         not_measured = [reason for reason in (no_lpips, no_sets) if reason]
         also = [other.name for other in others]
         settings = {

@@ -1,11 +1,13 @@
-"""Files that are whole or absent, and where the bundled checkpoints lie."""
+"""Files that are whole or absent, what tells one from another, and where the bundled checkpoints lie."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import uuid
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -42,6 +44,22 @@ def check_not_input(path: Path, inputs: Iterable[Path | None]) -> None:
         known = given and given.expanduser()
         if known and path.exists() and known.exists() and os.path.samefile(path, known):
             raise InputError(f"{path}: is an input, which is never replaced; choose another name")
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of what a file holds, in hexadecimal; it is read again only once its size or its time has changed.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    status = path.stat()
+    return _digest(str(path.absolute()), status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=100_000)
+def _digest(path: str, *_: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_file(path: str | os.PathLike[str], data: bytes) -> None:

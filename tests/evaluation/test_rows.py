@@ -3,6 +3,7 @@
 import csv
 import errno
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ from splice_ff.errors import InputError
 from splice_ff.evaluation import rows
 from splice_ff.evaluation.methods import Color, Copy, Folder, NoImageError
 from splice_ff.evaluation.metrics import METRICS, Measurer
-from splice_ff.evaluation.rows import claim, make_rows, with_domains, with_image_of
+from splice_ff.evaluation.rows import claim, make_rows, read_rows, with_domains, with_image_of
 from splice_ff.images import load_image, save_image
 
 
@@ -52,6 +53,26 @@ def test_a_line_cut_short_is_measured_again(listed, measurer, tmp_path):
     make_rows(listed, [method], measurer, tmp_path / "out", quiet=True)
     assert method.seen == ["one", "three", "three", "two"]
     assert len(rows_of(tmp_path / "out")) == 3
+
+
+def test_pairs_whose_files_have_changed_are_measured_again(listed, measurer, tmp_path):
+    for pair in listed:
+        save_image(tmp_path / f"theirs/{pair.name}.png", smooth_image(20))
+    out, method, theirs = tmp_path / "out", Counting(), Folder("theirs", tmp_path / "theirs")
+    make_rows(listed, [method, theirs], measurer, out, quiet=True)
+    before = rows_of(out)
+    save_image(listed[0].appearance, smooth_image(21) / 3)
+    save_image(tmp_path / "theirs/two.png", smooth_image(22) / 3)
+    kept = {(row["pair"], row["method"]) for row in read_rows(out, listed, [method, theirs])}
+    assert kept == {("two", "copy"), ("three", "copy"), ("three", "theirs")}
+    make_rows(listed, [method, theirs], measurer, out, quiet=True)
+    assert method.seen == ["one", "three", "two", "one"]
+    after = {(row["pair"], row["method"]): row for row in read_rows(out, listed, [method, theirs])}
+    changed = {key for key, row in after.items() if row["objective"] != before[key]["objective"]}
+    assert len(after) == 6 and changed == {("one", "copy"), ("one", "theirs"), ("two", "theirs")}
+    elsewhere = read_pairs(shutil.copytree(listed[0].structure.parents[1], tmp_path / "elsewhere"))
+    moved = read_rows(out, elsewhere, [method, theirs])
+    assert len(moved) == 6 and all("elsewhere" in row["structure_file"] for row in moved)
 
 
 def test_one_bad_pair_does_not_stop_the_rest_and_is_tried_again(listed, measurer, tmp_path):
@@ -128,7 +149,7 @@ def test_processes_share_the_pairs(listed, measurer, tmp_path, monkeypatch, coun
         fake.split_between_processes = lambda todo, rank=rank: _share(todo, count, rank)
         monkeypatch.setattr(accelerate, "PartialState", lambda fake=fake: fake)
         # every process sees what there was before any of them began
-        monkeypatch.setattr(rows, "read_rows", lambda _: [])
+        monkeypatch.setattr(rows, "read_rows", lambda *_: [])
         make_rows(listed, [method], measurer, tmp_path / "out", quiet=True)
         monkeypatch.undo()
         assert accelerate.PartialState().num_processes == state.num_processes

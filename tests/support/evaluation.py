@@ -5,7 +5,7 @@ import torch
 from splice_ff.errors import DivergedError
 from splice_ff.evaluation.methods import Copy
 from splice_ff.evaluation.metrics import Measurer, Reference
-from splice_ff.evaluation.rows import read_rows
+from splice_ff.evaluation.rows import all_rows
 
 
 def smooth_image(seed, height=72, width=88):
@@ -37,4 +37,4 @@ class Counting(Copy):
 
 
 def rows_of(folder):
-    return {(row["pair"], row["method"]): row for row in read_rows(folder)}
+    return {(row["pair"], row["method"]): row for row in all_rows(folder)}
