@@ -15,6 +15,7 @@ from splice_ff.commands._options import (
     Quiet,
     Weights,
     errors,
+    expanded,
     find_backbone,
     find_device,
     load,
@@ -24,7 +25,7 @@ from splice_ff.commands._vit import Layer, ViTSize, check_files, check_layers, f
 
 
 def attention(
-    image: Annotated[Path, typer.Argument(help="Image to look at.", show_default=False)],
+    image: Annotated[Path, typer.Argument(help="Image to look at.", show_default=False, callback=expanded)],
     output: Output = Path("attention.png"),
     layer: Layer = -1,
     backbone: Backbone = None,

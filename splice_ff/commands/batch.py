@@ -66,7 +66,8 @@ def batch(
 ) -> None:
     """Paint many images in one pass each, as DIR/NAME.png.
 
-    Finished images are kept: interrupted, the same command goes on. Images that cannot be painted do not stop the
+    Finished images are kept: interrupted, the same command goes on; images of other inputs are never taken for them,
+    nor replaced. Images that cannot be painted do not stop the
     others; each gets a line, and the exit status is 2.
 
     Examples: `splice-ff batch pairs.csv -o painted`, `splice-ff batch --look tiger.jpg photos/ -o tigers`
@@ -98,10 +99,10 @@ def batch(
             "precision": precision,
             **{name: _identity(path) for name, path in (("look", look), ("structure", structure))},
         }
-        failed = 0
+        failed, noted = 0, set[str]()
         with lock_folder(output):
             claim_folder(output / RECORD, settings, holds="images")
-            todo = [pair for pair in pairs if not (output / f"{pair.name}.png").exists()]
+            todo = [pair for pair in pairs if not _is_painted(pair, output / f"{pair.name}.png")]
             finished = len(pairs) - len(todo)
             facts = facts_of(model, splice, size) | {"strength": f"{strength:g}"}
             try:
@@ -110,6 +111,11 @@ def batch(
                         splice, todo, output, size=size, strength=strength, batch_size=batch_size, settings=facts
                     ):
                         bar.update()
+                        for note in outcome.notes if not quiet else ():
+                            if note not in noted:  # of a look, which many share
+                                noted.add(note)
+                                bar.clear()
+                                say(f"note: {note}")
                         if outcome.error:
                             failed += 1
                             bar.clear()
@@ -142,6 +148,31 @@ def _list_pairs(inputs: Sequence[Path], look: Path | None, structure: Path | Non
     if listed.left_out and not quiet:
         say("note: left out: " + ", ".join(f"{count} × {kind}" for kind, count in listed.left_out.items() if count))
     return [PairFiles(name, structure or path, look or path) for name, path in listed.images]
+
+
+def _is_painted(pair: PairFiles, file: Path) -> bool:
+    """Whether the image of a pair is there; InputError if that file is another pair's, or no painted image."""
+    from PIL import Image
+
+    from splice_ff.one_shot.batch import INPUTS, digest_of_inputs
+
+    if not file.exists():
+        return False
+    try:
+        with Image.open(file) as image:
+            made_of = image.info.get(INPUTS)
+    except OSError:
+        made_of = None
+    try:
+        wanted = digest_of_inputs(pair)
+    except InputError:
+        return False  # painting it will say why it cannot be
+    if made_of != wanted:
+        raise InputError(
+            f"{file}: was not painted from {pair.structure} and {pair.appearance} as they are now; remove it, or "
+            "choose another folder"
+        )
+    return True
 
 
 def _identity(path: Path | None) -> str | None:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from splice_ff.commands._options import Debug, Device, Quiet, check_backbones, errors, find_device, say
+from splice_ff.commands._options import Debug, Device, Quiet, check_backbones, errors, expanded, find_device, say
 
 
 def benchmark(
@@ -53,7 +53,7 @@ def benchmark(
         str | None, typer.Option(help="One-shot model to time, instead of a generator with random weights.")
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="YAML file of training settings, instead of random images.")
+        Path | None, typer.Option(help="YAML file of training settings, instead of random images.", callback=expanded)
     ] = None,
     set: Annotated[list[str] | None, typer.Option(help="section.key=value in those; repeat for several.")] = None,
     processes: Annotated[
@@ -63,7 +63,8 @@ def benchmark(
         ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--json", help="Also write the figures here; an existing file is replaced.")
+        Path | None,
+        typer.Option("--json", help="Also write the figures here; an existing file is replaced.", callback=expanded),
     ] = None,
     device: Device = None,
     quiet: Quiet = False,

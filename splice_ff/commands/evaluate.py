@@ -19,6 +19,7 @@ from splice_ff.commands._options import (
     Weights,
     check_backbones,
     errors,
+    expanded,
     find_device,
     say,
 )
@@ -29,7 +30,9 @@ from splice_ff.utils.extras import need
 def evaluate(
     pairs: Annotated[
         Path,
-        typer.Argument(help="Folder of pair folders, or .csv or .jsonl of structure, appearance, name, domain."),
+        typer.Argument(
+            help="Folder of pair folders, or .csv or .jsonl of structure, appearance, name, domain.", callback=expanded
+        ),
     ],
     output: Folder = Path("evaluation"),
     method: Annotated[

@@ -17,6 +17,7 @@ from splice_ff.commands._options import (
     Structure,
     Weights,
     errors,
+    expanded,
     find_backbone,
     find_device,
     load,
@@ -28,7 +29,9 @@ from splice_ff.commands._vit import check_files, facts_of
 def explain(
     structure: Structure,
     appearance: Appearance,
-    result: Annotated[Path, typer.Argument(metavar="OUTPUT", help="What was made of the two.", show_default=False)],
+    result: Annotated[
+        Path, typer.Argument(metavar="OUTPUT", help="What was made of the two.", show_default=False, callback=expanded)
+    ],
     output: Output = Path("explained.png"),
     backbone: Backbone = None,
     weights: Weights = None,

@@ -7,13 +7,16 @@ from typing import Annotated
 
 import typer
 
-from splice_ff.commands._options import Debug, Quiet, errors, say
+from splice_ff.commands._options import Debug, Quiet, errors, expanded, say
 
 
 def export(
     model: Annotated[str, typer.Argument(help="Bundled model, folder, or hub id owner/name.", show_default=False)],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder to write to; its files of an export are replaced.")
+        Path,
+        typer.Option(
+            "--output", "-o", help="Folder to write to; its files of an export are replaced.", callback=expanded
+        ),
     ] = Path("exported"),
     precision: Annotated[str, typer.Option(help="fp32, or fp16 for files of half the size.")] = "fp32",
     quiet: Quiet = False,

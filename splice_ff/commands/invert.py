@@ -17,6 +17,7 @@ from splice_ff.commands._options import (
     State,
     Weights,
     errors,
+    expanded,
     find_backbone,
     find_device,
     load,
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
 
 
 def invert(
-    image: Annotated[Path, typer.Argument(help="Image whose features are inverted.", show_default=False)],
+    image: Annotated[
+        Path, typer.Argument(help="Image whose features are inverted.", show_default=False, callback=expanded)
+    ],
     output: Folder = Path("inverted"),
     feature: Annotated[str, typer.Option(help="cls, keys or self_similarity.")] = "keys",
     layers: Annotated[str, typer.Option(help="Layers, from 0 or negative from the end: 2,5,8,11.")] = "-1",

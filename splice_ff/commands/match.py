@@ -15,6 +15,7 @@ from splice_ff.commands._options import (
     Quiet,
     Weights,
     errors,
+    expanded,
     find_backbone,
     find_device,
     load,
@@ -24,8 +25,8 @@ from splice_ff.commands._vit import Layer, ViTSize, check_files, check_layers, f
 
 
 def match(
-    image_a: Annotated[Path, typer.Argument(help="First image.", show_default=False)],
-    image_b: Annotated[Path, typer.Argument(help="Second image.", show_default=False)],
+    image_a: Annotated[Path, typer.Argument(help="First image.", show_default=False, callback=expanded)],
+    image_b: Annotated[Path, typer.Argument(help="Second image.", show_default=False, callback=expanded)],
     output: Output = Path("match.png"),
     layer: Layer = -1,
     backbone: Backbone = None,

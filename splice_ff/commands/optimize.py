@@ -22,6 +22,7 @@ from splice_ff.commands._options import (
     Weights,
     check_backbones,
     errors,
+    expanded,
     find_backbone,
     find_device,
     load,
@@ -57,7 +58,9 @@ def optimize(
     save_generator_to: Annotated[
         Path | None,
         typer.Option(
-            "--save-generator", help=f"Keep the trained generator (.safetensors) for `splice-ff apply`. {REPLACED}"
+            "--save-generator",
+            help=f"Keep the trained generator (.safetensors) for `splice-ff apply`. {REPLACED}",
+            callback=expanded,
         ),
     ] = None,
     state: State = None,

@@ -16,6 +16,7 @@ from splice_ff.commands._options import (
     Quiet,
     Weights,
     errors,
+    expanded,
     find_backbone,
     find_device,
     load,
@@ -26,7 +27,7 @@ from splice_ff.errors import InputError
 
 
 def pca(
-    images: Annotated[list[Path], typer.Argument(help="Images to look at.", show_default=False)],
+    images: Annotated[list[Path], typer.Argument(help="Images to look at.", show_default=False, callback=expanded)],
     output: Folder = Path("pca"),
     facets: Annotated[
         str | None,

@@ -16,6 +16,7 @@ from splice_ff.images import LoadedImage, load_image, save_image
 from splice_ff.one_shot.call import images_a_pass
 from splice_ff.one_shot.model import OneShotModel
 from splice_ff.one_shot.tokens_file import SUFFIX, load_look
+from splice_ff.utils.files import file_digest, reason
 from splice_ff.utils.machine import is_out_of_memory
 
 MAX_WAITING = 64_000_000
@@ -31,6 +32,24 @@ class Outcome:
     name: str
     error: str | None
     """One line, if it failed."""
+    notes: tuple[str, ...] = ()
+    """What was done to its images to read them, with their names."""
+
+
+INPUTS = "inputs_sha256"
+"""The text entry of a painted image that says of which files it was made."""
+
+
+def digest_of_inputs(pair: PairFiles) -> str:
+    """What the entry `INPUTS` holds.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    try:
+        return " ".join(file_digest(path)[:16] for path in (pair.structure, pair.appearance))
+    except OSError as error:
+        raise InputError(f"{error.filename}: cannot be read ({reason(error)})") from error
 
 
 def paint_pairs(
@@ -53,13 +72,16 @@ def paint_pairs(
         batch_size: structure images of one size that are painted together, at most; fewer of large ones.
         settings: for the images' text entries.
     """
-    looks: OrderedDict[Path, Tensor] = OrderedDict()
-    waiting: dict[tuple[int, int], list[tuple[PairFiles, LoadedImage, Tensor]]] = {}
+    looks: OrderedDict[Path, tuple[Tensor, tuple[str, ...]]] = OrderedDict()
+    waiting: dict[tuple[int, int], list[tuple[PairFiles, LoadedImage, Tensor, tuple[str, ...]]]] = {}
 
-    def look_of(path: Path) -> Tensor:
+    def look_of(path: Path) -> tuple[Tensor, tuple[str, ...]]:
         if path not in looks:
-            is_look = path.suffix.lower() == SUFFIX
-            looks[path] = load_look(path, model)[0] if is_look else model.embed(load_image(path).rgb)
+            if path.suffix.lower() == SUFFIX:
+                looks[path] = load_look(path, model)[0], ()
+            else:
+                image = load_image(path)
+                looks[path] = model.embed(image.rgb), _notes(path, image)
         looks.move_to_end(path)
         if len(looks) > LOOKS_KEPT:
             looks.popitem(last=False)
@@ -68,7 +90,8 @@ def paint_pairs(
     def paint(shape: tuple[int, int]) -> Iterator[Outcome]:
         group = waiting.pop(shape)
         try:
-            images, tokens = torch.cat([image.rgb for _, image, _ in group]), torch.cat([look for *_, look in group])
+            images = torch.cat([image.rgb for _, image, *_ in group])
+            tokens = torch.cat([look for *_, look, _ in group])
             outputs = model.paint(images, tokens, size=size, strength=strength)
         except Exception as error:
             if not isinstance(error, InputError) and not is_out_of_memory(error):
@@ -76,25 +99,30 @@ def paint_pairs(
             why = error if isinstance(error, InputError) else "out of memory; work at a smaller size"
             yield from (Outcome(pair.name, f"{pair.structure}: {why}") for pair, *_ in group)  # it is of their size
             return
-        for (pair, image, _), output in zip(group, outputs, strict=True):
+        for (pair, image, _, notes), output in zip(group, outputs, strict=True):
             facts = {**(settings or {}), "structure": pair.structure.name, "appearance": pair.appearance.name}
             try:
+                facts[INPUTS] = digest_of_inputs(pair)
                 save_image(folder / f"{pair.name}.png", output, alpha=image.alpha, settings=facts)
-                yield Outcome(pair.name, None)
+                yield Outcome(pair.name, None, notes)
             except InputError as error:
                 yield Outcome(pair.name, str(error))
 
     for pair in pairs:
         try:
             image = load_image(pair.structure)
-            look = look_of(pair.appearance)
+            look, notes = look_of(pair.appearance)
         except InputError as error:
             yield Outcome(pair.name, str(error))
             continue
-        waiting.setdefault(image.size, []).append((pair, image, look))
+        waiting.setdefault(image.size, []).append((pair, image, look, (*_notes(pair.structure, image), *notes)))
         if len(waiting[image.size]) >= min(batch_size, images_a_pass(*image.size, size or model.config.size)):
             yield from paint(image.size)
         while sum(h * w * len(group) for (h, w), group in waiting.items()) > MAX_WAITING:
             yield from paint(max(waiting, key=lambda shape: shape[0] * shape[1] * len(waiting[shape])))
     for shape in list(waiting):
         yield from paint(shape)
+
+
+def _notes(path: Path, image: LoadedImage) -> tuple[str, ...]:
+    return tuple(f"{path}: {note}" for note in image.notes)

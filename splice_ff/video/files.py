@@ -46,7 +46,9 @@ class VideoInfo:
     pixel_aspect: Fraction
     """Width of a pixel by its height, as it is shown."""
     audio: tuple[str, ...]
-    """Codecs of its audio streams."""
+    """Codecs of its audio streams; of those that FFmpeg does not know only, if it knows none, "unknown"."""
+    unknown_audio: int = 0
+    """Audio streams that FFmpeg does not know, such as spatial sound beside plain; they cannot be copied."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +79,8 @@ def read_info(path: Path) -> VideoInfo:
         turned = first.rotation % 180 != 0
         height, width = (first.width, first.height) if turned else (first.height, first.width)
         aspect = stream.sample_aspect_ratio or Fraction(1)
+        audio = tuple(known.codec_context.name for known in audio_streams(container))
+        unknown = len(container.streams.audio) - len(audio)
         return VideoInfo(
             height,
             width,
@@ -84,7 +88,8 @@ def read_info(path: Path) -> VideoInfo:
             stream.frames,
             stream.time_base,
             1 / aspect if turned else aspect,
-            tuple(audio.codec_context.name for audio in container.streams.audio),
+            audio or ("unknown",) * unknown,
+            unknown,
         )
 
 
@@ -209,6 +214,11 @@ def writing(path: Path, kind: str) -> Iterator[Any]:
             yield container
     except av.error.FFmpegError as error:
         raise OSError(error.errno, error.strerror) from error
+
+
+def audio_streams(container: Any) -> list[Any]:
+    """The audio streams that FFmpeg can tell the codec of; PyAV gives the others none."""
+    return [stream for stream in container.streams.audio if stream.codec_context is not None]
 
 
 def video_stream(path: Path, container: Any) -> Any:

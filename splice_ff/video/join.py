@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from splice_ff.errors import VideoError
-from splice_ff.video.files import SUFFIXES, Frame, VideoInfo, open_video, writing
+from splice_ff.video.files import SUFFIXES, Frame, VideoInfo, audio_streams, open_video, writing
 
 OF_THE_FILE = {"major_brand", "minor_version", "compatible_brands", "encoder"}
 """Entries that describe the original's file, not the video."""
@@ -57,7 +57,7 @@ def join_parts(
         target.metadata["comment"] = "; ".join(f"{name}: {value}" for name, value in facts.items())
         video = target.add_stream_from_template(first.streams.video[0])
         video.time_base = info.time_base
-        audio = {stream.index: target.add_stream_from_template(stream) for stream in source.streams.audio}
+        audio = {stream.index: target.add_stream_from_template(stream) for stream in audio_streams(source)}
         for packet in merge(_video(parts, times, info, video), _audio(original, audio), key=_seconds):
             target.mux(packet)
 
@@ -81,7 +81,7 @@ def _video(parts: Sequence[Path], times: FrameTimes, info: VideoInfo, stream: An
 
 def _audio(original: Path, streams: Mapping[int, Any]) -> Iterator[Any]:
     with open_video(original) as source:
-        for packet in source.demux(source.streams.audio) if streams else ():
+        for packet in source.demux(audio_streams(source)) if streams else ():
             if packet.dts is not None:
                 packet.stream = streams[packet.stream.index]
                 yield packet

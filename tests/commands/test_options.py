@@ -33,6 +33,23 @@ def test_help_says_the_default(command, option):
     assert option.is_flag or is_off or "default" in words_of(command, option).lower()
 
 
+PATHS = [
+    (name, option)
+    for name, command in COMMANDS.items()
+    for option in command.params
+    if "Path" in str(option.type_descriptor.annotation)
+]
+
+
+@pytest.mark.parametrize(("command", "option"), PATHS, ids=[f"{name} {option.name}" for name, option in PATHS])
+def test_the_home_folder_is_known_where_no_shell_replaces_it(command, option):
+    assert option.callback(Path("~/a")) == Path.home() / "a"
+
+
+def test_all_commands_that_take_files_are_known():
+    assert {"attention", "batch", "export", "pca", "transfer"} <= {name for name, _ in PATHS} and len(PATHS) > 40
+
+
 @pytest.mark.parametrize("command", ["transfer", "batch", "video"])
 def test_the_size_is_the_models(command):
     [size] = (option for option in COMMANDS[command].params if option.name == "size")

@@ -247,6 +247,44 @@ def test_a_batch_goes_on_where_it_was(run, pairs, place, tmp_path):
     assert (folder / "two.png").stat().st_mtime_ns == kept and (folder / "one.png").exists()
 
 
+def test_an_image_of_other_inputs_is_no_finished_one(run, place, tmp_path):
+    for folder, source in (("first", "a"), ("second", "c")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "IMG_1.png").write_bytes((place / f"{source}.png").read_bytes())
+    look, output = tmp_path / "look.png", tmp_path / "painted"
+    look.write_bytes((place / "b.png").read_bytes())
+    paint = "batch", "--look", look, "-o", output
+    assert run(*paint, tmp_path / "first").exit_code == 0
+    before = (output / "IMG_1.png").read_bytes()
+    refused = run(*paint, tmp_path / "second")
+    assert refused.exit_code == 2 and "IMG_1.png: was not painted from" in " ".join(refused.stderr.split())
+    assert (output / "IMG_1.png").read_bytes() == before
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "first/IMG_1.png").rename(tmp_path / "moved/IMG_1.png")
+    assert "0 images painted, 1 kept" in run(*paint, tmp_path / "moved").stderr
+    (output / "IMG_1.png").write_bytes(b"no image")
+    assert run(*paint, tmp_path / "moved").exit_code == 2
+
+
+def test_a_finished_pair_whose_file_is_gone_does_not_stop_the_others(run, pairs, place, tmp_path):
+    run("batch", pairs, "-o", tmp_path / "painted")
+    (place / "c.png").unlink()
+    (tmp_path / "painted" / "one.png").unlink()
+    result = run("batch", pairs, "-o", tmp_path / "painted")
+    assert result.exit_code == 2 and "c.png" in result.stderr and (tmp_path / "painted" / "one.png").exists()
+
+
+def test_what_is_done_to_read_an_image_is_said_once(run, place, tmp_path):
+    frames = [Image.new("RGB", (80, 70), color) for color in ("red", "blue")]
+    for name in ("one", "two", "look"):
+        frames[0].save(tmp_path / f"{name}.gif", save_all=True, append_images=frames[1:])
+    inputs = [tmp_path / f"{name}.gif" for name in ("one", "two")]
+    said = run("batch", *inputs, "--look", tmp_path / "look.gif", "-o", tmp_path / "out").stderr
+    assert [said.count(f"{name}.gif: ") for name in ("one", "two", "look")] == [1, 1, 1]
+    quiet = run("batch", *inputs, "--look", tmp_path / "look.gif", "-o", tmp_path / "quiet", "--quiet").stderr
+    assert "note" not in quiet
+
+
 def test_a_folder_holds_images_of_one_kind(run, pairs, tmp_path):
     folder = tmp_path / "painted"
     run("batch", pairs, "-o", folder)

@@ -16,9 +16,9 @@ def panned(count=6, h=48, w=64, step=2, seed=0):
     return [np.ascontiguousarray(image[:h, i * step : i * step + w]) for i in range(count)]
 
 
-def write_video(path, frames, *, rate=RATE, times=None, rotation=0, aspect=Fraction(1), audio=None):
+def write_video(path, frames, *, rate=RATE, times=None, rotation=0, aspect=Fraction(1), audio=None, tracks=1):
     """A video of frames, which may be none: `times` in units of 1/`rate`, `rotation` counterclockwise, in degrees,
-    `aspect` the width of a pixel by its height, and `audio` the codec of a second of silence."""
+    `aspect` the width of a pixel by its height, and `audio` the codec of a second of silence, in `tracks`."""
     with av.open(str(path), "w") as container:
         if frames:
             stream = container.add_stream("libx264", rate=rate, options={"crf": "1"})
@@ -27,18 +27,27 @@ def write_video(path, frames, *, rate=RATE, times=None, rotation=0, aspect=Fract
             stream.codec_context.sample_aspect_ratio = aspect
             if rotation:
                 stream.set_display_rotation(rotation)
-        sound = container.add_stream(audio, rate=16_000) if audio else None
+        sounds = [container.add_stream(audio, rate=16_000) for _ in range(tracks if audio else 0)]
         for i, pixels in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(pixels)
             frame.pts, frame.time_base = times[i] if times else i, 1 / rate
             container.mux(stream.encode(frame))
         if frames:
             container.mux(stream.encode())
-        if sound:
+        for sound in sounds:
             silence = av.AudioFrame.from_ndarray(np.zeros((1, 16_000), np.int16), format="s16", layout="mono")
             silence.sample_rate, silence.pts = 16_000, 0
             container.mux(sound.encode(silence))
             container.mux(sound.encode())
+
+
+def forget_last_sound(path):
+    """Give the last audio track of an MP4 a codec that FFmpeg does not know."""
+    data = path.read_bytes()
+    for name, other in ((b"mp4a", b"apac"), (b"esds", b"dapa")):
+        at = data.rindex(name)
+        data = data[:at] + other + data[at + 4 :]
+    path.write_bytes(data)
 
 
 def packets(path, kind):

@@ -10,7 +10,7 @@ pytest.importorskip("av", reason="needs the extra video")
 
 import av
 from support.one_shot_model import make_model, random_image
-from support.video_files import RATE, packets, panned, write_video
+from support.video_files import RATE, forget_last_sound, packets, panned, write_video
 
 from splice_ff.errors import VideoError
 from splice_ff.video import stylize
@@ -93,6 +93,26 @@ def test_size_times_and_sound_stay(tmp_path, copy, look, suffix):
         comment = {key.lower(): text for key, text in container.metadata.items()}["comment"]
     assert comment == "model: copy"
     assert {path.name for path in tmp_path.iterdir()} == {source.name, output.name}
+
+
+def test_sound_of_an_unknown_kind_alone_is_refused(tmp_path, copy, look):
+    write_video(tmp_path / "in.mp4", panned(), audio="aac")
+    forget_last_sound(tmp_path / "in.mp4")
+    assert read_info(tmp_path / "in.mp4").audio == ("unknown",)
+    with pytest.raises(VideoError, match=r"cannot keep the sound \(unknown\); take the sound out, or export it as AAC"):
+        stylize_video(copy, tmp_path / "in.mp4", look, tmp_path / "out.mp4")
+
+
+def test_sound_of_an_unknown_kind_beside_another_is_left_out(tmp_path, copy, look):
+    """A telephone's spatial sound, beside plain sound for others."""
+    source, output = tmp_path / "in.mp4", tmp_path / "out.mp4"
+    write_video(source, panned(), audio="aac", tracks=2)
+    forget_last_sound(source)
+    assert read_info(source).unknown_audio == 1
+    stylize_video(copy, source, look, output)
+    info = read_info(output)
+    assert info.audio == ("aac",) and info.unknown_audio == 0
+    assert [data for _, data in packets(source, "audio")] == [data for _, data in packets(output, "audio")]
 
 
 def test_flat_colors_come_through_unchanged(tmp_path, copy, look):
