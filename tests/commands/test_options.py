@@ -43,7 +43,7 @@ PATHS = [
 
 @pytest.mark.parametrize(("command", "option"), PATHS, ids=[f"{name} {option.name}" for name, option in PATHS])
 def test_the_home_folder_is_known_where_no_shell_replaces_it(command, option):
-    assert option.callback(Path("~/a")) == Path.home() / "a"
+    assert option.callback(None, option, Path("~/a")) == Path.home() / "a"
 
 
 def test_all_commands_that_take_files_are_known():
