@@ -5,11 +5,13 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Iterator
 from functools import wraps
+from threading import Thread
+from time import sleep
 from typing import Any
 
 import gradio as gr
 
-from splice_ff.app.work import Shown, Work
+from splice_ff.app.work import KEPT, Shown, Work
 from splice_ff.data.pair_list import read_pairs
 from splice_ff.errors import InputError
 from splice_ff.utils.bundled import bundled_dir
@@ -18,8 +20,8 @@ SIZES = (128, 160, 192, 224, 256, 320, 384, 512)
 MAX_WAITING = 16
 """Visitors who may wait for their turn; others are told to come back."""
 MAX_UPLOAD = "24mb"
-KEPT = 3600
-"""Seconds after which uploads and results are deleted."""
+SWEEP_EVERY = 300
+"""Seconds between two looks for images to delete."""
 THEME = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
 
 
@@ -29,7 +31,7 @@ def make_page(work: Work) -> gr.Blocks:
     Args:
         work: what the buttons do.
     """
-    with gr.Blocks(title="splice-ff", analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
+    with gr.Blocks(title="splice-ff", analytics_enabled=False, delete_cache=(SWEEP_EVERY, KEPT)) as page:
         gr.Markdown("# splice-ff\nThe layout of one image with the look of another.")
         with gr.Row():
             structure = _upload("Structure: its layout stays", "structure")
@@ -175,7 +177,15 @@ def launch_page(work: Work, host: str = "127.0.0.1", port: int = 7860, in_browse
         )
     except OSError as error:
         raise InputError(f"port {port} of {host} cannot be used ({error}); choose another with --port") from error
+    Thread(target=_sweep, args=(work,), daemon=True).start()
     return page, url
+
+
+def _sweep(work: Work) -> None:
+    """Delete old results until their folder is gone; gradio deletes its own copies, and the uploads."""
+    while work.folder.exists():
+        work.delete_old_images()
+        sleep(SWEEP_EVERY)
 
 
 def _free_port(host: str) -> int:

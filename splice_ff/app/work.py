@@ -1,10 +1,12 @@
-"""What the page does for a visitor: each call has its own images and files, nothing is kept between two calls."""
+"""What the page does for a visitor: each call has its own images and files, which are kept for an hour at most."""
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +26,12 @@ MAX_PIXELS = 16_000_000
 """Of an upload: below the library's own limit, because several visitors share the machine."""
 MAX_SECONDS = 300.0
 """Longest run of refining or of per-pair steps; it ends with the best image so far."""
+KEPT = 3600
+"""Seconds after which uploads and results are deleted."""
 SHOW_EVERY = 10
 """Steps between two images of a run."""
+MADE = "made-"
+"""Folders of results begin so."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +136,13 @@ class Work:
         components = pca_figure([image.rgb[0], look.rgb[0]], {backbone.name: maps})
         return self._save(figure_image(parts)), self._save(figure_image(components)), strength.text
 
+    def delete_old_images(self) -> None:
+        """Delete the images that were made more than `KEPT` seconds ago."""
+        for folder in self.folder.glob(f"{MADE}*"):
+            with suppress(FileNotFoundError):  # the page is being closed
+                if time.time() - folder.stat().st_mtime > KEPT:
+                    shutil.rmtree(folder)
+
     def _watch(self, run: PairOptimizer, image: LoadedImage, settings: dict[str, str]) -> Iterator[Shown]:
         start = time.monotonic()
 
@@ -153,7 +166,7 @@ class Work:
 
     def _save(self, output: Any, image: LoadedImage | None = None, settings: dict[str, str] | None = None) -> str:
         """A file of its own for each image, whose name nobody can guess."""
-        file = Path(tempfile.mkdtemp(dir=self.folder)) / "splice-ff.png"
+        file = Path(tempfile.mkdtemp(prefix=MADE, dir=self.folder)) / "splice-ff.png"
         facts = {"splice_ff": splice_ff.__version__, "model_sha256": self.model.fingerprint, **(settings or {})}
         save_image(file, output, alpha=image.alpha if image else None, settings=facts)
         return str(file)

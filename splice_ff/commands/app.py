@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
@@ -38,6 +39,7 @@ def app(
         from splice_ff.app.work import Work
 
         splice = load_model(model, backbone, backbone_weights, device)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as ctrl-C: the visitors' images are deleted
         with TemporaryDirectory(prefix="splice-ff-app-") as folder:
             page, url = launch_page(Work(splice, Path(folder)), host, port, open_browser)
             if not quiet:

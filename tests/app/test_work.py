@@ -1,5 +1,9 @@
 """What the page does for a visitor, without the page."""
 
+import os
+import time
+from pathlib import Path
+
 import pytest
 import torch
 from PIL import Image
@@ -60,6 +64,14 @@ def test_a_run_ends_in_time_with_the_best_image(made, monkeypatch):
     page, (structure, appearance, _) = made
     shown = list(page.refine(structure, appearance, 50, 64, 0))
     assert len(shown) == 2 and "Stopped after 0 s" in shown[-1].message
+
+
+def test_results_are_deleted_in_time(made):
+    page, (structure, appearance, _) = made
+    old, new = (Path(page.paint(structure, appearance, None, 0.5, 1.0, 64).file) for _ in range(2))
+    os.utime(old.parent, (0, time.time() - work.KEPT - 60))
+    page.delete_old_images()
+    assert not old.parent.exists() and new.exists() and Path(structure).exists()
 
 
 def test_explaining(made):

@@ -43,7 +43,8 @@ PATHS = [
 
 @pytest.mark.parametrize(("command", "option"), PATHS, ids=[f"{name} {option.name}" for name, option in PATHS])
 def test_the_home_folder_is_known_where_no_shell_replaces_it(command, option):
-    assert option.callback(None, option, Path("~/a")) == Path.home() / "a"
+    home, several = Path.home() / "a", option.multiple or option.nargs != 1
+    assert option.callback(None, option, [Path("~/a")] if several else Path("~/a")) == ([home] if several else home)
 
 
 def test_all_commands_that_take_files_are_known():
