@@ -34,15 +34,11 @@ export async function paint(model, structure, tokens, size, strength) {
   const enlarge = async (values) => image((await run(model, "upsample", {
     output: tensor(values), structure: tensor(working), full: tensor(structure),
   })).image);
-  const reduce = (made) => (isLarger ? clamp(resize(made, structure.height, structure.width, cubic, 2)) : made);
-  if (!model.card.cell) {
-    const output = crop(image(painted.output), height, width);
-    return isSame || isLarger ? reduce(output) : enlarge(output);
-  }
-  const pixels = crop(image(painted.pixels), height, width);
+  const fit = (values) => (isSame || isLarger ? resize(values, structure.height, structure.width, cubic, 2) : enlarge(values));
+  if (!model.card.cell) return clamp(await fit(crop(image(painted.output), height, width)));
+  const pixels = await fit(crop(image(painted.pixels), height, width));
   const extent = [height, width].map((side) => side / model.card.cell);
-  if (isSame || isLarger) return reduce(await slice(model, working, pixels, painted.grid, extent));
-  return slice(model, structure, await enlarge(pixels), painted.grid, extent);
+  return slice(model, structure, pixels, painted.grid, extent);
 }
 
 // An image changed by a bilateral grid that it covers `extent` cells of, a few rows at a time.
@@ -93,7 +89,7 @@ function resizeShorterSide(source, size) {
 }
 
 // Filters as Pillow has them: they widen when they reduce, which is antialiasing.
-const triangle = (x) => Math.max(0, 1 - Math.abs(x));
+export const triangle = (x) => Math.max(0, 1 - Math.abs(x));
 function cubic(x) {
   const a = -0.5;
   x = Math.abs(x);
@@ -114,7 +110,7 @@ function weights(from, to, filter, support) {
   });
 }
 
-function resize(source, height, width, filter, support) {
+export function resize(source, height, width, filter, support) {
   if (source.height === height && source.width === width) return source;
   const across = weights(source.width, width, filter, support);
   const down = weights(source.height, height, filter, support);

@@ -1,5 +1,6 @@
 // The page: two images in, the result out, as soon as both are there.
 
+import { fillHidden } from "./cutout.js";
 import { embed, loadModel, paint } from "./model.js";
 
 const MAX_SIDE = 1536; // a phone's memory; larger photographs are reduced first
@@ -28,15 +29,21 @@ async function read(blob, name) {
   const context = canvas.getContext("2d");
   context.imageSmoothingQuality = "high";
   context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
-  return context.getImageData(0, 0, canvas.width, canvas.height);
+  const pixels = context.getImageData(0, 0, canvas.width, canvas.height);
+  if (pixels.data.every((value, i) => i % 4 < 3 || value === 0)) {
+    throw new Error(`${name}: no pixel is visible; export it without transparency`);
+  }
+  return pixels;
 }
 
 function toPlanes({ data: pixels, height, width }) {
   const data = new Float32Array(3 * height * width);
+  const alpha = new Float32Array(height * width);
   for (let i = 0; i < height * width; i++) {
     for (let c = 0; c < 3; c++) data[c * height * width + i] = pixels[4 * i + c] / 255;
+    alpha[i] = pixels[4 * i + 3] / 255;
   }
-  return { data, height, width };
+  return fillHidden({ data, height, width }, alpha);
 }
 
 function toPixels({ data: planes, height, width }, alphaOf) {

@@ -100,7 +100,7 @@ def transfer(
         check_backbones([backbone], backbone_weights)
         if runtime != "torch":
             _check_runtime(runtime, look, precision, refine, backbone, backbone_weights, device)
-            _transfer_without_torch(structure, paths, output, model, weight, strength, size)
+            _transfer_without_torch(structure, paths, output, model, weight, strength, size, quiet)
             if not quiet:
                 say(str(output))
             return
@@ -150,13 +150,19 @@ def _transfer_without_torch(
     weight: list[float] | None,
     strength: float,
     size: int | None,
+    quiet: bool,
 ) -> None:
     from splice_ff import __version__
+    from splice_ff.images.decode import decode_image
     from splice_ff.images.encode import write_image
     from splice_ff.onnx.runner import OnnxSpliceFF
 
     runner = OnnxSpliceFF(Path(model).expanduser())
-    image = runner(structure, *appearances, weights=weight, size=size, strength=strength)
+    images = [decode_image(path) for path in (structure, *appearances)]
+    for path, image in zip((structure, *appearances), images, strict=True):
+        for note in () if quiet else image.notes:
+            say(f"note: {path}: {note}")
+    made = runner(*images, weights=weight, size=size, strength=strength)
     facts = {
         "splice_ff": __version__,
         "model": model,
@@ -166,8 +172,9 @@ def _transfer_without_torch(
         "strength": f"{strength:g}",
         "structure": structure.name,
         "appearance": ", ".join(path.name for path in appearances),
+        **({"weights": ", ".join(f"{share:g}" for share in weight)} if weight else {}),
     }
-    write_image(output.expanduser(), image, facts)
+    write_image(output.expanduser(), made, facts)
 
 
 def _check_arguments(

@@ -68,9 +68,9 @@ def video(
 
         check_strength(strength)
         check_precision(precision)
-        if size is not None:
-            check_size(size)
         info = read_info(structure)
+        if size is not None:
+            check_size(size, (info.height, info.width))
         is_image = look.suffix.lower() != ".safetensors"  # as `embed` writes looks
         if is_image:
             check_readable(look)
@@ -79,13 +79,9 @@ def video(
         check_output(output, info)
         check_backbones([backbone], backbone_weights)
 
-        import torch
-
         from splice_ff.one_shot.tokens_file import load_look
         from splice_ff.video.stylize import stylize_video
 
-        if size is not None:
-            check_size(size, torch.empty(1, 3, info.height, info.width, device="meta"))
         splice = load_model(model, backbone, backbone_weights, device, precision)
         tokens = splice.embed(load(look, quiet).rgb) if is_image else load_look(look, splice)[0]
         facts = facts_of(model, splice, size) | {

@@ -19,7 +19,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from splice_ff.utils.color import LUMA
-from splice_ff.utils.resize import enlarge_along_edges, to_full_size
+from splice_ff.utils.resize import enlarge_along_edges, reduce, to_full_size
 
 NUMBERS = 12
 """Of an affine map of three colors: a matrix and a shift."""
@@ -146,8 +146,9 @@ def recolor_in_bands(images: Tensor, change: Change, guide: Guide | None) -> Ten
 def recolor_at_full_size(structure: Tensor, change: Change, guide: Guide | None, full_structure: Tensor) -> Tensor:
     """Structure images at another size, changed as a network wanted it at the working size.
 
-    With a guide, larger images are sliced at their own size, and the change of pixels is enlarged along their edges.
-    Without one the painted image is enlarged so: maps that obey no edges of the large image would blur its colors.
+    With a guide, images are sliced at their own size, and the change of pixels is enlarged along their edges, or
+    reduced; so no change leaves them as they are. Without one the painted image is enlarged along the edges, or
+    reduced: maps that obey no edges of the large image would blur its colors.
 
     Args:
         structure: (B, 3, h, w) in [0, 1], what the network was given.
@@ -158,7 +159,10 @@ def recolor_at_full_size(structure: Tensor, change: Change, guide: Guide | None,
     Returns:
         (B, 3, H, W) in [0, 1].
     """
-    if guide is None or full_structure.shape[-1] <= structure.shape[-1]:
+    if guide is None:
         return to_full_size(recolor_in_bands(structure, change, guide), structure, full_structure)
-    pixels = enlarge_along_edges(change.pixels, structure, full_structure)
+    if full_structure.shape[-1] > structure.shape[-1]:
+        pixels = enlarge_along_edges(change.pixels, structure, full_structure)
+    else:
+        pixels = reduce(change.pixels, full_structure)
     return recolor_in_bands(full_structure, change._replace(pixels=pixels), guide)

@@ -58,7 +58,7 @@ class OneShotCall:
     ) -> None:
         self.size = size
         for image in structures:  # before any work
-            self.size = check_size(self.size, image.rgb)
+            self.size = check_size(self.size, image.rgb.shape)
         if weights is None and len(appearances) not in (1, len(structures)):
             raise InputError(
                 f"{len(structures)} structure and {len(appearances)} appearance images: give one appearance image for "

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from splice_ff import images
 from splice_ff.errors import InputError
 
-if TYPE_CHECKING:
-    from torch import Tensor
 
-
-def check_size(size: int, image: Tensor | None = None) -> int:
-    """The size, as an int, if one can work at a shorter side of as many pixels: on (B, 3, H, W), if it is known.
+def check_size(size: int, shape: Sequence[int] | None = None) -> int:
+    """The size, as an int, if one can work at a shorter side of as many pixels: of an image (..., H, W), if given.
 
     Raises:
         InputError: no whole number, too small, or more pixels than can be held.
@@ -22,12 +18,12 @@ def check_size(size: int, image: Tensor | None = None) -> int:
     size = whole_number("size", size)
     if size < images.MIN_SIDE:
         raise InputError(f"size must be at least {images.MIN_SIDE} pixels, not {size}")
-    if image is None:
+    if shape is None:
         return size
-    short, long = min(image.shape[-2:]), max(image.shape[-2:])
+    short, long = min(shape[-2:]), max(shape[-2:])
     if size * size * long / short > images.MAX_PIXELS:
         limit = images.MAX_PIXELS // 1_000_000
-        raise InputError(f"a size of {size} makes {image.shape[-1]}x{image.shape[-2]} more than {limit} megapixels")
+        raise InputError(f"a size of {size} makes {shape[-1]}x{shape[-2]} more than {limit} megapixels")
     return size
 
 

@@ -127,7 +127,7 @@ class OneShotModel(nn.Module):
                 model's shape, or for another number of images.
         """
         check_images(structure, "structure")
-        size = check_size(self.config.size if size is None else size, structure)
+        size = check_size(self.config.size if size is None else size, structure.shape)
         strength = check_strength(strength)
         tokens = self._check_tokens(appearance_tokens)
         if len(tokens) not in (1, len(structure)):

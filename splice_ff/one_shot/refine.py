@@ -67,8 +67,8 @@ def refiner(
     model: OneShotModel, structure: Tensor, appearance: Tensor, *, steps: int, size: int | None = None, seed: int = 0
 ) -> PairOptimizer:
     """The optimizer behind `refine`, for those who take the steps themselves."""
-    size = check_size(refining_size(model) if size is None else size, structure)
-    check_size(size, appearance)
+    size = check_size(refining_size(model) if size is None else size, structure.shape)
+    check_size(size, appearance.shape)
     if model.dtype != torch.float32:  # steps are smaller than what half precision can tell apart
         model = copy.deepcopy(model).float()
     recipe: Recipe = replace(

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from splice_ff.errors import CheckpointError, InputError, first_line
-from splice_ff.images.decode import decode_image
-from splice_ff.images.formats import MIN_SIDE
+from splice_ff.images.decode import DecodedImage, decode_image
+from splice_ff.one_shot.checks import check_size, check_strength, check_weights
 from splice_ff.onnx.files import CARD, FORMATS
 from splice_ff.utils.extras import need
 from splice_ff.vit.inputs import MAX_ASPECT
@@ -78,14 +78,15 @@ class OnnxSpliceFF:
             strength: share of the change that is made: 0 leaves the structure image as it is, 1 is all of it.
 
         Raises:
-            InputError: tokens of another shape, or a size that is too small.
+            InputError: tokens of another shape, a size that is too small or makes too many pixels, or a strength that is
+                not in [0, 1].
         """
+        strength = check_strength(strength)
         if list(tokens.shape) != [1, *self.card["tokens"]]:
             raise InputError(f"appearance tokens of shape {tokens.shape}; this model's are (1, *{self.card['tokens']})")
-        if size is not None and size < MIN_SIDE:
-            raise InputError(f"size must be at least {MIN_SIDE} pixels, not {size}")
+        size = check_size(self.card["size"] if size is None else size, structure.shape)
         full_size = structure.shape[-2:]
-        working = _resize_shorter_side(structure, size or self.card["size"])
+        working = _resize_shorter_side(structure, size)
         vit_input = self._vit_input(working)
         h, w = working.shape[-2:]
         padded = _pad(working, self.card["stride"])
@@ -104,9 +105,10 @@ class OnnxSpliceFF:
         """Change an image by a bilateral grid of maps; as `recolor_at_full_size` in splice_ff does."""
         h, w = working.shape[-2:]
         pixels, extent = pixels[..., :h, :w], [side / self.card["cell"] for side in (h, w)]
-        if w >= structure.shape[-1]:
-            return _resize(self._slice(working, pixels, grid, extent), structure.shape[-2:], BICUBIC).clip(0, 1)
-        (pixels,) = self._run("upsample", output=pixels, structure=working, full=structure)
+        if w < structure.shape[-1]:
+            (pixels,) = self._run("upsample", output=pixels, structure=working, full=structure)
+        else:
+            pixels = _resize(pixels, structure.shape[-2:], BICUBIC)
         return self._slice(structure, pixels, grid, extent)
 
     def _slice(self, image: Array, pixels: Array, grid: Array, extent: Sequence[float]) -> Array:
@@ -137,7 +139,8 @@ class OnnxSpliceFF:
         """Paint the structure image with the look of the appearance image, or of several mixed.
 
         Args:
-            structure, appearances: paths, PIL images, or arrays (H, W, 3) of uint8 or of float in [0, 1].
+            structure, appearances: paths, PIL images, arrays (H, W, 3) of uint8 or of float in [0, 1], or what
+                `splice_ff.images.decode.decode_image` made of them.
             weights: of the appearance images in the mix, not negative; all alike if None.
             size, strength: as for `paint`.
 
@@ -147,12 +150,13 @@ class OnnxSpliceFF:
         Raises:
             InputError: an image, weights or a size that cannot be used.
         """
-        image = decode_image(structure)
-        shares = np.asarray(weights or [1.0] * len(appearances), np.float32)
-        if not (shares.min() >= 0 and 0 < shares.sum() < np.inf):
-            raise InputError(f"weights must not be negative, nor all 0: {', '.join(map(str, shares))}")
-        looks = [self.embed(decode_image(appearance).rgb[None]) for appearance in appearances]
-        tokens = np.tensordot(shares / shares.sum(), np.stack(looks), 1)
+        shares = check_weights([1.0] * len(appearances) if weights is None else weights, len(appearances))
+        image, *others = (
+            given if isinstance(given, DecodedImage) else decode_image(given) for given in (structure, *appearances)
+        )
+        check_size(self.card["size"] if size is None else size, image.rgb.shape)
+        looks = [self.embed(other.rgb[None]) for other in others]
+        tokens = np.tensordot(np.asarray(shares, np.float32), np.stack(looks), 1)
         output = self.paint(image.rgb[None], tokens, size, strength)[0]
         if image.alpha is not None:
             output = np.concatenate([output, image.alpha])

@@ -35,12 +35,17 @@ def resize_shorter_side(image: Tensor, size: int) -> Tensor:
 
 def to_full_size(image: Tensor, structure: Tensor, full_structure: Tensor) -> Tensor:
     """An image of the size of `structure` at the size of `full_structure`."""
-    size = list(full_structure.shape[-2:])
-    if list(image.shape[-2:]) == size:
+    if image.shape[-2:] == full_structure.shape[-2:]:
         return image
-    if image.shape[-1] > size[-1]:
-        return F.interpolate(image, size, mode="bicubic", antialias=True).clamp(0, 1)
+    if image.shape[-1] > full_structure.shape[-1]:
+        return reduce(image, full_structure).clamp(0, 1)
     return guided_upsample(image, structure, full_structure)
+
+
+def reduce(values: Tensor, like: Tensor) -> Tensor:
+    """Values (B, 3, h, w) of any range at the smaller size of `like`, antialiased; those of its size as they are."""
+    size = list(like.shape[-2:])
+    return values if list(values.shape[-2:]) == size else F.interpolate(values, size, mode="bicubic", antialias=True)
 
 
 def guided_upsample(output: Tensor, small_guide: Tensor, guide: Tensor) -> Tensor:

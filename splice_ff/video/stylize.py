@@ -81,8 +81,7 @@ def stylize_video(
     """
     info = read_info(video)
     check_output(output, info)
-    shape = torch.empty(1, 3, info.height, info.width, device="meta")
-    size = check_size(model.config.size if size is None else size, shape)
+    size = check_size(model.config.size if size is None else size, (info.height, info.width))
     parts = parts_folder(output)
     status = video.stat()
     settings = {

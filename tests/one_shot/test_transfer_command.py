@@ -266,12 +266,18 @@ def test_an_image_of_other_inputs_is_no_finished_one(run, place, tmp_path):
     assert run(*paint, tmp_path / "moved").exit_code == 2
 
 
-def test_a_finished_pair_whose_file_is_gone_does_not_stop_the_others(run, pairs, place, tmp_path):
-    run("batch", pairs, "-o", tmp_path / "painted")
-    (place / "c.png").unlink()
-    (tmp_path / "painted" / "one.png").unlink()
-    result = run("batch", pairs, "-o", tmp_path / "painted")
-    assert result.exit_code == 2 and "c.png" in result.stderr and (tmp_path / "painted" / "one.png").exists()
+def test_a_finished_pair_whose_file_is_gone_does_not_stop_the_others(run, place, tmp_path):
+    photos, output = tmp_path / "photos", tmp_path / "painted"
+    photos.mkdir()
+    for name in "abc":
+        (photos / f"{name}.png").write_bytes((place / f"{name}.png").read_bytes())
+    rows = [f"{name},photos/a.png,photos/{name}.png" for name in "bc"]
+    (tmp_path / "pairs.csv").write_text("\n".join(["name,structure,appearance", *rows]))
+    assert run("batch", tmp_path / "pairs.csv", "-o", output).exit_code == 0
+    (photos / "c.png").unlink()
+    (output / "b.png").unlink()
+    result = run("batch", tmp_path / "pairs.csv", "-o", output)
+    assert result.exit_code == 2 and "c.png" in result.stderr and (output / "b.png").exists()
 
 
 def test_what_is_done_to_read_an_image_is_said_once(run, place, tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from support.chromium import chromium, outside
 from support.one_shot_model import random_image
@@ -41,7 +42,7 @@ def url(folder, tmp_path):
     site = tmp_path / "site"
     shutil.copytree(folder, site / "model")
     (site / "ort").mkdir()
-    for file in [WEB / name for name in ("index.html", "style.css", "page.js", "model.js")]:
+    for file in [WEB / name for name in ("index.html", "style.css", "page.js", "model.js", "cutout.js")]:
         shutil.copy(file, site)
     for name in FILES:
         shutil.copy(ORT / name, site / "ort")
@@ -84,10 +85,40 @@ def test_it_paints_in_the_browser(folder, url, tmp_path):
     assert np.abs(made[1.0] - made[0.4]).max() > 5
 
 
-def downloaded(page):
+def test_hidden_pixels_of_a_cut_out_are_no_part_of_it(folder, url, tmp_path):
+    """Nor is a small image enlarged and reduced again."""
+    files = []
+    for name, (h, w), seen in (("structure", (50, 41), slice(9, 30)), ("appearance", (90, 70), slice(20, 60))):
+        alpha = torch.zeros(1, 1, h, w)
+        alpha[..., seen, 5:-7] = 1
+        files.append(save_image(tmp_path / f"{name}.png", random_image(len(name), h, w), alpha=alpha))
+    save_image(tmp_path / "hidden.png", random_image(1), alpha=torch.zeros(1, 1, 64, 64))
+    with chromium() as browser:
+        page = browser.new_page()
+        page.set_default_timeout(90_000)
+        page.goto(url)
+        page.wait_for_function("document.querySelector('#status').innerText.startsWith('Choose')")
+        page.set_input_files("#structure input", tmp_path / "hidden.png")
+        page.wait_for_function(
+            "document.querySelector('#status').innerText.startsWith('hidden.png: no pixel is visible')"
+        )
+        for role, file in zip(("structure", "appearance"), files, strict=True):
+            page.set_input_files(f"#{role} input", file)
+        page.wait_for_function("""document.querySelector('#status').innerText.startsWith('Painted 41x50 px')
+            && document.querySelector('#download').href.startsWith('blob:')""")
+        image = downloaded(page, "RGBA")
+    from splice_ff.onnx.runner import OnnxSpliceFF
+
+    expected = np.asarray(OnnxSpliceFF(folder)(*files), np.float32)
+    assert (image[..., 3] == expected[..., 3]).all() and 0 < expected[..., 3].mean() < 255
+    visible = expected[..., 3] > 0  # a canvas keeps no others
+    assert np.abs(image - expected)[visible].max() <= 1
+
+
+def downloaded(page, mode="RGB"):
     """The image behind the page's link."""
     png = page.evaluate("""async () => {
         const blob = await (await fetch(document.querySelector('#download').href)).arrayBuffer();
         return Array.from(new Uint8Array(blob));
     }""")
-    return np.asarray(Image.open(BytesIO(bytes(png))).convert("RGB"), np.float32)
+    return np.asarray(Image.open(BytesIO(bytes(png))).convert(mode), np.float32)

@@ -37,7 +37,7 @@ def test_it_computes_what_torch_computes(request, kind, size, monkeypatch):
     runner = OnnxSpliceFF(exported, threads=1)
     tokens = model.embed(appearance)
     np.testing.assert_allclose(runner.embed(appearance.numpy()), tokens.numpy(), atol=1e-4, rtol=1e-4)
-    for working in (64, 48, 96):  # the model's own, reduced, and enlarged
+    for working in (64, 48, 96, 140):  # the model's own, reduced, and enlarged, beyond the image's size too
         expected = model.paint(structure, tokens, size=working).numpy()
         np.testing.assert_allclose(runner.paint(structure.numpy(), tokens.numpy(), working), expected, atol=1e-4)
     half, full = (model.paint(structure, tokens, size=working, strength=s).numpy() for s in (0.5, 1.0))
@@ -130,8 +130,18 @@ def test_another_format_and_other_tokens_are_refused(exported, tmp_path):
     image = np.zeros((32, 32, 3), np.uint8)
     with pytest.raises(InputError, match="weights must not be negative"):
         OnnxSpliceFF(exported)(image, image, image, weights=[0, 0])
-    with pytest.raises(InputError, match="size must be at least 16"):
-        OnnxSpliceFF(exported)(image, image, size=0)
+    runner = OnnxSpliceFF(exported)
+    for options, words in (
+        ({"size": 0}, "size must be at least 16"),
+        ({"size": 9000}, "more than 64 megapixels"),
+        ({"strength": 3}, "strength must be between 0 and 1"),
+        ({"strength": float("nan")}, "strength must be between 0 and 1"),
+        ({"weights": [1, 2]}, "1 looks and 2 weights"),
+    ):
+        with pytest.raises(InputError, match=words):
+            runner(image, image, **options)
+    with pytest.raises(InputError, match="0 looks"):
+        runner(image)
 
 
 def test_transfer_paints_through_it_without_torch(model, exported, tmp_path):
@@ -160,6 +170,14 @@ def test_transfer_paints_through_it_without_torch(model, exported, tmp_path):
     assert (output - expected).abs().max() < 0.01
     with Image.open(tmp_path / "out.png") as image:
         assert image.text["runtime"] == "onnx" and image.text["strength"] == "0.5"
+        assert image.text["weights"] == "3, 1"
+    frames = [Image.new("RGB", (60, 50), color) for color in ("red", "blue")]
+    frames[0].save(tmp_path / "0.gif", save_all=True, append_images=frames[1:])
+    moving = [*command[:4], "0.gif", "1.png", "--runtime", "onnx", "--model", str(exported)]
+    done = subprocess.run(moving, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "note: 0.gif: animated: first of 2 frames used" in done.stderr
+    done = subprocess.run([*moving, "--quiet"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ""
 
 
 @pytest.mark.parametrize(
