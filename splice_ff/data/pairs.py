@@ -40,7 +40,7 @@ class PairMix(Section):
     identity: float = Field(0.1, ge=0)
     """The same image, cropped alike, twice."""
     mined: float = Field(0.0, ge=0)
-    """One of the nearest neighbors in a file made by `splice-ff pairs`."""
+    """One of the nearest neighbors in a file made by `splice-ff pairs`; cropped and mirrored alike."""
 
     @classmethod
     def only(cls, **shares: float) -> PairMix:
@@ -152,7 +152,12 @@ class PairDataset(torch.utils.data.Dataset[dict[str, Any]]):
             skipped += more
         crop = generator if self.augment else None
         shown = close_up(self.size, self.zoom, generator) if self.augment else None
+        before = generator.get_state()
         square = square_crop(first, self.size, crop, shown)
+        if (
+            kind == "mined"
+        ):  # partners that were found laid out alike stay so: mirrored alike, and cut at the same place
+            generator.set_state(before)
         other = square if second is None else square_crop(second, self.size, crop, shown)
         return {"first": square, "second": other, "skipped": skipped}
 

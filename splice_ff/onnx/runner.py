@@ -78,8 +78,8 @@ class OnnxSpliceFF:
             strength: share of the change that is made: 0 leaves the structure image as it is, 1 is all of it.
 
         Raises:
-            InputError: tokens of another shape, a size that is too small or makes too many pixels, or a strength that is
-                not in [0, 1].
+            InputError: tokens of another shape, a size that is too small or makes too many pixels, or a strength that
+                is not in [0, 1].
         """
         strength = check_strength(strength)
         if list(tokens.shape) != [1, *self.card["tokens"]]:

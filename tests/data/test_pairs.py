@@ -96,6 +96,19 @@ def test_partners_are_spread_evenly():
     assert min(counts.values()) > 40 and max(counts.values()) < 85  # 60 expected
 
 
+@pytest.mark.parametrize("zoom", [1.0, 0.5])
+def test_mined_partners_are_cropped_and_mirrored_alike_and_others_are_not(zoom):
+    places = torch.arange(20 * 20).reshape(20, 20) % 251  # a pixel says where it was
+    pixels = torch.stack([places, places, places]).to(torch.uint8).expand(6, 3, 20, 20).contiguous()
+    images = ImageCache(pixels, [LABELS[i % len(LABELS)] for i in range(6)], {})
+    mined = neighbors([1], [2], [3], [4], [5], [0])
+    for mix, are_alike in ((MINED, True), (WITHIN, False)):
+        pairs = PairDataset(images, 16, mix, mined=mined, zoom=zoom)
+        items = [pairs[epoch, i] for epoch in range(4) for i in range(6)]
+        assert all(torch.equal(item["first"], item["second"]) for item in items) == are_alike
+        assert len({tuple(item["first"].flatten().tolist()) for item in items}) > 12  # from many places
+
+
 def test_mined_partners_come_from_the_list_then_from_the_label():
     mined = neighbors([4, 2], [3], [], [1, 5, 0], [0], [2])
     pairs = PairDataset(cache_of(6), 16, MINED, mined=mined, labels=["ant", "cow"])
