@@ -102,8 +102,12 @@ def batch(
         failed, noted = 0, set[str]()
         with lock_folder(output):
             claim_folder(output / RECORD, settings, holds="images")
-            todo = [pair for pair in pairs if not _is_painted(pair, output / f"{pair.name}.png")]
-            finished = len(pairs) - len(todo)
+            there: list[PairFiles] = []
+            todo: list[PairFiles] = []
+            for pair in pairs:
+                (there if (output / f"{pair.name}.png").exists() else todo).append(pair)
+            _check_finished(there, output)
+            finished = len(there)
             facts = facts_of(model, splice, size) | {"strength": f"{strength:g}"}
             try:
                 with progress_bar(len(pairs), "image", quiet, finished) as bar:
@@ -150,29 +154,30 @@ def _list_pairs(inputs: Sequence[Path], look: Path | None, structure: Path | Non
     return [PairFiles(name, structure or path, look or path) for name, path in listed.images]
 
 
-def _is_painted(pair: PairFiles, file: Path) -> bool:
-    """Whether the image of a pair is there; InputError if that file is another pair's, or no painted image."""
+def _check_finished(pairs: Sequence[PairFiles], output: Path) -> None:
+    """Raise InputError unless the images of these pairs were painted from the files that they have now."""
     from PIL import Image
 
     from splice_ff.one_shot.batch import INPUTS, digest_of_inputs
 
-    if not file.exists():
-        return False
-    try:
-        with Image.open(file) as image:
-            made_of = image.info.get(INPUTS)
-    except OSError:
-        made_of = None
-    try:
-        wanted = digest_of_inputs(pair)
-    except InputError:
-        return False  # painting it will say why it cannot be
-    if made_of != wanted:
+    others = []
+    for pair in pairs:
+        try:
+            with Image.open(output / f"{pair.name}.png") as image:
+                made_of = image.info.get(INPUTS)
+        except OSError:
+            made_of = None
+        try:
+            if made_of != digest_of_inputs(pair):
+                others.append(f"{pair.name}.png")
+        except InputError:  # an input that is gone since
+            continue
+    if others:
+        more = f" and {len(others) - 1} more" if others[1:] else ""
         raise InputError(
-            f"{file}: was not painted from {pair.structure} and {pair.appearance} as they are now; remove it, or "
-            "choose another folder"
+            f"{output}: holds images of the same names that were painted from other files than these ({others[0]}"
+            f"{more}); choose another folder, or remove them"
         )
-    return True
 
 
 def _identity(path: Path | None) -> str | None:

@@ -173,6 +173,7 @@ def judge_rows(
         }
         for key, row in good.items()
     }
+    domains = sorted({row["domain"] for row in pairs.values()} - {"all"})
     pooled = {
         (domain, method): {
             pair: _Features(
@@ -183,7 +184,7 @@ def judge_rows(
             for (pair, made_by), row in sorted(good.items())
             if made_by == method and domain in ("all", row["domain"])
         }
-        for domain in ("all", *sorted({row["domain"] for row in pairs.values()} - {"all"}))
+        for domain in ("all", *(domains if len(domains) > 1 else ()))
         for method in dict.fromkeys(made_by for _, made_by in good)
     }
     distances: dict[str, dict[str, Distance]] = {}

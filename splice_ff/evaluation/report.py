@@ -57,9 +57,11 @@ def write_report(folder: Path, summary: Summary, rows: Sequence[Row]) -> Path:
 
 
 def markdown(summary: Summary) -> str:
-    """Settings and tables."""
+    """Settings, tables, and what the metrics mean."""
     settings = "\n".join(f"- {escape_cell(name)}: {escape_cell(value)}" for name, value in _facts(summary).items())
-    return "\n".join(["# Evaluation", "", settings, "", *(t.markdown() for t in tables.all_tables(summary))])
+    meanings = [f"- {escape_cell(m['label'])}: {escape_cell(m['meaning'])}" for m in summary["metrics"]]
+    found = [table.markdown() for table in tables.all_tables(summary)]
+    return "\n".join(["# Evaluation", "", settings, "", *found, "### What the metrics mean", "", *meanings, ""])
 
 
 def page(folder: Path, summary: Summary, rows: Sequence[Row]) -> str:

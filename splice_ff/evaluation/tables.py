@@ -107,7 +107,7 @@ def differences_table(summary: Summary) -> Table:
     ]
     note = (
         f"Mean of method minus {baseline} on the pairs that both have, 95 % interval, and the share of those pairs on "
-        "which the method is better."
+        "which the method is better; where both are alike, half a pair counts."
     )
     return Table(f"Paired differences to {baseline}", ["difference", *methods], rows if methods else [], note)
 
@@ -131,15 +131,15 @@ def kernel_distance_table(summary: Summary) -> Table:
     """How far each method's images are, as a set, from the domain's real ones: judges and domains down."""
     methods, baseline = list(summary["methods"]), summary["baseline"]
     rows = [
-        [Cell(f"{judge}, {domain} ↓"), *(_distance(distances.get(method)) for method in methods)]
+        [Cell(f"{judge}, {domain} ↓"), *(_distance(distances, method, baseline) for method in methods)]
         for judge, by_domain in summary["kernel_distances"].items()
         for domain, distances in by_domain.items()
     ]
     note = (
-        "Of all outputs to the appearance images, in each judge's pooled features (unbiased squared MMD with KID's "
-        "kernel, over pairs that share no image): about 0 for images drawn alike. In brackets "
-        f"{baseline}'s on the same pairs, and p, how likely a difference as large is by chance (paired permutation "
-        "test, the two outputs of pairs change places)."
+        "How far all outputs of a method, as a set, are from the appearance images, in each judge's pooled features "
+        "(unbiased squared MMD with KID's kernel): about 0 for images drawn alike. Pairs that share an image are not "
+        f"compared with each other. p: how likely a difference from {baseline} as large is by chance, by swapping the "
+        "two methods' outputs in pairs at random (permutation test)."
     )
     return Table("Kernel distance to real images, by domain", ["judge, domain", *methods], rows, note)
 
@@ -186,14 +186,18 @@ def _difference(difference: dict[str, Any] | None, better: str) -> Cell:
     return Cell(sign + cell.text, f"{cell.detail} {difference['wins']:.0%}".strip(), verdict)
 
 
-def _distance(distance: dict[str, Any] | None) -> Cell:
-    if distance is None:
+def _distance(distances: dict[str, Any], method: str, baseline: str) -> Cell:
+    if method not in distances:
         return Cell("–")
-    value, baseline, chance = (distance[name] for name in ("value", "baseline", "chance"))
+    found, pairs = distances[method], distances[method]["pairs"]
+    value, chance = found["value"], found["chance"]
     if chance is None:
-        return Cell(number(value), f"{distance['pairs']} pairs")
-    verdict = ("better" if value < baseline else "worse") if chance < 1 - LEVEL else ""
-    return Cell(number(value), f"[{number(baseline)}, p {chance:.2g}]", verdict)
+        return Cell(number(value), f"({pairs} pairs)")
+    verdict = ("better" if value < found["baseline"] else "worse") if chance < 1 - LEVEL else ""
+    others = (
+        f"({pairs} pairs: {baseline} {number(found['baseline'])}) " if pairs != distances[baseline]["pairs"] else ""
+    )
+    return Cell(number(value), f"{others}p {chance:.2g}", verdict)
 
 
 def _named(metric: dict[str, str]) -> str:

@@ -23,7 +23,7 @@ from splice_ff.evaluation.judges import (
 from splice_ff.evaluation.metrics import metrics_of
 from splice_ff.evaluation.run import evaluate
 from splice_ff.evaluation.summary import summarize
-from splice_ff.evaluation.tables import all_tables, number
+from splice_ff.evaluation.tables import all_tables, kernel_distance_table, number
 from splice_ff.images import load_image, save_image
 from splice_ff.networks import efficientnet_lite
 from splice_ff.networks.teachers import Teacher
@@ -177,7 +177,12 @@ def test_judgements_are_shown(colors, rows, tmp_path):
     tables = "\n".join(table.markdown() for table in all_tables(summary))
     assert "colors: appearance ↑" in tables and "colors: structure ↓" in tables and "colors, cat ↓" in tables
     beside = found.distances["cat"]["copy"]
-    assert f"[{number(beside.baseline)}, p {beside.chance:.2g}]" in tables and "5 pairs" in tables
+    assert f"{number(beside.value)} p {beside.chance:.2g} |" in tables and "(5 pairs)" in tables
+    fewer = [row for row in rows if (row["pair"], row["method"]) != ("5", "copy")]
+    distances = {"colors": judge_rows(colors, fewer, "ours", tmp_path).distances}
+    summary = summarize(fewer, ["copy", "ours"], metrics_of(judges=["colors"]), "ours", {}, kernel_distances=distances)
+    table = kernel_distance_table(summary).markdown()
+    assert "(5 pairs: ours 0) p " in table and "(6 pairs)" in table
 
 
 @pytest.mark.parametrize("name", ["efficientnet_lite2", "tf_efficientnet_lite2", "tf_efficientnet_lite2.in1k"])
