@@ -221,7 +221,8 @@ def test_no_name_breaks_a_report(tmp_path):
     assert {"b", "i"}.isdisjoint(parser.tags) and parser.tags.count("script") == 2
     table = (tmp_path / "summary.md").read_text(encoding="utf-8")
     assert "<b>" not in table and "\x1b" not in table + text and "\x00" not in table + text
-    blocks = [[line for line in block.splitlines() if line[:1] == "|"] for block in table.split("###")[1:]]
+    *blocks, meanings = ([line for line in b.splitlines() if line[:1] == "|"] for b in table.split("###")[1:])
+    assert not meanings
     assert all(len({line.replace("\\|", "").count("|") for line in block}) == 1 for block in blocks)
     assert pq.read_table(tmp_path / "results.parquet").num_rows == len(rows)
     assert "_hidden" in text
