@@ -254,7 +254,10 @@ def test_the_thin_resnet_is_read():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
 def test_the_configs_that_ship_are_valid(path):
-    read_settings(PretrainingConfig, path)
+    config = read_settings(PretrainingConfig, path)
+    if config.probe is not None:  # images that are not trained on
+        end, begin = config.images.split.partition(":")[2], config.probe.split.partition("[")[2]
+        assert end.endswith("%]") and begin == end.replace("]", ":]")
 
 
 @pytest.mark.parametrize(
