@@ -4,6 +4,7 @@
 import * as ort from "./ort/ort.wasm.min.mjs";
 
 const BAND = 2 ** 18; // pixels that are sliced at once
+const MARGIN = 0.02; // splice_ff/networks/bilateral_grid.py
 const MAX_ASPECT = 480 / 224; // the longest shape that the ViT sees at full size: splice_ff/vit/inputs.py
 
 export async function loadModel(folder) {
@@ -34,11 +35,23 @@ export async function paint(model, structure, tokens, size, strength) {
   const enlarge = async (values) => image((await run(model, "upsample", {
     output: tensor(values), structure: tensor(working), full: tensor(structure),
   })).image);
-  const fit = (values) => (isSame || isLarger ? resize(values, structure.height, structure.width, cubic, 2) : enlarge(values));
-  if (!model.card.cell) return clamp(await fit(crop(image(painted.output), height, width)));
-  const pixels = await fit(crop(image(painted.pixels), height, width));
+  if (!model.card.cell) {
+    const output = crop(image(painted.output), height, width);
+    return isSame ? output : isLarger ? atSmallerSize(output, working, structure) : enlarge(output);
+  }
+  const pixels = crop(image(painted.pixels), height, width);
   const extent = [height, width].map((side) => side / model.card.cell);
-  return slice(model, structure, pixels, painted.grid, extent);
+  if (isLarger) return atSmallerSize(await slice(model, working, pixels, painted.grid, extent), working, structure);
+  return slice(model, structure, isSame ? pixels : await enlarge(pixels), painted.grid, extent);
+}
+
+// A small structure image, changed as its enlarged copy was: the change of logits is reduced.
+function atSmallerSize(painted, working, structure) {
+  const logit = (v) => Math.log((v * (1 - 2 * MARGIN) + MARGIN) / (1 - v * (1 - 2 * MARGIN) - MARGIN));
+  const data = painted.data.map((v, i) => logit(v) - logit(working.data[i]));
+  const change = resize({ ...working, data }, structure.height, structure.width, cubic, 2);
+  const colors = structure.data.map((v, i) => (1 / (1 + Math.exp(-logit(v) - change.data[i])) - MARGIN) / (1 - 2 * MARGIN));
+  return clamp({ ...structure, data: colors });
 }
 
 // An image changed by a bilateral grid that it covers `extent` cells of, a few rows at a time.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,6 +24,7 @@ from splice_ff.commands._one_shot import (
 from splice_ff.commands._options import Debug, Device, Folder, Quiet, check_backbones, errors, expanded, say
 from splice_ff.errors import InputError
 from splice_ff.utils.console import progress_bar
+from splice_ff.utils.files import file_digest
 
 if TYPE_CHECKING:
     from splice_ff.data.pair_list import PairFiles
@@ -66,9 +66,9 @@ def batch(
 ) -> None:
     """Paint many images in one pass each, as DIR/NAME.png.
 
-    Finished images are kept: interrupted, the same command goes on; images of other inputs are never taken for them,
-    nor replaced. Images that cannot be painted do not stop the
-    others; each gets a line, and the exit status is 2.
+    Finished images are kept: interrupted, the same command goes on. Images of other inputs are never taken for
+    finished, nor replaced. Images that cannot be painted do not stop the others; each gets a line, and the exit status
+    is 2.
 
     Examples: `splice-ff batch pairs.csv -o painted`, `splice-ff batch --look tiger.jpg photos/ -o tigers`
     """
@@ -100,26 +100,27 @@ def batch(
             **{name: _identity(path) for name, path in (("look", look), ("structure", structure))},
         }
         failed, noted = 0, set[str]()
+
+        def on_note(note: str) -> None:
+            if not quiet and note not in noted:  # of an image that all pairs have
+                noted.add(note)
+                bar.clear()
+                say(f"note: {note}")
+
         with lock_folder(output):
             claim_folder(output / RECORD, settings, holds="images")
-            there: list[PairFiles] = []
-            todo: list[PairFiles] = []
-            for pair in pairs:
-                (there if (output / f"{pair.name}.png").exists() else todo).append(pair)
-            _check_finished(there, output)
-            finished = len(there)
+            finished = [pair for pair in pairs if (output / f"{pair.name}.png").exists()]
+            _check_finished(finished, output)
+            names = {pair.name for pair in finished}
+            todo = [pair for pair in pairs if pair.name not in names]
             facts = facts_of(model, splice, size) | {"strength": f"{strength:g}"}
             try:
-                with progress_bar(len(pairs), "image", quiet, finished) as bar:
+                with progress_bar(len(pairs), "image", quiet, len(finished)) as bar:
                     for outcome in paint_pairs(
-                        splice, todo, output, size=size, strength=strength, batch_size=batch_size, settings=facts
-                    ):
+                        splice, todo, output, size=size, strength=strength, batch_size=batch_size, settings=facts,
+                        on_note=on_note,
+                    ):  # fmt: skip
                         bar.update()
-                        for note in outcome.notes if not quiet else ():
-                            if note not in noted:  # of a look, which many share
-                                noted.add(note)
-                                bar.clear()
-                                say(f"note: {note}")
                         if outcome.error:
                             failed += 1
                             bar.clear()
@@ -128,7 +129,7 @@ def batch(
                 say(f"interrupted; the finished images are in {output}, and the same command goes on from there")
                 raise
         if not quiet:
-            say(f"{output}: {len(todo) - failed} images painted, {finished} kept, {failed} failed")
+            say(f"{output}: {len(todo) - failed} images painted, {len(finished)} kept, {failed} failed")
         if failed:
             raise typer.Exit(2)
 
@@ -181,4 +182,4 @@ def _check_finished(pairs: Sequence[PairFiles], output: Path) -> None:
 
 
 def _identity(path: Path | None) -> str | None:
-    return f"{path.name}, SHA-256 {sha256(path.read_bytes()).hexdigest()[:16]}" if path else None
+    return f"{path.name}, SHA-256 {file_digest(path)[:16]}" if path else None

@@ -121,6 +121,6 @@ def _report(info: VideoInfo, structure: Path, frames: int) -> None:
     if frames < info.frames:
         say(f"note: {structure}: {frames} frames could be read, and its header says {info.frames}")
     if info.unknown_audio:
-        say(f"note: {structure}: {info.unknown_audio} of its sound tracks is of a kind unknown here and left out")
+        say(f"note: {structure}: sound tracks of a kind unknown here are left out: {info.unknown_audio}")
     if pixel_format(info) != "yuv420p":
         say(f"note: {info.width}x{info.height} has an odd side: written as 4:4:4, which some players cannot show")

@@ -154,9 +154,7 @@ class PairDataset(torch.utils.data.Dataset[dict[str, Any]]):
         shown = close_up(self.size, self.zoom, generator) if self.augment else None
         before = generator.get_state()
         square = square_crop(first, self.size, crop, shown)
-        if (
-            kind == "mined"
-        ):  # partners that were found laid out alike stay so: mirrored alike, and cut at the same place
+        if kind == "mined":  # laid out alike: mirrored alike and cut at the same place they stay so
             generator.set_state(before)
         other = square if second is None else square_crop(second, self.size, crop, shown)
         return {"first": square, "second": other, "skipped": skipped}

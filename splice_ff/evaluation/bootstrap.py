@@ -1,4 +1,4 @@
-"""What many pairs say together: means with bootstrap intervals, paired differences and their chance, the gap closed."""
+"""What many pairs say together: means with intervals, paired differences and their p values, the gap closed."""
 
 from __future__ import annotations
 
@@ -80,8 +80,8 @@ def gap_closed(ours: Values, floor: Values, goal: Values) -> Estimate | None:
     return Estimate(float(came.mean() / whole.mean()), *_interval(ratios, len(common)), len(common))
 
 
-def chance_of_difference(shares: Sequence[float]) -> float:
-    """How likely a difference as large is by chance: the p of a paired permutation test (Good, 1994).
+def permutation_p_value(shares: Sequence[float]) -> float:
+    """Two-sided p value of a paired permutation test (Good, 1994): how likely a difference as large is by chance.
 
     If two methods were alike, each pair's two outputs could change places, which turns its share's sign.
 

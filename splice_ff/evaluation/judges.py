@@ -23,7 +23,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
 from splice_ff.errors import InputError
-from splice_ff.evaluation.bootstrap import MIN_PAIRS, chance_of_difference
+from splice_ff.evaluation.bootstrap import MIN_PAIRS, permutation_p_value
 from splice_ff.images import load_image
 from splice_ff.networks.teachers import BUNDLED_IN_PACKAGES, Teacher, load_teacher
 from splice_ff.utils.console import progress_bar
@@ -124,8 +124,8 @@ class Distance:
 
     value: float
     baseline: float
-    chance: float | None
-    """p of the difference between them (`chance_of_difference`); None for the baseline itself."""
+    p_value: float | None
+    """Of the difference between them; None for the baseline itself."""
     pairs: int
 
 
@@ -215,7 +215,7 @@ def _distance(ours: Mapping[str, _Features], baseline: Mapping[str, _Features], 
     return Distance(
         kernel_distance(mine, theirs, unrelated),
         kernel_distance(other, theirs, unrelated),
-        None if is_baseline else chance_of_difference(shares.tolist()),
+        None if is_baseline else permutation_p_value(shares.tolist()),
         len(common),
     )
 

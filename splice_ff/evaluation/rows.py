@@ -24,7 +24,7 @@ from splice_ff.utils.run_folder import claim_folder
 
 Row = dict[str, Any]
 """One method on one pair: `pair`, `domain`, `method`, the paths `structure_file`, `appearance_file` and `image`,
-`inputs`, digests of these files, where they are not painted here; `seconds` (None where the image was only read),
+`inputs`, digests of the files that it depends on; `seconds` (None where the image was only read),
 `error` (None where all went well), and the metrics by name."""
 
 
@@ -115,13 +115,9 @@ def read_rows(folder: Path, pairs: Sequence[PairFiles], methods: Sequence[Method
     rows: dict[tuple[str, str], Row] = {}
     for row in all_rows(folder):
         key = row["pair"], row["method"]
-        if (
-            key in wanted
-            and row["inputs"] == wanted[key]
-            and (
-                key not in rows or rows[key]["error"] or not row["error"]  # an error never hides a result
-            )
-        ):
+        if key not in wanted or row["inputs"] != wanted[key]:
+            continue
+        if key not in rows or rows[key]["error"] or not row["error"]:  # an error never hides a result
             rows[key] = row | places[row["pair"]]
     return list(rows.values())
 
@@ -142,10 +138,10 @@ def all_rows(folder: Path) -> Iterator[Row]:
         for line in lines:
             try:
                 row = json.loads(line)
-                hash((row["pair"], row["method"])), row["inputs"], row["error"]
-            except (ValueError, KeyError, TypeError, RecursionError):
+            except (ValueError, RecursionError):
                 continue
-            yield row
+            if isinstance(row, dict) and {"pair", "method", "inputs", "error"} <= row.keys():
+                yield row
 
 
 def _as_file_name(method: str) -> str:

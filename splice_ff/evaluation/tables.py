@@ -190,14 +190,14 @@ def _distance(distances: dict[str, Any], method: str, baseline: str) -> Cell:
     if method not in distances:
         return Cell("–")
     found, pairs = distances[method], distances[method]["pairs"]
-    value, chance = found["value"], found["chance"]
-    if chance is None:
+    value, p_value = found["value"], found["p_value"]
+    if p_value is None:
         return Cell(number(value), f"({pairs} pairs)")
-    verdict = ("better" if value < found["baseline"] else "worse") if chance < 1 - LEVEL else ""
+    verdict = ("better" if value < found["baseline"] else "worse") if p_value < 1 - LEVEL else ""
     others = (
         f"({pairs} pairs: {baseline} {number(found['baseline'])}) " if pairs != distances[baseline]["pairs"] else ""
     )
-    return Cell(number(value), f"{others}p {chance:.2g}", verdict)
+    return Cell(number(value), f"{others}p {p_value:.2g}", verdict)
 
 
 def _named(metric: dict[str, str]) -> str:

@@ -19,7 +19,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from splice_ff.utils.color import LUMA
-from splice_ff.utils.resize import enlarge_along_edges, reduce, to_full_size
+from splice_ff.utils.resize import downsample, enlarge_along_edges, guided_upsample
 
 NUMBERS = 12
 """Of an affine map of three colors: a matrix and a shift."""
@@ -110,11 +110,16 @@ def logits_and_added(
     at = guide(images) if guide is not None else None
     matrix, shift = slice_grid(maps, at, rows, columns).split((9, 3), 1)
     matrix = rearrange(matrix, "b (o i) y x -> b o i y x", o=3)
-    logits = torch.logit(images.float() * (1 - 2 * MARGIN) + MARGIN)
+    logits = to_logits(images)
     added = shift + pixels.float()
     for i in range(3):
         added = added + matrix[:, :, i] * logits[:, i, None]
     return logits, added
+
+
+def to_logits(images: Tensor) -> Tensor:
+    """Logits of colors in [0, 1]."""
+    return torch.logit(images.float() * (1 - 2 * MARGIN) + MARGIN)
 
 
 def to_colors(logits: Tensor) -> Tensor:
@@ -146,9 +151,9 @@ def recolor_in_bands(images: Tensor, change: Change, guide: Guide | None) -> Ten
 def recolor_at_full_size(structure: Tensor, change: Change, guide: Guide | None, full_structure: Tensor) -> Tensor:
     """Structure images at another size, changed as a network wanted it at the working size.
 
-    With a guide, images are sliced at their own size, and the change of pixels is enlarged along their edges, or
-    reduced; so no change leaves them as they are. Without one the painted image is enlarged along the edges, or
-    reduced: maps that obey no edges of the large image would blur its colors.
+    With a guide, larger images are sliced at their own size, and the change of pixels is enlarged along their edges.
+    Without one the painted image is enlarged so: maps that obey no edges of the large image would blur its colors.
+    Smaller images take the change of logits at the working size, reduced: their own detail stays.
 
     Args:
         structure: (B, 3, h, w) in [0, 1], what the network was given.
@@ -159,10 +164,12 @@ def recolor_at_full_size(structure: Tensor, change: Change, guide: Guide | None,
     Returns:
         (B, 3, H, W) in [0, 1].
     """
-    if guide is None:
-        return to_full_size(recolor_in_bands(structure, change, guide), structure, full_structure)
-    if full_structure.shape[-1] > structure.shape[-1]:
+    if guide is not None and full_structure.shape[-1] > structure.shape[-1]:
         pixels = enlarge_along_edges(change.pixels, structure, full_structure)
-    else:
-        pixels = reduce(change.pixels, full_structure)
-    return recolor_in_bands(full_structure, change._replace(pixels=pixels), guide)
+        return recolor_in_bands(full_structure, change._replace(pixels=pixels), guide)
+    painted = recolor_in_bands(structure, change, guide)
+    if full_structure.shape[-1] > structure.shape[-1]:
+        return guided_upsample(painted, structure, full_structure)
+    if full_structure.shape[-2:] == structure.shape[-2:]:
+        return painted
+    return to_colors(to_logits(full_structure) + downsample(to_logits(painted) - to_logits(structure), full_structure))

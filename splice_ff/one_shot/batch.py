@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,8 +32,6 @@ class Outcome:
     name: str
     error: str | None
     """One line, if it failed."""
-    notes: tuple[str, ...] = ()
-    """What was done to its images to read them, with their names."""
 
 
 INPUTS = "inputs_sha256"
@@ -61,6 +59,7 @@ def paint_pairs(
     strength: float = 1.0,
     batch_size: int = 8,
     settings: Mapping[str, str] | None = None,
+    on_note: Callable[[str], object] = lambda note: None,
 ) -> Iterator[Outcome]:
     """Paint each pair into `folder/NAME.png`, in the order in which batches fill up; a bad file fails its pair alone.
 
@@ -71,17 +70,21 @@ def paint_pairs(
         size, strength: see `OneShotModel.paint`.
         batch_size: structure images of one size that are painted together, at most; fewer of large ones.
         settings: for the images' text entries.
+        on_note: told what was done to an image to read it, once for each image that is read.
     """
-    looks: OrderedDict[Path, tuple[Tensor, tuple[str, ...]]] = OrderedDict()
-    waiting: dict[tuple[int, int], list[tuple[PairFiles, LoadedImage, Tensor, tuple[str, ...]]]] = {}
+    looks: OrderedDict[Path, Tensor] = OrderedDict()
+    waiting: dict[tuple[int, int], list[tuple[PairFiles, LoadedImage, Tensor]]] = {}
 
-    def look_of(path: Path) -> tuple[Tensor, tuple[str, ...]]:
+    def read(path: Path) -> LoadedImage:
+        image = load_image(path)
+        for note in image.notes:
+            on_note(f"{path}: {note}")
+        return image
+
+    def look_of(path: Path) -> Tensor:
         if path not in looks:
-            if path.suffix.lower() == SUFFIX:
-                looks[path] = load_look(path, model)[0], ()
-            else:
-                image = load_image(path)
-                looks[path] = model.embed(image.rgb), _notes(path, image)
+            is_look = path.suffix.lower() == SUFFIX
+            looks[path] = load_look(path, model)[0] if is_look else model.embed(read(path).rgb)
         looks.move_to_end(path)
         if len(looks) > LOOKS_KEPT:
             looks.popitem(last=False)
@@ -90,8 +93,7 @@ def paint_pairs(
     def paint(shape: tuple[int, int]) -> Iterator[Outcome]:
         group = waiting.pop(shape)
         try:
-            images = torch.cat([image.rgb for _, image, *_ in group])
-            tokens = torch.cat([look for *_, look, _ in group])
+            images, tokens = torch.cat([image.rgb for _, image, _ in group]), torch.cat([look for *_, look in group])
             outputs = model.paint(images, tokens, size=size, strength=strength)
         except Exception as error:
             if not isinstance(error, InputError) and not is_out_of_memory(error):
@@ -99,30 +101,26 @@ def paint_pairs(
             why = error if isinstance(error, InputError) else "out of memory; work at a smaller size"
             yield from (Outcome(pair.name, f"{pair.structure}: {why}") for pair, *_ in group)  # it is of their size
             return
-        for (pair, image, _, notes), output in zip(group, outputs, strict=True):
+        for (pair, image, _), output in zip(group, outputs, strict=True):
             facts = {**(settings or {}), "structure": pair.structure.name, "appearance": pair.appearance.name}
             try:
                 facts[INPUTS] = digest_of_inputs(pair)
                 save_image(folder / f"{pair.name}.png", output, alpha=image.alpha, settings=facts)
-                yield Outcome(pair.name, None, notes)
+                yield Outcome(pair.name, None)
             except InputError as error:
                 yield Outcome(pair.name, str(error))
 
     for pair in pairs:
         try:
-            image = load_image(pair.structure)
-            look, notes = look_of(pair.appearance)
+            image = read(pair.structure)
+            look = look_of(pair.appearance)
         except InputError as error:
             yield Outcome(pair.name, str(error))
             continue
-        waiting.setdefault(image.size, []).append((pair, image, look, (*_notes(pair.structure, image), *notes)))
+        waiting.setdefault(image.size, []).append((pair, image, look))
         if len(waiting[image.size]) >= min(batch_size, images_a_pass(*image.size, size or model.config.size)):
             yield from paint(image.size)
         while sum(h * w * len(group) for (h, w), group in waiting.items()) > MAX_WAITING:
             yield from paint(max(waiting, key=lambda shape: shape[0] * shape[1] * len(waiting[shape])))
     for shape in list(waiting):
         yield from paint(shape)
-
-
-def _notes(path: Path, image: LoadedImage) -> tuple[str, ...]:
-    return tuple(f"{path}: {note}" for note in image.notes)

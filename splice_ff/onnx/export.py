@@ -249,14 +249,14 @@ def _export(
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
         graph = onnx.load(traced)
-    remove_notes(graph)
+    strip_metadata(graph)
     if precision == "fp16":
         halve_weights(graph)
     write_file(file, graph.SerializeToString())
 
 
-def remove_notes(graph: Any) -> None:
-    """Remove what the exporter notes of each part: stack traces, with folders of this machine; up to a megabyte."""
+def strip_metadata(graph: Any) -> None:
+    """Remove the exporter's metadata: stack traces, with folders of this machine; up to a megabyte."""
     nodes, values = graph.graph.node, (*graph.graph.value_info, *graph.graph.input, *graph.graph.output)
     for part in (graph, graph.graph, *nodes, *values, *graph.graph.initializer):
         part.ClearField("metadata_props")

@@ -28,6 +28,8 @@ from splice_ff.vit.inputs import MAX_ASPECT
 Array = NDArray[np.float32]
 BAND = 2**18
 """Pixels that are sliced at once."""
+MARGIN = 0.02
+"""As in `splice_ff.networks.bilateral_grid`."""
 BICUBIC, BILINEAR = Image.Resampling.BICUBIC, Image.Resampling.BILINEAR
 
 
@@ -98,17 +100,17 @@ class OnnxSpliceFF:
         if (h, w) == full_size:
             return output
         if w > full_size[1]:
-            return _resize(output, full_size, BICUBIC).clip(0, 1)
+            return _at_smaller_size(output, working, structure)
         return self._run("upsample", output=output, structure=working, full=structure)[0]
 
     def _paint_by_grid(self, structure: Array, working: Array, pixels: Array, grid: Array) -> Array:
         """Change an image by a bilateral grid of maps; as `recolor_at_full_size` in splice_ff does."""
         h, w = working.shape[-2:]
         pixels, extent = pixels[..., :h, :w], [side / self.card["cell"] for side in (h, w)]
+        if w > structure.shape[-1]:
+            return _at_smaller_size(self._slice(working, pixels, grid, extent), working, structure)
         if w < structure.shape[-1]:
             (pixels,) = self._run("upsample", output=pixels, structure=working, full=structure)
-        else:
-            pixels = _resize(pixels, structure.shape[-2:], BICUBIC)
         return self._slice(structure, pixels, grid, extent)
 
     def _slice(self, image: Array, pixels: Array, grid: Array, extent: Sequence[float]) -> Array:
@@ -154,7 +156,6 @@ class OnnxSpliceFF:
         image, *others = (
             given if isinstance(given, DecodedImage) else decode_image(given) for given in (structure, *appearances)
         )
-        check_size(self.card["size"] if size is None else size, image.rgb.shape)
         looks = [self.embed(other.rgb[None]) for other in others]
         tokens = np.tensordot(np.asarray(shares, np.float32), np.stack(looks), 1)
         output = self.paint(image.rgb[None], tokens, size, strength)[0]
@@ -171,6 +172,18 @@ class OnnxSpliceFF:
         size, patch, sides = self.card["vit_size"], self.card["backbone"]["patch"], image.shape[-2:]
         factor = min(size / min(sides), MAX_ASPECT * size / max(sides))
         return _resize(image, [max(2, round(side * factor / patch)) * patch for side in sides], BILINEAR)
+
+
+def _at_smaller_size(painted: Array, working: Array, structure: Array) -> Array:
+    """Change a small structure image as its enlarged copy was; as `recolor_at_full_size` in splice_ff does."""
+    change = _resize(_logits(painted) - _logits(working), structure.shape[-2:], BICUBIC)
+    colors = 1 / (1 + np.exp(-_logits(structure) - change))
+    return ((colors - MARGIN) / (1 - 2 * MARGIN)).clip(0, 1)
+
+
+def _logits(image: Array) -> Array:
+    inside = image * (1 - 2 * MARGIN) + MARGIN
+    return np.log(inside / (1 - inside))
 
 
 def _read_card(file: Path) -> dict[str, Any]:

@@ -68,7 +68,7 @@ class Dino(nn.Module):
 
     def __init__(self, student: Student, settings: DinoConfig) -> None:
         super().__init__()
-        self.student, self.settings = student.learn(), settings
+        self.student, self.settings = student.unfreeze(), settings
         width = student.features.width
         self.head = DinoHead(width, settings.hidden, settings.bottleneck, settings.prototypes)
         self.teacher: Any = copy.deepcopy(student).requires_grad_(False)

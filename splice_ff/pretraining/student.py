@@ -33,14 +33,14 @@ class Student(nn.Module):
     def __init__(self, features: ViTFeatures, teachers: tuple[str, ...] = ()) -> None:
         super().__init__()
         self.features, self.teachers = features, teachers
-        self.learn()
+        self.unfreeze()
 
     @property
     def vit(self) -> Any:
         """The timm model."""
         return self.features.vit
 
-    def learn(self) -> Student:
+    def unfreeze(self) -> Student:
         """Give every weight that is used a gradient; a moving average of another student comes without."""
         for name, parameter in self.vit.named_parameters():
             parameter.requires_grad_(not name.startswith(UNUSED))

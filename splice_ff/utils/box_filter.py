@@ -12,8 +12,7 @@ from torch import Tensor
 def box_filter(images: Tensor, radius: int) -> Tensor:
     """Means over squares of 2 x radius + 1 pixels a side around each pixel of (B, C, H, W); the border repeats.
 
-    Sums of shifted copies, rows first: 0.4 ms for 12 channels of 160 x 160 pixels on two threads of an AMD EPYC, where
-    `avg_pool2d` takes 4.7 ms.
+    Sums of shifted copies, rows first: on CPUs a fraction of what `avg_pool2d` takes (docs/speed.md).
     """
     side, (height, width) = 2 * radius + 1, images.shape[-2:]
     padded = repeat_border(images, radius)

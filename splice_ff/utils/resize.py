@@ -38,14 +38,13 @@ def to_full_size(image: Tensor, structure: Tensor, full_structure: Tensor) -> Te
     if image.shape[-2:] == full_structure.shape[-2:]:
         return image
     if image.shape[-1] > full_structure.shape[-1]:
-        return reduce(image, full_structure).clamp(0, 1)
+        return downsample(image, full_structure).clamp(0, 1)
     return guided_upsample(image, structure, full_structure)
 
 
-def reduce(values: Tensor, like: Tensor) -> Tensor:
-    """Values (B, 3, h, w) of any range at the smaller size of `like`, antialiased; those of its size as they are."""
-    size = list(like.shape[-2:])
-    return values if list(values.shape[-2:]) == size else F.interpolate(values, size, mode="bicubic", antialias=True)
+def downsample(values: Tensor, like: Tensor) -> Tensor:
+    """Values (B, 3, h, w) of any range at the smaller size of `like`, antialiased."""
+    return F.interpolate(values, list(like.shape[-2:]), mode="bicubic", antialias=True)
 
 
 def guided_upsample(output: Tensor, small_guide: Tensor, guide: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ class VideoInfo:
     pixel_aspect: Fraction
     """Width of a pixel by its height, as it is shown."""
     audio: tuple[str, ...]
-    """Codecs of its audio streams; of those that FFmpeg does not know only, if it knows none, "unknown"."""
+    """Codecs of its audio streams, without those that FFmpeg does not know; if it knows none, "unknown" for each."""
     unknown_audio: int = 0
     """Audio streams that FFmpeg does not know, such as spatial sound beside plain; they cannot be copied."""
 

@@ -133,7 +133,7 @@ def test_rows_are_judged(colors, rows, tmp_path):
     for n, by_method in zip((6, 5), found.distances.values(), strict=True):
         ours, copy = by_method["ours"], by_method["copy"]
         assert ours.value == copy.baseline < copy.value and ours.pairs == copy.pairs == n
-        assert ours.chance is None and copy.chance >= 2**-n  # no sample of signs is rarer
+        assert ours.p_value is None and copy.p_value >= 2**-n  # no sample of signs is rarer
 
 
 def test_a_method_is_compared_with_the_baseline_on_the_pairs_of_both(colors, rows, tmp_path):
@@ -177,7 +177,7 @@ def test_judgements_are_shown(colors, rows, tmp_path):
     tables = "\n".join(table.markdown() for table in all_tables(summary))
     assert "colors: appearance ↑" in tables and "colors: structure ↓" in tables and "colors, cat ↓" in tables
     beside = found.distances["cat"]["copy"]
-    assert f"{number(beside.value)} p {beside.chance:.2g} |" in tables and "(5 pairs)" in tables
+    assert f"{number(beside.value)} p {beside.p_value:.2g} |" in tables and "(5 pairs)" in tables
     fewer = [row for row in rows if (row["pair"], row["method"]) != ("5", "copy")]
     distances = {"colors": judge_rows(colors, fewer, "ours", tmp_path).distances}
     summary = summarize(fewer, ["copy", "ours"], metrics_of(judges=["colors"]), "ours", {}, kernel_distances=distances)

@@ -78,13 +78,13 @@ def test_too_few_pairs_have_no_interval():
         bootstrap.mean([])
 
 
-def test_the_chance_of_a_difference_is_that_of_all_signs():
+def test_the_p_value_is_that_of_all_signs():
     shares = [3.0, 2.0, 1.0, -0.5]
     sums = [abs(np.dot(signs, shares)) for signs in itertools.product((-1, 1), repeat=4)]
     exact = np.mean([total >= 5.5 for total in sums])
-    assert bootstrap.chance_of_difference(shares) == pytest.approx(exact, abs=0.02) and exact == 0.25
-    assert bootstrap.chance_of_difference([0.0, 0.0]) == 1
-    assert bootstrap.chance_of_difference([1.0] * 40) < 0.001
+    assert bootstrap.permutation_p_value(shares) == pytest.approx(exact, abs=0.02) and exact == 0.25
+    assert bootstrap.permutation_p_value([0.0, 0.0]) == 1
+    assert bootstrap.permutation_p_value([1.0] * 40) < 0.001
 
 
 def test_paired_differences_see_what_means_do_not():

@@ -154,12 +154,8 @@ def test_bands_are_the_whole(monkeypatch, unet):
     torch.testing.assert_close(banded, whole, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(
-    ("full", "working", "bound"),
-    # a smaller image has lost what the enlarged one was painted by: it agrees a little less
-    [((74, 100), (37, 50), 0.01), ((41, 30), (41, 30), 0.01), ((20, 27), (40, 54), 0.015)],
-)
-def test_full_size_agrees_with_the_working_size(unet, full, working, bound):
+@pytest.mark.parametrize(("full", "working"), [((74, 100), (37, 50)), ((41, 30), (41, 30)), ((20, 27), (40, 54))])
+def test_full_size_agrees_with_the_working_size(unet, full, working):
     """Reduced again, a smooth image painted at full size is nearly what was painted at the working size."""
     image, features, tokens = inputs(*full)
     small = F.interpolate(image, working, mode="bicubic", antialias=True).clamp(0, 1)
@@ -169,7 +165,7 @@ def test_full_size_agrees_with_the_working_size(unet, full, working, bound):
     assert painted.shape == image.shape and painted.min() >= 0 and painted.max() <= 1
     least = min(full, working)
     again, reduced = (F.interpolate(x, least, mode="bicubic", antialias=True) for x in (painted, expected))
-    assert (again - reduced).abs().mean() < bound < 0.05 < (expected - small).abs().mean()
+    assert (again - reduced).abs().mean() < 0.01 < 0.05 < (expected - small).abs().mean()
 
 
 @pytest.mark.parametrize("name", [name for name in SIZES if "grid" in name])

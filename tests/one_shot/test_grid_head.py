@@ -68,8 +68,15 @@ def test_images_of_any_size_are_painted_at_their_own(model, size):
     torch.testing.assert_close(batch[1:], output, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("size", [(150, 201), (64, 64), (40, 50), (50, 40)])
-def test_no_change_leaves_the_image_as_it_is_also_a_small_one(model, size):
+@pytest.mark.parametrize(
+    ("kind", "size"),
+    [
+        ("tiny-grid", (150, 201)),
+        *((kind, size) for kind in ("tiny", "tiny-grid") for size in ((64, 64), (40, 50), (50, 40))),
+    ],
+)
+def test_no_change_leaves_the_image_as_it_is_also_a_small_one(tiny_backbone, kind, size):
+    model = make_model(tiny_backbone(patch_size=16), generator=kind)
     structure, tokens = random_image(1, *size), model.embed(random_image(2))
     structure = (structure + 0.2 * torch.rand(structure.shape, generator=torch.Generator().manual_seed(3))).clamp(0, 1)
     torch.testing.assert_close(model.paint(structure, tokens, strength=0), structure, atol=1e-4, rtol=0)
