@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from einops import rearrange
 from timm.layers import Mlp
 from torch import Tensor, nn
+
+from splice_ff.utils.attention import attention
 
 
 class CrossAttention(nn.Module):
@@ -36,8 +37,7 @@ class CrossAttention(nn.Module):
         q = rearrange(self.to_q(self.norm(x)), "b n (heads d) -> b heads n d", heads=self.heads)
         kv = self.to_kv(self.context_norm(context))
         k, v = rearrange(kv, "b m (two heads d) -> two b heads m d", two=2, heads=self.heads)
-        attended = F.scaled_dot_product_attention(q, k, v)
-        return x + self.to_out(rearrange(attended, "b heads n d -> b n (heads d)"))
+        return x + self.to_out(rearrange(attention(q, k, v), "b heads n d -> b n (heads d)"))
 
 
 class ResidualMlp(Mlp):  # type: ignore[misc]  # timm has no types here

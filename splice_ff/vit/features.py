@@ -20,6 +20,7 @@ from timm.models.eva import Eva, EvaBlock
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from splice_ff.utils.attention import attention, prefers_plain_attention
 from splice_ff.vit.spec import FACETS, BackboneSpec, PositionInterpolation
 
 PROJECTIONS = ("queries", "keys", "values")
@@ -198,6 +199,7 @@ class ViTFeatures(nn.Module):
         x, grid, rope = self._embed(inputs.to(self.vit.patch_embed.proj.weight.dtype))
         facets: dict[str, dict[int, Tensor]] = {facet: {} for facet in FACETS}
         cls_tokens = []
+        is_plain = prefers_plain_attention(x.device, self.vit.blocks[0].attn.proj.weight.dtype, x.shape[1])
         for i, block in enumerate(self.vit.blocks[: max(last_projected, last_output) + 1]):
             normed = None
             for facet, layers in projected.items():
@@ -209,7 +211,10 @@ class ViTFeatures(nn.Module):
             if i == last_output and i not in outputs and _is_plain(block):
                 x = _first_token_of_block(block, x, normed, facets["keys"].get(i))
             else:
+                fused = block.attn.fused_attn  # timm's switch; set for this call alone
+                block.attn.fused_attn = fused and not is_plain
                 x = block(x) if rope is None else block(x, rope=_rope_of_layer(self.vit, rope, i))
+                block.attn.fused_attn = fused
             if i in outputs:
                 facets["tokens"][i] = x
             if cls:
@@ -319,7 +324,7 @@ def _first_token_of_block(block: Any, x: Tensor, normed: Tensor | None, keys: Te
     normed = block.norm1(x) if normed is None else normed
     query = attn.q_norm(_project(attn, normed[:, :1], "queries"))
     keys = attn.k_norm(_project(attn, normed, "keys") if keys is None else keys)
-    y = F.scaled_dot_product_attention(query, keys, _project(attn, normed, "values"))
+    y = attention(query, keys, _project(attn, normed, "values"))
     y = attn.proj(attn.norm(rearrange(y, "b heads t d -> b t (heads d)")))
     first = x[:, :1] + block.ls1(y)
     return first + block.ls2(block.mlp(block.norm2(first)))
