@@ -67,5 +67,5 @@ def _print_estimate(settings: TrainingConfig) -> None:
     device = default_device()
     rate = matmul_rate(device, torch.bfloat16 if settings.run.precision == "bf16" else torch.float32)
     typer.echo("\n".join([*dry_run(settings).lines(rate), f"device               {describe(device)}"]))
-    if settings.loss.realism or settings.loss.kernel:
-        typer.echo("not counted          the networks of loss.realism and loss.kernel")
+    if {"realism", "kernel"} & settings.loss.terms.keys():
+        typer.echo("not counted          the network of the terms realism and kernel")

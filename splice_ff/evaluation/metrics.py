@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional as TF
 from splice_ff.errors import InputError
 from splice_ff.evaluation import image_metrics
 from splice_ff.evaluation.perceptual import Lpips
-from splice_ff.losses import SpliceLoss, Target, appearance_loss, identity_loss, structure_loss
+from splice_ff.losses import Losses, SpliceLoss, Target, appearance_loss, identity_loss, structure_loss
 from splice_ff.vit.features import ViTFeatures, self_similarity
 
 MIN_SIDE = image_metrics.TILE + 2
@@ -139,7 +139,7 @@ class Measurer:
         ours, *same = self.loss.targets(*([output] if identity is None else [output, identity]))
         structural = structure_loss(ours.keys, structure.keys)
         visual = appearance_loss(ours.cls, appearance.cls)
-        found["objective"] = self.loss.weigh(structural, visual, torch.zeros(())).total.item()
+        found["objective"] = Losses.weighed(self.loss.weights, structural, visual, torch.zeros(())).total.item()
         found["structure"], found["appearance"] = structural.item(), visual.item()
         if same:
             found["identity"] = identity_loss(same[0].keys, appearance.keys).item()

@@ -1,4 +1,4 @@
-"""The distance of an output's colors from the look's, which Splice lacks (`loss.color`, `Recipe.color_weight`).
+"""The distance of an output's colors from the look's, which Splice lacks (term `color`).
 
 Sliced Wasserstein distances of the pixels' Lab colors, wherever they are (Rabin et al., "Wasserstein Barycenter
 and its Application to Texture Mixing", 2011):

@@ -1,4 +1,4 @@
-"""Edges that the structure image lacks, which Splice does not penalize (`loss.edges`, `Recipe.edge_weight`).
+"""Edges that the structure image lacks, which Splice does not penalize (term `edges`).
 
 A [CLS] token does not say where things are: eyes painted beside the eyes bring it as near as the eyes themselves.
 
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from splice_ff.utils.color import rgb_to_lab
+from splice_ff.utils.resize import reduce_shorter_side
 
 SIDE = 80
 """Shorter side, in pixels, at which edges are compared: finer than eyes, coarser than hairs."""
@@ -37,21 +38,13 @@ def edge_loss(outputs: Tensor, structures: Tensor, appearances: Tensor) -> Tenso
         The mean over the batch, a scalar, at least 0.
     """
     with torch.autocast(outputs.device.type, enabled=False):  # half precision would make edges of smooth shading
-        ours, theirs, looks = (rgb_to_lab(_small(x.float())) for x in (outputs, structures, appearances))
+        ours, theirs, looks = (
+            rgb_to_lab(reduce_shorter_side(x.float(), SIDE)) for x in (outputs, structures, appearances)
+        )
         contrast = (_contrast(ours.detach()) / _contrast(theirs)).clamp(min=1)
         known = F.max_pool2d(_gradients(theirs), 2 * REACH + 1, 1, REACH)
         usual = _gradients(looks).mean((2, 3), keepdim=True)
         return F.relu(_gradients(ours) - contrast * known - usual / 2).mean() / SCALE
-
-
-def _small(images: Tensor) -> Tensor:
-    """(B, 3, H, W) with a shorter side of `SIDE`, antialiased, or as they are where they have less."""
-    height, width = images.shape[-2:]
-    scale = SIDE / min(height, width)
-    if scale >= 1:
-        return images
-    size = (round(height * scale), round(width * scale))
-    return F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
 
 
 def _contrast(lab: Tensor) -> Tensor:

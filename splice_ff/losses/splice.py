@@ -9,13 +9,13 @@ L_app + 0.1 L_structure + 0.1 L_id; the authors' code takes means of squares, an
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from splice_ff.losses.style import style_layers, style_loss, token_statistics
+from splice_ff.losses.style import token_statistics
 from splice_ff.vit.features import Features, ViTFeatures, self_similarity
 from splice_ff.vit.inputs import ViTInput
 from splice_ff.vit.spec import LossWeights
@@ -65,8 +65,12 @@ class Losses:
     appearance: Tensor
     identity: Tensor
     total: Tensor
-    style: Tensor
-    """No part of `total`, for Splice does not have it; 0 where it was not asked for."""
+
+    @classmethod
+    def weighed(cls, weights: LossWeights, structure: Tensor, appearance: Tensor, identity: Tensor) -> Losses:
+        """The three losses with their sum."""
+        total = weights.structure * structure + weights.appearance * appearance + weights.identity * identity
+        return cls(structure, appearance, identity, total)
 
     def floats(self) -> dict[str, float]:
         """Plain numbers, for logs."""
@@ -75,7 +79,7 @@ class Losses:
 
 @dataclass(frozen=True)
 class Target:
-    """What the losses compare with, for a batch of images: constants, without gradient."""
+    """The features of a batch of images that losses compare."""
 
     keys: Tensor
     """Deepest layer, (B, heads, T, d)."""
@@ -111,30 +115,18 @@ class SpliceLoss:
             another scale than DINO's keep the published balance.
         weights: of the three terms.
         vit_input: how images become what the ViT sees; `PUBLISHED` follows the authors' code.
-        style: whether to take the style loss too (`splice_ff.losses.style`).
     """
 
     def __init__(
-        self,
-        backbone: ViTFeatures,
-        weights: LossWeights | None = None,
-        vit_input: ViTInput | None = None,
-        style: bool = False,
+        self, backbone: ViTFeatures, weights: LossWeights | None = None, vit_input: ViTInput | None = None
     ) -> None:
         self.backbone, self.vit_input = backbone, vit_input or ViTInput()
-        self.style_layers = style_layers(backbone.depth) if style else []
-        weights = weights or LossWeights()
-        scales = backbone.spec.loss_scales if backbone.spec else LossWeights(1.0, 1.0, 1.0)
-        self.weights = LossWeights(
-            weights.structure * scales.structure,
-            weights.appearance * scales.appearance,
-            weights.identity * scales.identity,
-        )
+        self.weights = scaled_weights(backbone, weights or LossWeights())
 
     @torch.no_grad()
     def targets(self, *batches: Tensor) -> list[Target]:
-        """Features of structure or appearance images, each (B, 3, H, W) in [0, 1], to compare with."""
-        return self._features(batches)
+        """Features of structure or appearance images, each (B, 3, H, W) in [0, 1], to compare with: constants."""
+        return encode(self.backbone, self.vit_input, batches)
 
     def __call__(
         self,
@@ -153,36 +145,52 @@ class SpliceLoss:
             identity: the generator applied to the appearance images, (B', 3, H', W'); omitted, the term is 0.
             identity_target: target of those images, if not `appearance`.
         """
-        painted, *repainted = self._features([output] if identity is None else [output, identity])
-        kept = output.new_zeros(())
-        if repainted:
-            kept = identity_loss(repainted[0].keys, (identity_target or appearance).keys)
-        style = None
-        if self.style_layers:
-            assert painted.statistics is not None and appearance.statistics is not None
-            style = style_loss(painted.statistics, appearance.statistics)
-        return self.weigh(
-            structure_loss(painted.keys, structure.keys), appearance_loss(painted.cls, appearance.cls), kept, style
-        )
+        seen = encode(self.backbone, self.vit_input, [output] if identity is None else [output, identity])
+        return compare(self.weights, seen, structure, appearance, identity_target)
 
-    def identity(self, images: Tensor, target: Target) -> Tensor:
-        """The identity loss alone, of images (B, 3, H, W) and the target they should have."""
-        return identity_loss(self._features([images])[0].keys, target.keys)
 
-    def weigh(self, structure: Tensor, appearance: Tensor, identity: Tensor, style: Tensor | None = None) -> Losses:
-        """The three terms with their weighted sum, and the style loss."""
-        w = self.weights
-        total = w.structure * structure + w.appearance * appearance + w.identity * identity
-        return Losses(structure, appearance, identity, total, total.new_zeros(()) if style is None else style)
+def scaled_weights(backbone: ViTFeatures, weights: LossWeights) -> LossWeights:
+    """Weights times the scales of a backbone's features."""
+    scales = backbone.spec.loss_scales if backbone.spec else LossWeights(1.0, 1.0, 1.0)
+    return LossWeights(*(getattr(weights, f.name) * getattr(scales, f.name) for f in fields(LossWeights)))
 
-    def _features(self, batches: Sequence[Tensor]) -> list[Target]:
-        """Deepest keys and [CLS] tokens of several batches; those of one size share a pass."""
-        inputs = [self.vit_input.resize(images, self.backbone.patch_size) for images in batches]
-        encoded: dict[int, Target] = {}
-        for shape in dict.fromkeys(x.shape[-2:] for x in inputs):
-            group = [i for i, x in enumerate(inputs) if x.shape[-2:] == shape]
-            batch = torch.cat([inputs[i] for i in group])
-            features = self.backbone(batch, cls=True, keys=[-1], tokens=self.style_layers)
-            together = Target.from_features(features, self.backbone.prefix_tokens, self.style_layers)
-            encoded |= dict(zip(group, together.split([len(inputs[i]) for i in group]), strict=True))
-        return [encoded[i] for i in range(len(inputs))]
+
+def encode(
+    backbone: ViTFeatures, vit_input: ViTInput, batches: Sequence[Tensor], style_layers: Sequence[int] = ()
+) -> list[Target]:
+    """What the losses see of several batches, each (B, 3, H, W) in [0, 1]; those of one size share a pass of the ViT.
+
+    `style_layers` are those of `splice_ff.losses.style.style_layers`, where the style loss is wanted.
+    """
+    inputs = [vit_input.resize(images, backbone.patch_size) for images in batches]
+    encoded: dict[int, Target] = {}
+    for shape in dict.fromkeys(x.shape[-2:] for x in inputs):
+        group = [i for i, x in enumerate(inputs) if x.shape[-2:] == shape]
+        features = backbone(torch.cat([inputs[i] for i in group]), cls=True, keys=[-1], tokens=style_layers)
+        together = Target.from_features(features, backbone.prefix_tokens, style_layers)
+        encoded |= dict(zip(group, together.split([len(inputs[i]) for i in group]), strict=True))
+    return [encoded[i] for i in range(len(inputs))]
+
+
+def compare(
+    weights: LossWeights,
+    seen: Sequence[Target],
+    structure: Target,
+    appearance: Target,
+    identity_target: Target | None = None,
+) -> Losses:
+    """The three losses from features.
+
+    Args:
+        weights: of the sum.
+        seen: features of the output, and, where the identity loss is taken, of the generator's image of the appearance.
+        structure, appearance: what they are compared with.
+        identity_target: what the second is compared with, if not `appearance`.
+    """
+    output, *repainted = seen
+    kept = output.cls.new_zeros((), dtype=torch.float32)
+    if repainted:
+        kept = identity_loss(repainted[0].keys, (identity_target or appearance).keys)
+    return Losses.weighed(
+        weights, structure_loss(output.keys, structure.keys), appearance_loss(output.cls, appearance.cls), kept
+    )

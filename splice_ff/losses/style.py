@@ -1,4 +1,4 @@
-"""The style loss compares statistics of patches of output and look, wherever they are; Splice lacks it (`loss.style`).
+"""The style loss compares statistics of patches of output and look, wherever they are; Splice lacks it (term `style`).
 
 A [CLS] token sums an image up; of a coat's pattern and a ground's color it says little. The patches' tokens x_l at the
 output of block l say more, and their statistics do not say where. The style loss of AdaIN (Huang and Belongie,

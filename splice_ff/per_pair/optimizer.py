@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from splice_ff.errors import DivergedError
 from splice_ff.images import check_images
-from splice_ff.losses import Losses, SpliceLoss, Target
-from splice_ff.losses.color import color_loss
-from splice_ff.losses.edges import edge_loss
+from splice_ff.losses.splice import Losses, Target, compare, encode, scaled_weights
+from splice_ff.losses.style import style_layers
+from splice_ff.losses.terms import Painted, check_terms, weighted_terms
 from splice_ff.networks.skip_unet import SkipUNet
 from splice_ff.per_pair.augment import appearance_views, random_resolution, same_similarity, structure_views
 from splice_ff.per_pair.recipes import Recipe, check_image_size
@@ -29,6 +29,7 @@ from splice_ff.utils.schedules import cosine
 from splice_ff.utils.seeding import check_seed
 from splice_ff.utils.steps import SteppedRun
 from splice_ff.vit.features import ViTFeatures
+from splice_ff.vit.inputs import ViTInput
 from splice_ff.vit.spec import LossWeights
 
 EVALUATE_EVERY = 25
@@ -127,8 +128,10 @@ class PairOptimizer(SteppedRun[Losses]):
         self.backbone_name, self.fingerprint = backbone.name, backbone.fingerprint
         backbone = backbone.to(self.device)
         backbone = backbone.with_matmuls_in(self.dtype) if self._is_mixed else backbone
-        self.weights = LossWeights(structure=recipe.structure_weight)
-        self.loss = SpliceLoss(backbone, self.weights, recipe.vit_input, recipe.style_weight > 0)
+        check_terms(recipe.terms)
+        self.backbone = backbone
+        self.weights = scaled_weights(backbone, LossWeights(structure=recipe.structure_weight))
+        self.style_layers = style_layers(backbone.depth) if recipe.terms.get("style") else []
 
         self.is_new = generator is None
         self.generator = (self._new_generator() if generator is None else generator).to(self.device)
@@ -136,7 +139,7 @@ class PairOptimizer(SteppedRun[Losses]):
         self.generate: Callable[[Tensor], Tensor] = self.generator
         if compile:
             self.generate = torch.compile(self.generator)
-            self.loss.backbone.compile()
+            self.backbone.compile()
         self.adam = torch.optim.Adam(self.generator.parameters(), betas=(recipe.beta1, 0.99), fused=True)
         self.random = torch.Generator().manual_seed(self.seed)
         self.evaluations_without_gain = 0
@@ -175,42 +178,51 @@ class PairOptimizer(SteppedRun[Losses]):
         return losses
 
     def _objective(self, structure: _View, appearance: _View) -> tuple[Losses, Tensor]:
-        """The losses of this step's views, and what is minimized: their total and `_other_terms`."""
-        recipe, step = self.recipe, self.step_count
+        """The losses of this step's views, and what is minimized: their total and the recipe's terms."""
+        recipe, step, weights = self.recipe, self.step_count, self.weights
         takes_identity = recipe.identity_every > 0 and step % recipe.identity_every == 0
         with self._precision():
             output = self.generate(structure.images)
-            identity = self.generate(appearance.images) if takes_identity else None
-            losses = self._compare(output, structure, appearance, identity)
+            identity = [self.generate(appearance.images)] if takes_identity else []
+            losses, seen = self._compare(output, structure, appearance, identity)
             if step < recipe.cls_warmup:
-                objective = self.loss.weights.appearance * losses.appearance
+                objective = weights.appearance * losses.appearance
             else:  # where identity is taken at every n-th step, it weighs n times as much
-                objective = losses.total + (recipe.identity_every - 1) * self.loss.weights.identity * losses.identity
-                objective = objective + self._other_terms(losses, output, structure.images)
+                objective = losses.total + (recipe.identity_every - 1) * weights.identity * losses.identity
+                objective = objective + self._terms(output, structure.images, seen, appearance.target)
             if recipe.whole_every and step % recipe.whole_every == 0:
                 whole = self.whole_structure
-                objective = objective + self.loss(self.generate(whole.images), whole.target, appearance.target).total
+                seen_whole = self._see(self.generate(whole.images))
+                objective = objective + compare(weights, seen_whole, whole.target, appearance.target).total
         if takes_identity:
             self.last_identity = losses.identity.detach()
-        layout, look, style = losses.structure.detach(), losses.appearance.detach(), losses.style.detach()
-        shown = self.loss.weigh(layout, look, self.last_identity, style)
+        shown = Losses.weighed(weights, losses.structure.detach(), losses.appearance.detach(), self.last_identity)
         return shown, objective
 
-    def _compare(self, output: Tensor, structure: _View, appearance: _View, identity: Tensor | None) -> Losses:
-        """The losses of an output (1, 3, H, W), under the recipe's similarities if it has some."""
-        if not self.recipe.similarities:
-            return self.loss(output, structure.target, appearance.target, identity)
-        kept = output.new_zeros(()) if identity is None else self.loss.identity(identity, appearance.target)
-        seen = []
-        for _ in range(self.recipe.similarities):
-            coarser = random_resolution(self.recipe.vit_input, self.random)
-            loss = SpliceLoss(self.loss.backbone, self.weights, coarser, self.recipe.style_weight > 0)
-            output_view, structure_view = same_similarity([output, structure.images], self.random)
-            (target,) = loss.targets(structure_view)
-            seen.append(loss(output_view, target, appearance.target))
-        layout = torch.stack([each.structure for each in seen]).mean()
-        look = torch.stack([each.appearance for each in seen]).mean()
-        return self.loss.weigh(layout, look, kept, torch.stack([each.style for each in seen]).mean())
+    def _compare(
+        self, output: Tensor, structure: _View, appearance: _View, identity: list[Tensor]
+    ) -> tuple[Losses, Target]:
+        """The losses of an output (1, 3, H, W), under a similarity if the recipe says so; and what the ViT saw of it.
+
+        `identity` holds the generator's image of the appearance image, or nothing.
+        """
+        if not self.recipe.similarity:
+            seen = self._see(output, *identity)
+            return compare(self.weights, seen, structure.target, appearance.target), seen[0]
+        coarser = random_resolution(self.recipe.vit_input, self.random)
+        output_view, structure_view = same_similarity([output, structure.images], self.random)
+        with torch.no_grad():
+            (target,) = self._see(structure_view, vit_input=coarser)
+        seen = [*self._see(output_view, vit_input=coarser), *self._see(*identity)]
+        return compare(self.weights, seen, target, appearance.target), seen[0]
+
+    def _see(self, *batches: Tensor, vit_input: ViTInput | None = None) -> list[Target]:
+        return encode(self.backbone, vit_input or self.recipe.vit_input, batches, self.style_layers)
+
+    def _terms(self, output: Tensor, structure: Tensor, seen: Target, look: Target) -> Tensor:
+        """The sum of the recipe's terms, weighted."""
+        terms = weighted_terms(self.recipe.terms, Painted(output, structure, self.appearance, seen, look))
+        return sum(terms.values(), output.new_zeros(()))
 
     def _draw_views(self) -> list[_View]:
         """What this step sees of the structure and of the appearance image."""
@@ -224,8 +236,8 @@ class PairOptimizer(SteppedRun[Losses]):
         return appearance_views(self.appearance, self.random)
 
     def _encode(self, *batches: Tensor) -> list[_View]:
-        with self._precision():
-            return [_View(images, target) for images, target in zip(batches, self.loss.targets(*batches), strict=True)]
+        with self._precision(), torch.no_grad():
+            return [_View(images, target) for images, target in zip(batches, self._see(*batches), strict=True)]
 
     def _learning_rate(self) -> float:
         peak = self.recipe.learning_rate
@@ -307,21 +319,15 @@ class PairOptimizer(SteppedRun[Losses]):
     @torch.no_grad()
     def _whole_image(self) -> tuple[Tensor, dict[str, float], float]:
         """The present image at working size, its losses without augmentation, and the objective."""
-        output = self.averaged(self.structure)
-        identity = self.averaged(self.appearance) if self.recipe.identity_every else None
+        batches = [self.averaged(self.structure)]
+        if self.recipe.identity_every:
+            batches.append(self.averaged(self.appearance))
+        look = self.whole_appearance.target
         with self._precision():
-            losses = self.loss(output, self.whole_structure.target, self.whole_appearance.target, identity)
-            objective = losses.total + self._other_terms(losses, output, self.structure)
-        return output, losses.floats(), objective.item()
-
-    def _other_terms(self, losses: Losses, output: Tensor, structure: Tensor) -> Tensor:
-        """What the recipe adds to the paper's objective: on style, on colors, on edges that the structure lacks."""
-        terms = self.recipe.style_weight * losses.style
-        if self.recipe.color_weight:
-            terms = terms + self.recipe.color_weight * color_loss(output, self.appearance)
-        if self.recipe.edge_weight:
-            terms = terms + self.recipe.edge_weight * edge_loss(output, structure, self.appearance)
-        return terms
+            seen = self._see(*batches)
+            losses = compare(self.weights, seen, self.whole_structure.target, look)
+            objective = losses.total + self._terms(batches[0], self.structure, seen[0], look)
+        return batches[0], losses.floats(), objective.item()
 
     def _evaluate(self) -> None:
         """Look at the whole image; keep it if it is the best."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
@@ -40,9 +41,9 @@ class Recipe:
     views: int
     """0: new augmented views of both images at every step, as published. Otherwise so many views of the appearance
     image are drawn and encoded once, and the structure image is always seen whole, as it will be judged."""
-    similarities: int
-    """So many random similarities a step (zoom, shift, rotation, flip, at random resolution) under which output and
-    structure image are compared; 0: as they are. See `splice_ff.per_pair.augment.same_similarity`."""
+    similarity: bool
+    """Whether a step compares output and structure image under a random similarity (zoom, shift, rotation, flip, at
+    random resolution), or as they are. See `splice_ff.per_pair.augment.same_similarity`."""
     jitter_in_8_bits: bool
     """Whether color jitter and blur round to 8 bits after each change, as they do on image files; see `augment`."""
     whole_every: int
@@ -62,13 +63,9 @@ class Recipe:
     structure_weight: float = 1.0
     """Of the structure loss: 1 as published. At 0.7 `fast` comes nearer to the look and keeps as many edges: see
     docs/results.md."""
-    edge_weight: float = 0.0
-    """Of edges that the structure image lacks, see `splice_ff.losses.edges`; 0 as published."""
-    style_weight: float = 0.0
-    """Of the distance of the output's patches from the look's, see `splice_ff.losses.style`; 0 as published. Like
-    colors and edges, it counts in the views of a step, not in the additional whole image of `whole_every`."""
-    color_weight: float = 0.0
-    """Of the distance of the output's colors from the look's, see `splice_ff.losses.color`; 0 as published."""
+    terms: Mapping[str, float] = field(default_factory=dict)
+    """Weights of terms that Splice does not have, by name (`splice_ff.losses.terms`); none as published. They count in
+    the views of a step, not in the additional whole image of `whole_every`."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= MAX_STEPS:
@@ -87,13 +84,13 @@ PRESETS = {
     "paper": Recipe(
         backbone="dino_vitb8", steps=10_000, size=None, generator="published", precision="fp32",
         learning_rate=2e-3, beta1=0.0, cosine=False, copy_steps=0, ema_decay=0.0, patience=0,
-        views=0, similarities=0, jitter_in_8_bits=True, whole_every=75, cls_warmup=1, identity_every=1,
+        views=0, similarity=False, jitter_in_8_bits=True, whole_every=75, cls_warmup=1, identity_every=1,
         vit_input=PUBLISHED,
     ),
     "fast": Recipe(
         backbone="dino_vits8", steps=600, size=224, generator="published", precision="auto",
         learning_rate=4e-3, beta1=0.5, cosine=True, copy_steps=40, ema_decay=0.9, patience=8,
-        views=16, similarities=1, jitter_in_8_bits=False, whole_every=0, cls_warmup=0, identity_every=2,
+        views=16, similarity=True, jitter_in_8_bits=False, whole_every=0, cls_warmup=0, identity_every=2,
         structure_weight=0.7,
     ),
 }  # fmt: skip
@@ -110,22 +107,12 @@ REFINE = replace(
     identity_every=0,
     ema_decay=0.0,
     patience=0,
-    structure_weight=5.0,
-    edge_weight=4.0,
-    style_weight=3.0,
-    color_weight=0.02,
+    structure_weight=2.5,
+    terms={"style": 4.0, "color": 0.02, "edges": 2.0, "polarity": 8.0},
 )
 """What refines a one-shot answer (`splice_ff.one_shot.refine`): the structure and appearance losses of `fast`, from a
-generator that knows much already, so with smaller steps, few views and no averaging; losses of style and of colors, and
-a penalty on edges that the structure image lacks.
-
-Chosen by images, judges and edges of thirteen pairs at 224 px. Without colors, a structure weight of 3 with edges 2 and
-style 2 had judges and edges 0.01 lower, and eyes that strayed more; 6, 6 and 4 differed by less than 0.01; at a rate of
-1.6e-3 judges fell by 0.02. `color_weight` cost judges 0.01, gave edges 0.02 (on all 86 pairs neither shows), and cyan
-and violet seams faded. At 160 px two random similarities a step took half as much time again and changed nothing that
-judges see; of an earlier model, without any an eye strayed, and sixteen that were drawn again and again made rainbows
-of two noses. What `style_weight` does on all 86 pairs: docs/experiments.md. The identity loss at every eighth step cost
-a tenth of the time, and judges and edges stayed within 0.03 without it.
+generator that knows much already, so with smaller steps, few views and no averaging; and terms that Splice lacks.
+docs/experiments.md says what each does.
 """
 
 

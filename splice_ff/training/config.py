@@ -6,14 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from splice_ff.data.pairs import PairMix
+from splice_ff.losses.terms import TERMS, check_terms
 from splice_ff.networks.amortized import Context
 from splice_ff.training.config_sections import BatchSize, OptimizerSection, RunSection
 from splice_ff.utils.config_file import Count, Name, Section, Seed, Share, UserPath, read_settings
 
 Weight = Annotated[float, Field(ge=0)]
+ALL_TERMS = (*TERMS, "pixels", "kernel", "realism")
+"""Names of `loss.terms`."""
 Points = Annotated[list[tuple[int, Weight]], Field(min_length=1)]
 
 
@@ -76,26 +79,15 @@ class LossConfig(Section):
     structure: Weight | Points = 1.0
     appearance: Weight | Points = 10.0
     identity: Weight | Points = 1.0
-    pixels: float = Field(0.0, ge=0)
-    """Weight of the mean fourth power of what the UNet adds to single pixels' logits. A small change is texture and
-    costs next to nothing; a large one paints what the structure image does not show, such as a second pair of eyes."""
-    style: float = Field(0.0, ge=0)
-    """Weight of the distance of outputs' patches from their looks', wherever they are; see `splice_ff.losses.style`.
-    Neither Splice nor SpliceNet has it."""
-    color: float = Field(0.0, ge=0)
-    """Weight of the distance of an output's colors from its appearance image's, in Lab units; see
-    `splice_ff.losses.color`. Neither Splice nor SpliceNet has it."""
-    edges: float = Field(0.0, ge=0)
-    """Weight of edges that the structure image lacks; see `splice_ff.losses.edges`. Splice does not penalize them."""
-    texture: float = Field(0.0, ge=0)
-    """Weight of the distance of outputs' local contrasts, of L*, a* and b*, from their looks'; see
-    `splice_ff.training.texture`. Splice does not have it."""
-    kernel: float = Field(0.0, ge=0)
-    """Weight of the kernel distance of outputs to photographs, in features of `realism_network`; see
-    `splice_ff.training.kernel`. Neither Splice nor SpliceNet has it."""
-    realism: float = Field(0.0, ge=0)
-    """Weight of an adversarial loss: a discriminator learns beside the generator to tell outputs from photographs; see
-    `splice_ff.training.realism`. Neither Splice nor SpliceNet has one."""
+    terms: dict[str, float] = Field(default_factory=dict)
+    """Weights of further terms, by name: those of `splice_ff.losses.terms`, and
+
+    pixels: mean fourth power of what the UNet adds to single pixels' logits. A small change is texture and costs next
+        to nothing; a large one paints what the structure image does not show, such as a second pair of eyes.
+    kernel: kernel distance of outputs to photographs, in features of `realism_network` (`splice_ff.training.kernel`).
+    realism: an adversarial loss: a discriminator learns beside the generator to tell outputs from photographs
+        (`splice_ff.training.realism`).
+    """
     realism_network: Name = "efficientnet_lite2"
     """Frozen network whose feature maps these two look at, as in `distillation.teacher` of a backbone's training. It
     should not be one that judges the outcome."""
@@ -110,6 +102,12 @@ class LossConfig(Section):
     wider one, so that it cannot ask for eyes where that image has them: another forward pass of the ViT."""
     crop: float = Field(0.9, gt=0, le=1)
     """Smallest side of the crop, as a share."""
+
+    @field_validator("terms")
+    @classmethod
+    def _check_terms(cls, terms: dict[str, float]) -> dict[str, float]:
+        check_terms(terms, ALL_TERMS)
+        return terms
 
 
 class DistillConfig(Section):
@@ -158,6 +156,7 @@ class TrainingConfig(Section):
         "optimizer.ema": "optimizer.ema_decay",
         "optimizer.max_bad_steps": "optimizer.max_skipped_steps",
         "run.keep": "run.checkpoints_total_limit",
+        **{f"loss.{name}": f"loss.terms.{name}" for name in ALL_TERMS},
     }
     output: UserPath
     seed: Seed = 0

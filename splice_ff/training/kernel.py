@@ -1,4 +1,4 @@
-"""The kernel distance of outputs to photographs, which Splice does not have (`loss.kernel`).
+"""The kernel distance of outputs to photographs, which Splice does not have (term `kernel`).
 
 Photographs x and outputs y are drawn alike where the squared MMD of their features vanishes (Gretton et al., "A Kernel
 Two-Sample Test", JMLR 2012). Up to a factor, its gradient with respect to outputs is that of the witness function

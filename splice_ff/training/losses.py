@@ -8,18 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from splice_ff.losses import Losses, SpliceLoss, Target
-from splice_ff.losses.color import color_loss
-from splice_ff.losses.edges import edge_loss
+from splice_ff.losses.splice import Losses, Target, compare, encode, scaled_weights
 from splice_ff.losses.style import style_layers
+from splice_ff.losses.terms import Painted, weighted_terms
 from splice_ff.networks.amortized import AmortizedGenerator, ImageEncoding
 from splice_ff.networks.teachers import Teacher
 from splice_ff.per_pair.augment import random_resolution, same_similarity
 from splice_ff.training.batches import Batch, TeacherBatch
-from splice_ff.training.config import LossConfig, TrainingConfig, weight_at
+from splice_ff.training.config import TrainingConfig, weight_at
 from splice_ff.training.kernel import KernelDistance
 from splice_ff.training.realism import Realism
-from splice_ff.training.texture import texture_loss
 from splice_ff.utils.seeding import seeded_generator
 from splice_ff.vit.features import ViTFeatures
 from splice_ff.vit.inputs import ViTInput
@@ -58,12 +56,16 @@ class PairLosses:
         self.config, self.generator, self.backbone = config, generator, backbone
         self.network, self.realism, self.kernel = network, realism, kernel
         self.vit_input = ViTInput(config.loss.vit_size)
-        self.style_layers = style_layers(backbone.depth) if config.loss.style else []
+        self.style_layers = style_layers(backbone.depth) if config.loss.terms.get("style") else []
 
-    def at(self, step: int, vit_input: ViTInput | None = None) -> SpliceLoss:
-        """The losses with their weights at a step."""
-        settings = self.config.loss
-        return SpliceLoss(self.backbone, weights_at(settings, step), vit_input or self.vit_input, settings.style > 0)
+    def weights(self, step: int) -> LossWeights:
+        """Of Splice's losses at a step, times the scales of the backbone."""
+        points = (getattr(self.config.loss, name) for name in ("structure", "appearance", "identity"))
+        return scaled_weights(self.backbone, LossWeights(*(weight_at(p, step) for p in points)))
+
+    def encode(self, *batches: Tensor, vit_input: ViTInput | None = None) -> list[Target]:
+        """Features of several batches of images, each (B, 3, H, W) in [0, 1]; see `splice_ff.losses.splice.encode`."""
+        return encode(self.backbone, vit_input or self.vit_input, batches, self.style_layers)
 
     def resize(self, images: Tensor, vit_input: ViTInput | None = None) -> Tensor:
         """(B, 3, H, W) as the ViT sees them."""
@@ -77,8 +79,8 @@ class PairLosses:
         encoding = ImageEncoding.from_features(features, prefix, self.generator.config.context)
         return encoding, Target.from_features(features, prefix, self.style_layers)
 
-    def __call__(self, model: Model, batch: Batch, step: int) -> tuple[Losses, Tensor]:
-        """Splice's losses, and the other terms, weighted: of `LossConfig`, and of a teacher. Both with gradients."""
+    def __call__(self, model: Model, batch: Batch, step: int) -> tuple[Losses, dict[str, Tensor]]:
+        """Splice's losses, and the terms of `loss.terms` and of a teacher, weighted, by name. All with gradients."""
         count = len(batch.first)
         images = torch.cat([batch.first, batch.second])
         again = batch.identity
@@ -91,36 +93,27 @@ class PairLosses:
         look = target
         if self.config.loss.views == "independent-similarities":
             _, look = self.encode_images(self.appearance_view(step, images), vit_input)
-        loss = self.at(step, vit_input)
-        losses = loss(
-            output_view,
-            structure=target,
-            appearance=look.roll(count),
-            identity=same_view if len(same) else None,
-            identity_target=Target(target.keys[again], target.cls[again]),
-        )
-        weights = self.config.loss
-        others = weights.style * losses.style
+        look = look.roll(count)
+        seen = self.encode(output_view, *([same_view] if len(same) else []), vit_input=vit_input)
+        own = Target(target.keys[again], target.cls[again])
+        losses = compare(self.weights(step), seen, target, look, own)
         kept = batch.identity_weight * losses.identity
-        losses = loss.weigh(losses.structure, losses.appearance, kept, losses.style)
-        if weights.pixels:
-            others = others + weights.pixels * pixels[: 2 * count].pow(4).mean()
-        if weights.color:
-            others = others + weights.color * color_loss(output, images.roll(count, 0))
-        if weights.texture:
-            others = others + weights.texture * texture_loss(output, images.roll(count, 0))
-        if weights.edges:
-            others = others + weights.edges * edge_loss(output, images, images.roll(count, 0))
+        losses = Losses.weighed(self.weights(step), losses.structure, losses.appearance, kept)
+
+        weights = self.config.loss.terms
+        terms = weighted_terms(weights, Painted(output, images, images.roll(count, 0), seen[0], look))
+        if weights.get("pixels"):
+            terms["pixels"] = weights["pixels"] * pixels[: 2 * count].pow(4).mean()
         if self.network:
             photographs, outputs = self.network(images), self.network.maps(output)
             if self.realism:
                 cls = encoding.cls[:, -1]
-                others = others + self.realism(photographs, cls, outputs, cls.roll(count, 0))
+                terms["realism"] = weights["realism"] * self.realism(photographs, cls, outputs, cls.roll(count, 0))
             if self.kernel:
-                others = others + weights.kernel * self.kernel(photographs, outputs)
+                terms["kernel"] = weights["kernel"] * self.kernel(photographs, outputs)
         if batch.teacher:
-            others = others + self._distilled(model, batch.teacher)
-        return losses, others
+            terms["teacher"] = self._distilled(model, batch.teacher)
+        return losses, terms
 
     def views(self, step: int, *batches: Tensor) -> tuple[ViTInput, list[Tensor]]:
         """A step's view of all batches (B, 3, S, S), and how the ViT is to see it.
@@ -157,11 +150,6 @@ class PairLosses:
             )
             term = term + settings.features * F.mse_loss(made.float(), wanted.float())
         return teacher.weight * term
-
-
-def weights_at(settings: LossConfig, step: int) -> LossWeights:
-    """The weights of the three losses at a step."""
-    return LossWeights(*(weight_at(getattr(settings, k), step) for k in ("structure", "appearance", "identity")))
 
 
 def _both_ways(images: Tensor, encoding: ImageEncoding, again: slice) -> list[Tensor | None]:

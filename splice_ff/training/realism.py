@@ -1,4 +1,4 @@
-"""An adversarial loss, which Splice does not have: a discriminator tells photographs from outputs (`loss.realism`).
+"""An adversarial loss, which Splice does not have: a discriminator tells photographs from outputs (term `realism`).
 
 It looks at maps of the frozen network that `load_realism_network` gives, as the kernel distance does.
 
@@ -35,7 +35,7 @@ def load_realism_network(settings: LossConfig, device: torch.device) -> Teacher 
     Raises:
         InputError: it is not to be had.
     """
-    if not (settings.realism or settings.kernel):
+    if not (settings.terms.get("realism") or settings.terms.get("kernel")):
         return None
     try:
         return load_teacher(settings.realism_network).to(device)
@@ -47,14 +47,13 @@ class Realism:
     """The discriminator, trained beside the generator.
 
     Args:
-        weight: of the loss.
         channels: of the frozen network's maps, finest first.
         width: D of the backbone's [CLS] tokens.
         accelerator: devices and processes.
     """
 
-    def __init__(self, weight: float, channels: Sequence[int], width: int, accelerator: Accelerator) -> None:
-        self.weight, self.accelerator = weight, accelerator
+    def __init__(self, channels: Sequence[int], width: int, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
         self.discriminator = ProjectedDiscriminator(channels, width).to(accelerator.device)
         trained = [p for p in self.discriminator.parameters() if p.requires_grad]
         adam = torch.optim.AdamW(trained, LEARNING_RATE, betas=(0.0, 0.99), weight_decay=0.0, fused=True)
@@ -65,7 +64,7 @@ class Realism:
     def __call__(
         self, photographs: Sequence[Tensor], own_cls: Tensor, outputs: Sequence[Tensor], cls: Tensor
     ) -> Tensor:
-        """The generator's loss, weighted; what the discriminator will learn from is remembered for `step`.
+        """The generator's loss; what the discriminator will learn from is remembered for `step`.
 
         Args:
             photographs: their maps, (B, C, h, w) each, finest first.
@@ -80,7 +79,7 @@ class Realism:
         logits = self.discriminator(outputs, cls)  # not the one that exchanges gradients
         for parameter in self._trained:
             parameter.requires_grad_(True)
-        return -self.weight * torch.stack([scale.float().mean() for scale in logits]).sum()
+        return -torch.stack([scale.float().mean() for scale in logits]).sum()
 
     def step(self) -> Tensor:
         """An update of the discriminator's weights from what the last call saw. Returns its loss, a scalar.

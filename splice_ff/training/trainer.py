@@ -16,7 +16,7 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from splice_ff.errors import InputError
-from splice_ff.losses import Losses
+from splice_ff.losses.splice import Losses, compare
 from splice_ff.networks.amortized import AmortizedGenerator, GeneratorConfig
 from splice_ff.networks.cross_attention_unet import SIZES
 from splice_ff.one_shot.pipeline import SpliceFF
@@ -34,8 +34,6 @@ from splice_ff.vit.weights import load_backbone
 
 FIXED = ("generator", "backbone", "seed")
 """Settings that cannot change when a run goes on."""
-OPTIONAL_LOSSES = ("pixels", "style", "color", "texture", "edges", "kernel", "realism")
-"""Weights of `LossConfig` that are 0 unless a run asks for them."""
 LEAST_COPY_LOSS = 1e-3
 """A ratio to copying means something only where copying costs more."""
 
@@ -75,9 +73,9 @@ class Trainer:
 
         network = load_realism_network(config.loss, self.device)
         self.realism = self.kernel = None
-        if network and config.loss.realism:
-            self.realism = Realism(config.loss.realism, network.channels, self.backbone.width, self.accelerator)
-        if network and config.loss.kernel:
+        if network and config.loss.terms.get("realism"):
+            self.realism = Realism(network.channels, self.backbone.width, self.accelerator)
+        if network and config.loss.terms.get("kernel"):
             self.kernel = KernelDistance(network.channels).to(self.device)
         self.data = TrainingData(config, self.accelerator, quiet)
         adam = torch.optim.AdamW(
@@ -145,33 +143,32 @@ class Trainer:
         """
         loop, optimizer = self.loop, self.config.optimizer
         loop.set_learning_rate()
-        sums, discriminator_loss = torch.zeros(5, device=self.device), torch.zeros((), device=self.device)
+        means: dict[str, Tensor] = {}
         pairs = skipped = 0
         for _ in range(optimizer.gradient_accumulation_steps):
             with loop.log.waiting():
                 batch = next(batches)
             with self.accelerator.accumulate(loop.model, *([self.realism.model] if self.realism else [])):
-                losses, others = self.losses(batch)
-                self.accelerator.backward(losses.total + others)
-                values = (losses.total + others, losses.structure, losses.appearance, losses.identity, others)
-                sums += torch.stack([v.detach().float() for v in values]) / optimizer.gradient_accumulation_steps
-                if self.accelerator.sync_gradients and loop.clip_gradients(sums[0]):
+                losses, terms = self.losses(batch)
+                total = losses.total + sum(terms.values())
+                self.accelerator.backward(total)
+                values = {"total": total, "structure": losses.structure, "appearance": losses.appearance}
+                values |= {"identity": losses.identity, **terms}
+                if self.accelerator.sync_gradients and loop.clip_gradients(total):
                     loop.adam.step()
                     updates = loop.step_count + 1 - loop.progress.skipped_steps
                     move_average(self.average, self.generator, ramped_decay(optimizer.ema_decay, updates))
                 if self.realism:
-                    discriminator_loss += self.realism.step() / optimizer.gradient_accumulation_steps
+                    values["discriminator"] = self.realism.step()
+                for name, value in values.items():
+                    share = value.detach().float() / optimizer.gradient_accumulation_steps
+                    means[name] = means[name] + share if name in means else share
             pairs, skipped = pairs + len(batch.first), skipped + batch.skipped
-        has_others = self.config.distill or any(getattr(self.config.loss, name) for name in OPTIONAL_LOSSES)
-        names = ("total", "structure", "appearance", "identity", *(["others"] if has_others else []))
-        means = dict(zip(names, sums.tolist(), strict=False))
-        if self.realism:
-            means["discriminator"] = discriminator_loss.item()
         loop.end_step(means, pairs, skipped)
-        return means
+        return dict(zip(means, torch.stack([*means.values()]).tolist(), strict=True))
 
-    def losses(self, batch: Batch) -> tuple[Losses, Tensor]:
-        """Splice's losses of a batch, and the weighted other terms; see `PairLosses`."""
+    def losses(self, batch: Batch) -> tuple[Losses, dict[str, Tensor]]:
+        """Splice's losses of a batch, and the weighted terms by name; see `PairLosses`."""
         with self.accelerator.autocast():
             return self.pair_losses(self.loop.model, batch, self.loop.step_count)
 
@@ -192,13 +189,14 @@ class Trainer:
             Total, structure, appearance and identity; `copy`, the total of the structure image itself; and `gap_left`,
             total / copy, where copying costs anything. Empty if no pair is of two different images.
         """
-        loss = self.pair_losses.at(self.config.optimizer.steps)
-        sums = torch.zeros(6, device=self.device)
+        losses, sums = self.pair_losses, torch.zeros(6, device=self.device)
+        weights = losses.weights(self.config.optimizer.steps)
         for first, second in self.data.validation():
             with self.accelerator.autocast():
-                structure, appearance = loss.targets(first, second)
-                made = loss(self.paint(first, second), structure, appearance, self.paint(second, second))
-                copied = loss(first, structure, appearance)
+                outputs = (self.paint(first, second), self.paint(second, second))
+                structure, appearance, *seen = losses.encode(first, second, *outputs)
+                made = compare(weights, seen, structure, appearance)
+                copied = compare(weights, [structure], structure, appearance)
             terms = (made.total, made.structure, made.appearance, made.identity, copied.total)
             sums += torch.stack([*(t.float() for t in terms), sums.new_ones(())]) * len(first)
         *terms, count = self.accelerator.reduce(sums, "sum").tolist()
@@ -228,7 +226,7 @@ class Trainer:
 
     def _measured_by(self) -> str:
         """Tells held-out totals that can be compared from those of other weights, sizes or images."""
-        data, weights = self.config.data, self.pair_losses.at(self.config.optimizer.steps).weights
+        data, weights = self.config.data, self.pair_losses.weights(self.config.optimizer.steps)
         images = (data.source, data.held_out, data.labels, data.size, self.config.run.validation_pairs)
         settings = repr((weights, self.config.loss.vit_size, images))
         return f"best total, {hashlib.sha256(settings.encode()).hexdigest()[:16]}"
@@ -259,13 +257,8 @@ class Trainer:
                 "pairs": data.pairs.model_dump(),
             },
             "loss": {
-                "weights": {
-                    name: getattr(loss, name)
-                    for name in ("structure", "appearance", "identity", *OPTIONAL_LOSSES)
-                    if getattr(loss, name) or name not in OPTIONAL_LOSSES
-                },
-                **({"realism": f"a discriminator on feature maps of {loss.realism_network}"} if loss.realism else {}),
-                **({"kernel": f"in features of {loss.realism_network}"} if loss.kernel else {}),
+                "weights": {name: getattr(loss, name) for name in ("structure", "appearance", "identity")} | loss.terms,
+                **({"realism_network": loss.realism_network} if {"realism", "kernel"} & loss.terms.keys() else {}),
                 **{f"held-out {name}": value for name, value in (held_out or {}).items()},
             },
         }

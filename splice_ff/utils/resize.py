@@ -33,6 +33,16 @@ def resize_shorter_side(image: Tensor, size: int) -> Tensor:
     return resized.clamp(0, 1)
 
 
+def reduce_shorter_side(images: Tensor, size: int) -> Tensor:
+    """(B, C, H, W) with a shorter side of `size` pixels, antialiased bilinear, or as they are where they have less."""
+    height, width = images.shape[-2:]
+    if min(height, width) <= size:
+        return images
+    scale = size / min(height, width)
+    size_now = (round(height * scale), round(width * scale))
+    return F.interpolate(images, size_now, mode="bilinear", align_corners=False, antialias=True)
+
+
 def to_full_size(image: Tensor, structure: Tensor, full_structure: Tensor) -> Tensor:
     """An image of the size of `structure` at the size of `full_structure`."""
     if image.shape[-2:] == full_structure.shape[-2:]:

@@ -116,7 +116,7 @@ def test_half_precision_does_not_round_it(structure, look):
 
 
 def test_training_takes_it_with_its_weight(tmp_path, vit_state, monkeypatch):
-    trainer = Trainer(read_config(write_run(tmp_path, vit_state), "loss.edges=0.5"), quiet=True)
+    trainer = Trainer(read_config(write_run(tmp_path, vit_state), "loss.terms.edges=0.5"), quiet=True)
     seen = []
 
     def noted(*images):

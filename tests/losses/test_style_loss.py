@@ -101,7 +101,7 @@ def test_targets_are_split_and_reordered_with_their_statistics(loss):
 
 @pytest.mark.parametrize("context", ["cls", "cls+patches"])
 def test_training_takes_it_with_its_weight(context, tmp_path, vit_state):
-    overrides = ("loss.style=0.5", "loss.crop=1", f"generator.context={context}")
+    overrides = ("loss.terms.style=0.5", "loss.crop=1", f"generator.context={context}")
     trainer = Trainer(read_config(write_run(tmp_path, vit_state), *overrides), quiet=True)
     batch = next(trainer.data.batches(0))
     losses, others = trainer.losses(batch)

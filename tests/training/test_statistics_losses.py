@@ -5,7 +5,7 @@ import torch
 from support.training_setup import read_config, write_run
 
 from splice_ff.losses.color import color_loss
-from splice_ff.training.texture import texture_loss
+from splice_ff.losses.texture import texture_loss
 from splice_ff.training.trainer import Trainer
 from splice_ff.utils.seeding import seeded_generator
 

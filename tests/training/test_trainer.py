@@ -154,7 +154,7 @@ def test_views_of_looks_are_a_steps_own(start):
 
 
 def test_large_changes_of_pixels_have_a_price(start):
-    trainer = start("loss.pixels=2")
+    trainer = start("loss.terms.pixels=2")
     batch = next(trainer.data.batches(0))
     assert trainer.losses(batch)[1] == 0, "an untrained generator copies"
     with torch.no_grad():

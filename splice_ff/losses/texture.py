@@ -1,4 +1,4 @@
-"""The distance of an output's local contrasts from its appearance image's, which Splice does not have (`loss.texture`).
+"""The distance of an output's local contrasts from its appearance image's, which Splice does not have (term `texture`).
 
 A look is smooth or rough as well as brown or gray, and a [CLS] token says little of it:
 

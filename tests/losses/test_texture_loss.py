@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from splice_ff.evaluation.image_metrics import texture_distance
-from splice_ff.training.texture import _bands, texture_loss
+from splice_ff.losses.texture import _bands, texture_loss
 from splice_ff.utils.color import lab_to_rgb
 from splice_ff.utils.seeding import seeded_generator
 
