@@ -1,10 +1,10 @@
 """Which parts of a recipe earn their place: from one start each is left out alone, for equal steps, with one seed.
 
-    python -m research.ablation ../shared/data/pairs -o runs/ablation generator.start_from=everyday 'data.source=photos/'
+    python -m research.ablation ../shared/data/pairs -o runs/ablation generator.start_from=everyday data.source=photos/
 
-trains the arms one after the other (`splice-ff train everyday` with what each leaves out; stopped, the same command goes
-on) and, after each, evaluates all that are done: runs/ablation/evaluation/summary.md has the differences to the whole
-recipe with their intervals. `--only NAME` trains one arm.
+trains the arms one after the other (`splice-ff train everyday` with what each leaves out; if it is stopped, the same
+command goes on) and, after each, evaluates all that are done: runs/ablation/evaluation/summary.md has the differences
+to the whole recipe with their intervals. `--only NAME` trains one arm.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ def _with_network(name: str, start: Path, config: TrainingConfig) -> TrainingCon
         model = SpliceFF.from_pretrained(first)
         generator = AmortizedGenerator(replace(model.generator.config, unet=SIZES[size]))
         generator.load_state_dict(model.generator.state_dict())
-        SpliceFF(generator, model.backbone, model.config.vit_size, model.config.size).save_pretrained(start)
+        sizes = {"vit_size": model.config.vit_size, "size": model.config.size}
+        SpliceFF(generator, model.backbone, **sizes).save_pretrained(start)
     settings = config.generator.model_copy(update={"start_from": start if first else None})
     return config.model_copy(update={"generator": settings})
 
