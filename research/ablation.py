@@ -60,8 +60,10 @@ def _with_network(name: str, start: Path, config: TrainingConfig) -> TrainingCon
         model = SpliceFF.from_pretrained(first)
         generator = AmortizedGenerator(replace(model.generator.config, unet=SIZES[size]))
         generator.load_state_dict(model.generator.state_dict())
-        sizes = {"vit_size": model.config.vit_size, "size": model.config.size}
-        SpliceFF(generator, model.backbone, **sizes).save_pretrained(start)
+        start_model = SpliceFF(
+            generator, model.backbone, vit_size=model.config.vit_size, size=model.config.size
+        )  # fmt: skip
+        start_model.save_pretrained(start)
     settings = config.generator.model_copy(update={"start_from": start if first else None})
     return config.model_copy(update={"generator": settings})
 

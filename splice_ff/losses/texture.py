@@ -24,7 +24,7 @@ def texture_loss(outputs: Tensor, appearances: Tensor) -> Tensor:
     """Compare local contrasts.
 
     Args:
-        outputs, appearances: (B, 3, S, S) in [0, 1], of one size.
+        outputs, appearances: (B, 3, H, W) and (B, 3, H', W') in [0, 1].
 
     Returns:
         The mean over the batch, a scalar, in Lab units.
@@ -38,11 +38,13 @@ def texture_loss(outputs: Tensor, appearances: Tensor) -> Tensor:
 def _wasserstein(ours: Tensor, theirs: Tensor) -> Tensor:
     """W_1 of all values of two bands (every second place would draw a raster): mean over images, sum of channels."""
     first, second = (band.flatten(2).sort(-1).values for band in (ours, theirs))
+    if first.shape != second.shape:  # quantiles at as many places
+        second = F.interpolate(second, first.shape[-1], mode="linear", align_corners=True)
     return (first - second).abs().mean((0, 2)).sum()
 
 
 def _bands(images: Tensor) -> list[Tensor]:
-    """Bands of a Laplacian pyramid of (B, 3, S, S), at S, S / 2, ... pixels."""
+    """Bands of a Laplacian pyramid of (B, 3, H, W), at its size, half of it, ...."""
     bands = []
     for _ in range(BANDS):
         half = F.avg_pool2d(images, 2, ceil_mode=True, count_include_pad=False)

@@ -22,6 +22,7 @@ from splice_ff.networks.cross_attention_unet import SIZES
 from splice_ff.training.batches import Batch
 from splice_ff.training.config import TrainingConfig
 from splice_ff.training.losses import PairLosses
+from splice_ff.utils.attention import fused_attention
 from splice_ff.vit.features import ViTFeatures, store_matrices_in
 from splice_ff.vit.inputs import ViTInput
 from splice_ff.vit.weights import backbone_without_weights
@@ -86,6 +87,10 @@ class _WholeImages(PairLosses):
         if self.config.loss.views == "crop" and self.config.loss.crop == 1:
             return super().views(step, *batches)
         return self.vit_input, [images[...] for images in batches]
+
+    def appearance_view(self, step: int, images: torch.Tensor) -> torch.Tensor:
+        """Likewise."""
+        return images[...]
 
 
 class _PeakMemory(TorchDispatchMode):
@@ -176,14 +181,15 @@ def dry_run(config: TrainingConfig) -> Estimate:
         work = FlopCounterMode(display=False, custom_mapping=ATTENTION)
         for part, module in held.items():
             memory.hold(module.state_dict().values(), part)
-        with memory:
+        with memory, fused_attention():
             for _ in range(2):  # the optimizer's state comes with the first
                 with work:  # counts anew
                     with torch.autocast("cpu", torch.bfloat16, enabled=is_mixed):
-                        total = losses(generator, batch, 0)[0].total
+                        splice, terms = losses(generator, batch, 0)
+                        total = splice.total + sum(terms.values())
                     memory.part = BACKWARD
                     total.backward()
-                del total
+                del total, splice, terms
                 memory.part = OPTIMIZER
                 adam.step()
                 adam.zero_grad()

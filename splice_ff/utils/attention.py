@@ -6,12 +6,28 @@ weights in memory, so long sequences stay with the fused kernel; docs/speed.md h
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 MOST_TOKENS = 1024
 """Up to so many tokens plain products are faster; of more, the weights of twelve layers would take gigabytes."""
+
+_always_fused = ContextVar("always fused", default=False)
+
+
+@contextmanager
+def fused_attention() -> Iterator[None]:
+    """While inside, the fused kernel, as on GPUs: for those who reckon a GPU's memory on a CPU."""
+    token = _always_fused.set(True)
+    try:
+        yield
+    finally:
+        _always_fused.reset(token)
 
 
 def prefers_plain_attention(device: torch.device, dtype: torch.dtype, tokens: int) -> bool:
@@ -22,7 +38,7 @@ def prefers_plain_attention(device: torch.device, dtype: torch.dtype, tokens: in
         dtype: of queries, keys and values.
         tokens: keys of a sequence.
     """
-    if device.type != "cpu" or tokens > MOST_TOKENS:
+    if device.type != "cpu" or tokens > MOST_TOKENS or _always_fused.get():
         return False
     return (torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else dtype) is torch.bfloat16
 

@@ -5,13 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from support.training_setup import read_config, write_run
 
 from splice_ff.losses.edges import SIDE, edge_loss
 from splice_ff.per_pair.optimizer import PairOptimizer
 from splice_ff.per_pair.recipes import make_recipe
-from splice_ff.training import losses
-from splice_ff.training.trainer import Trainer
 from splice_ff.utils.seeding import seeded_generator
 
 
@@ -98,41 +95,6 @@ def test_every_pair_of_a_batch_has_its_own_allowance(structure, look):
     assert batch.item() == pytest.approx(sum(alone).item() / 2, rel=1e-4) and alone[0] > alone[1]
 
 
-@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
-def test_gradients_are_finite_on_flat_images(structure, look, value):
-    flat = torch.full_like(structure, value).requires_grad_()
-    edge_loss(flat, structure, look).backward()
-    assert flat.grad.isfinite().all()
-    also = torch.minimum(structure, disc((60, 120))).requires_grad_()
-    edge_loss(also, torch.full_like(structure, value), look).backward()
-    assert also.grad.isfinite().all() and also.grad.any()
-
-
-def test_half_precision_does_not_round_it(structure, look):
-    also = torch.minimum(structure, disc((60, 120)))
-    expected = edge_loss(also, structure, look)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert edge_loss(also, structure, look).item() == expected.item()
-
-
-def test_training_takes_it_with_its_weight(tmp_path, vit_state, monkeypatch):
-    trainer = Trainer(read_config(write_run(tmp_path, vit_state), "loss.terms.edges=0.5"), quiet=True)
-    seen = []
-
-    def noted(*images):
-        seen.extend(images)
-        return images[0].sum() * 0 + 3
-
-    monkeypatch.setattr(losses, "edge_loss", noted)
-    batch = next(trainer.data.batches(0))
-    assert trainer.losses(batch)[1].item() == pytest.approx(1.5)
-    output, structures, looks = seen
-    images = torch.cat([batch.first, batch.second])
-    assert torch.equal(structures, images) and torch.equal(looks, torch.cat([batch.second, batch.first]))
-    assert output.shape == images.shape and output.requires_grad
-    assert "others" in trainer.step(trainer.data.batches(0))
-
-
 SPOT = torch.minimum(disc((30, 60), side=80) - 0.6, torch.zeros(()))
 """What darkens a disc at the right of another."""
 
@@ -150,7 +112,7 @@ class Spots(torch.nn.Module):
 
 def per_pair(backbone, weight, generator):
     structure, appearance = disc((30, 30), side=80), torch.full((1, 3, 80, 80), 0.4)
-    recipe = make_recipe("fast", size=80, steps=3, backbone=backbone.name, edge_weight=weight, precision="fp32")
+    recipe = make_recipe("fast", size=80, steps=3, backbone=backbone.name, terms={"edges": weight}, precision="fp32")
     return PairOptimizer(structure, appearance, backbone, recipe, generator=generator)
 
 

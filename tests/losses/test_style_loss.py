@@ -1,12 +1,10 @@
-"""The style loss: its value, what does not count, where it is taken, and the runs that take it."""
+"""The style loss: its value, what does not count, where it is taken."""
 
 import pytest
 import torch
-from support.training_setup import read_config, write_run
 
-from splice_ff.losses import SpliceLoss, Target
+from splice_ff.losses.splice import Target, encode
 from splice_ff.losses.style import style_layers, style_loss, token_statistics
-from splice_ff.training.trainer import Trainer
 from splice_ff.utils.seeding import seeded_generator
 from splice_ff.vit.inputs import ViTInput
 
@@ -20,8 +18,8 @@ def photo(seed, *shape):
 
 
 @pytest.fixture
-def loss(tiny_backbone):
-    return SpliceLoss(tiny_backbone(), vit_input=ViTInput(48), style=True)
+def backbone(tiny_backbone):
+    return tiny_backbone()
 
 
 def test_it_is_the_distance_of_means_and_deviations_in_units_of_the_looks_own():
@@ -63,51 +61,32 @@ def test_it_looks_at_blocks_at_each_quarter_of_the_depth(depth, expected):
     assert style_layers(depth) == expected
 
 
-def test_it_comes_with_the_other_losses_in_the_same_passes(loss):
+def test_it_comes_in_the_same_passes(backbone):
     passes = []
-    loss.backbone.register_forward_pre_hook(lambda *_: passes.append(1))
-    structure, appearance = loss.targets(photo(0), photo(1))
-    output = photo(2).requires_grad_()
-    losses = loss(output, structure, appearance, identity=photo(3))
-    assert len(passes) == 2
-    assert (losses.total - losses.style).item() != losses.total.item()
-    without = SpliceLoss(loss.backbone, vit_input=ViTInput(48))
-    plain = without(output, *without.targets(photo(0), photo(1)), identity=photo(3))
-    assert plain.style.item() == 0 and plain.total.item() == pytest.approx(losses.total.item(), rel=1e-5)
-    losses.style.backward()
+    backbone.register_forward_pre_hook(lambda *_: passes.append(1))
+    output, look = photo(2).requires_grad_(), photo(1)
+    seen, target = encode(backbone, ViTInput(48), [output, look], style_layers(backbone.depth))
+    plain, _ = encode(backbone, ViTInput(48), [output, look])
+    assert len(passes) == 2 and plain.statistics is None
+    torch.testing.assert_close(seen.cls, plain.cls, rtol=1e-4, atol=1e-5)
+    style_loss(seen.statistics, target.statistics).backward()
     assert output.grad.any() and output.grad.isfinite().all()
 
 
-def test_images_of_other_sizes_and_flat_ones_can_be_looks(loss):
-    wide, flat = loss.targets(photo(1, 48, 96), torch.full((1, 3, 48, 48), 0.5))
-    (structure,) = loss.targets(photo(0))
-    for appearance in (wide, flat):
-        output = torch.full((1, 3, 48, 48), 0.3, requires_grad=True)
-        loss(output, structure, appearance).style.backward()
-        assert output.grad.isfinite().all()
+def test_images_of_other_sizes_can_be_looks(backbone):
+    layers = style_layers(backbone.depth)
+    seen, wide = encode(backbone, ViTInput(48), [photo(0), photo(1, 48, 96)], layers)
+    assert style_loss(seen.statistics, wide.statistics).item() > 0
 
 
-def test_targets_are_split_and_reordered_with_their_statistics(loss):
+def test_targets_are_split_and_reordered_with_their_statistics(backbone):
+    layers = style_layers(backbone.depth)
     images = torch.cat([photo(seed) for seed in range(3)])
-    (together,) = loss.targets(images)
+    (together,) = encode(backbone, ViTInput(48), [images], layers)
     for i, each in enumerate(together.split([1, 1, 1])):
-        (alone,) = loss.targets(images[i : i + 1])
+        (alone,) = encode(backbone, ViTInput(48), [images[i : i + 1]], layers)
         torch.testing.assert_close(vars(each), vars(alone), rtol=1e-3, atol=1e-4)
     rolled = together.roll(1)
     assert torch.equal(rolled.statistics[1], together.statistics[0]) and torch.equal(rolled.cls[0], together.cls[2])
     assert torch.equal(rolled.keys[2], together.keys[1])
     assert Target(together.keys, together.cls).roll(1).statistics is None
-
-
-@pytest.mark.parametrize("context", ["cls", "cls+patches"])
-def test_training_takes_it_with_its_weight(context, tmp_path, vit_state):
-    overrides = ("loss.terms.style=0.5", "loss.crop=1", f"generator.context={context}")
-    trainer = Trainer(read_config(write_run(tmp_path, vit_state), *overrides), quiet=True)
-    batch = next(trainer.data.batches(0))
-    losses, others = trainer.losses(batch)
-    images = torch.cat([batch.first, batch.second])  # an untrained generator copies
-    (target,) = trainer.pair_losses.at(0).targets(images)
-    expected = 0.5 * style_loss(target.statistics, target.roll(len(batch.first)).statistics)
-    assert others.item() == pytest.approx(expected.item(), rel=1e-3) and others.item() > 0
-    assert 0.5 * losses.style.item() == pytest.approx(others.item(), rel=1e-5)
-    assert "others" in trainer.step(trainer.data.batches(0))

@@ -6,8 +6,8 @@ import torch
 from PIL import Image, ImageEnhance
 
 from splice_ff import PairOptimizer, ViTFeatures
-from splice_ff.losses import SpliceLoss
 from splice_ff.per_pair import augment
+from splice_ff.per_pair import optimizer as module
 from splice_ff.per_pair.augment import appearance_views, structure_views
 from splice_ff.per_pair.recipes import PRESETS, make_recipe
 
@@ -26,13 +26,13 @@ def optimizer(backbone, **changes):
 
 def objective_of(run, monkeypatch):
     """The number that a step minimizes, and the losses of all passes that it sums, in their order."""
-    passes, objectives, call, backward = [], [], SpliceLoss.__call__, torch.Tensor.backward
+    passes, objectives, call, backward = [], [], module.compare, torch.Tensor.backward
 
-    def noted(self, *arguments):
-        passes.append(call(self, *arguments))
+    def noted(*arguments):
+        passes.append(call(*arguments))
         return passes[-1]
 
-    monkeypatch.setattr(SpliceLoss, "__call__", noted)
+    monkeypatch.setattr(module, "compare", noted)
     monkeypatch.setattr(torch.Tensor, "backward", lambda self: (objectives.append(self.item()), backward(self)))
     monkeypatch.setattr(run, "_evaluate", lambda: None)
     run.step()

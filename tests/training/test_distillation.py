@@ -48,11 +48,12 @@ def test_the_image_term_is_the_distance_to_the_teachers_image(start):
     trainer = start("distill.image=2.0")
     batch = next(trainer.data.batches(0))
     assert len(batch.teacher.structure) == 1  # half of a batch of two
-    losses, distilled = trainer.losses(batch)
+    losses, terms = trainer.losses(batch)
+    distilled = terms["teacher"]
     copied = F.l1_loss(batch.teacher.structure, batch.teacher.output)  # an untrained generator copies
     assert copied > 0.01 and distilled.item() == pytest.approx(2 * copied.item(), rel=1e-3)
     seen = trainer.step(iter([batch]))
-    assert seen["others"] == pytest.approx(distilled.item(), rel=1e-4)
+    assert seen["teacher"] == pytest.approx(distilled.item(), rel=1e-4)
     assert seen["total"] == pytest.approx(losses.total.item() + distilled.item(), rel=1e-4)
 
 
@@ -60,12 +61,12 @@ def test_the_feature_term_is_the_distance_of_keys(start):
     trainer = start("distill.image=0", "distill.features=3.0")
     batch = next(trainer.data.batches(0))
     keys = [trainer.backbone(x, keys=[-1]).keys[1] for x in (batch.teacher.structure, batch.teacher.output)]
-    assert trainer.losses(batch)[1].item() == pytest.approx(3 * F.mse_loss(*keys).item(), rel=1e-2)
+    assert trainer.losses(batch)[1]["teacher"].item() == pytest.approx(3 * F.mse_loss(*keys).item(), rel=1e-2)
 
 
 def test_training_comes_nearer_to_the_teacher(start):
     trainer = start("optimizer.steps=30", "optimizer.learning_rate=0.002", "distill.image=20", "loss.appearance=0.01")
     trainer.run()
     lines = log_lines(trainer.config.output)
-    first, last = (sum(lines[step]["others"] for step in steps) for steps in (range(1, 6), range(26, 31)))
+    first, last = (sum(lines[step]["teacher"] for step in steps) for steps in (range(1, 6), range(26, 31)))
     assert last < 0.8 * first

@@ -61,7 +61,7 @@ def test_two_processes_train_one_discriminator_and_remember_what_both_saw(config
     train(2, config, f"output={folder / 'two'}", "optimizer.batch_size=2", *steps)
     train(1, config, f"output={folder / 'one'}", "optimizer.batch_size=4", *steps)
     two, one = log_lines(folder / "two")[1], log_lines(folder / "one")[1]
-    for key in ("total", "others", "discriminator", "gradient_norm"):
+    for key in ("total", "realism", "kernel", "discriminator", "gradient_norm"):
         assert two[key] == pytest.approx(one[key], rel=1e-4), key
     memories = [load_file(folder / name / "checkpoints/step-00000001/kernel.safetensors") for name in ("two", "one")]
     assert memories[0]["seen"] == memories[1]["seen"] == 8

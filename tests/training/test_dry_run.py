@@ -41,6 +41,12 @@ def test_configs_are_found_by_name_and_can_be_run(name):
         assert config.loss.structure == 1 and config.loss.appearance == 10  # as published
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_every_config_can_be_run_dry(name):
+    shown = CliRunner().invoke(app, ["train", name, "--dry-run"])
+    assert shown.exit_code == 0 and "peak memory" in shown.output, shown.output
+
+
 def test_an_unknown_config_names_the_known_ones():
     with pytest.raises(InputError, match=r"dino-12gb: no such file.*cpu, dino-24gb, dino-80gb"):
         find_config("dino-12gb")
@@ -106,8 +112,8 @@ def test_the_command_says_what_a_run_takes_and_leaves_nothing(tmp_path, vit_stat
     assert "not counted" not in shown.output
     small = str(write_run(tmp_path / "job", vit_state))
     for loss in ("realism", "kernel"):
-        shown = CliRunner().invoke(app, ["train", small, f"loss.{loss}=0.1", "--dry-run"])
-        assert "not counted          the networks of loss.realism and loss.kernel" in shown.output
+        shown = CliRunner().invoke(app, ["train", small, f"loss.terms.{loss}=0.1", "--dry-run"])
+        assert "not counted          the network of the terms realism and kernel" in shown.output
 
 
 LINES = [

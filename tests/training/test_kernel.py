@@ -94,9 +94,9 @@ def test_a_run_takes_it_without_a_discriminator(start):
     trainer = start()
     assert trainer.realism is None
     trainer.step(trainer.data.batches(0))
-    _, others = trainer.losses(next(trainer.data.batches(0)))
-    assert others.requires_grad and others.item() != 0
-    others.backward()
+    _, terms = trainer.losses(next(trainer.data.batches(0)))
+    assert terms["kernel"].requires_grad and terms["kernel"].item() != 0
+    terms["kernel"].backward()
     assert any(p.grad is not None and p.grad.any() for p in trainer.generator.parameters())
 
 
@@ -106,4 +106,4 @@ def test_what_it_remembers_is_kept_with_the_run(start):
     trainer.run()
     count = 2 * trainer.config.optimizer.batch_size
     assert int(trainer.kernel.seen) == 3 * count and trainer.kernel.photographs[: 3 * count].any(1).all()
-    assert log_lines(trainer.config.output)[3]["others"] != 0
+    assert log_lines(trainer.config.output)[3]["kernel"] != 0

@@ -23,7 +23,9 @@ def start(tmp_path, vit_state, monkeypatch):
     def make(*overrides, name="job"):
         for state in (AcceleratorState, GradientState, PartialState):
             state._reset_state()
-        return Trainer(read_config(write_run(tmp_path / name, vit_state), "loss.terms.realism=0.5", *overrides), quiet=True)
+        return Trainer(
+            read_config(write_run(tmp_path / name, vit_state), "loss.terms.realism=0.5", *overrides), quiet=True
+        )
 
     return make
 
@@ -36,21 +38,21 @@ def test_both_sides_minimize_the_hinge_losses(start):
     trainer = start()
     batch = next(trainer.data.batches(0))
     trainer.realism.discriminator.eval()  # no step of the power iteration between the two calls
-    _, others = trainer.losses(batch)
+    _, terms = trainer.losses(batch)
     images = torch.cat([batch.first, batch.second])
     cls = trainer.pair_losses.encode_images(images)[0].cls[:, -1]
     maps = trainer.pair_losses.network(images)  # an untrained generator copies: outputs are the photographs
     own = trainer.realism.discriminator(maps, cls)
     other = trainer.realism.discriminator(maps, cls.roll(len(batch.first), 0))
-    assert others.item() == pytest.approx(-0.5 * sum(x.mean() for x in other).item(), rel=1e-3, abs=1e-5)
+    assert terms["realism"].item() == pytest.approx(-0.5 * sum(x.mean() for x in other).item(), rel=1e-3, abs=1e-5)
     hinges = sum(F.relu(1 - x).mean() + F.relu(1 + y).mean() for x, y in zip(own, other, strict=True))
     assert trainer.realism.step().item() == pytest.approx(hinges.item(), rel=1e-3)
 
 
 def test_each_learns_from_its_own_loss_only(start):
     trainer = start()
-    _, others = trainer.losses(next(trainer.data.batches(0)))
-    others.backward()
+    _, terms = trainer.losses(next(trainer.data.batches(0)))
+    terms["realism"].backward()
     discriminator = trainer.realism.discriminator
     assert all(p.grad is None for p in discriminator.parameters())
     assert any(p.grad is not None and p.grad.any() for p in trainer.generator.parameters())

@@ -156,13 +156,13 @@ def test_views_of_looks_are_a_steps_own(start):
 def test_large_changes_of_pixels_have_a_price(start):
     trainer = start("loss.terms.pixels=2")
     batch = next(trainer.data.batches(0))
-    assert trainer.losses(batch)[1] == 0, "an untrained generator copies"
+    assert trainer.losses(batch)[1]["pixels"] == 0, "an untrained generator copies"
     with torch.no_grad():
         trainer.generator.unet.to_rgb[-1].bias += 0.5
-    assert trainer.losses(batch)[1].item() == pytest.approx(2 * 0.5**4)
+    assert trainer.losses(batch)[1]["pixels"].item() == pytest.approx(2 * 0.5**4)
     seen = trainer.step(iter([batch]))
-    assert seen["others"] == pytest.approx(2 * 0.5**4)
-    assert "others" not in start().step(iter([batch]))
+    assert seen["pixels"] == pytest.approx(2 * 0.5**4)
+    assert "pixels" not in start().step(iter([batch]))
 
 
 def test_only_the_generator_learns(start):
