@@ -1,6 +1,6 @@
 """Metrics of the pixels. Images (1, 3, H, W) in [0, 1]; each metric is one number.
 
-Splice's losses see features alone. A model that was trained with `loss.color`, `loss.texture` or `loss.edges`, as
+Splice's losses see features alone. A model that was trained with the terms `color`, `texture` or `edges`, as
 `everyday` was, and refining, which penalizes edges, lower the color and texture distances or raise the edge
 agreement.
 """
