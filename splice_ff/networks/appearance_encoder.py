@@ -28,10 +28,10 @@ class AppearanceEncoder(nn.Module):
     def __init__(self, layers: int, width: int, tokens: int, channels: int, heads: int, patches: bool = False) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.layer_proj = nn.Parameter(torch.randn(layers, width, channels) * width**-0.5)
-        self.layer_embedding = nn.Parameter(torch.randn(layers, channels) * 0.02)
+        self.layer_proj = _normal(layers, width, channels, std=width**-0.5)
+        self.layer_embedding = _normal(layers, channels, std=0.02)
         self.patch_proj = nn.Linear(width, channels) if patches else None
-        self.queries = nn.Parameter(torch.randn(tokens, channels) * channels**-0.5)
+        self.queries = _normal(tokens, channels, std=channels**-0.5)
         self.blocks = nn.ModuleList(_EncoderBlock(channels, heads) for _ in range(BLOCKS))
 
     def forward(self, cls: Tensor, patches: Tensor | None = None) -> Tensor:
@@ -71,3 +71,8 @@ class _EncoderBlock(nn.Module):
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         x = self.cross_attn(x, context)
         return self.mlp(self.self_attn(x, x))
+
+
+def _normal(*shape: int, std: float) -> nn.Parameter:
+    values = torch.empty(*shape)
+    return nn.Parameter(values if values.is_meta else values.normal_(std=std))  # there torch would load its compiler

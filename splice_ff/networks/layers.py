@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import splice_ff.utils.lean  # noqa: F401  # before timm
+
+# isort: split
 from einops import rearrange
 from timm.layers import Mlp
 from torch import Tensor, nn

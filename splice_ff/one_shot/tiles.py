@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.transforms.v2 import functional as TF
 
 from splice_ff.networks.bilateral_grid import Change, recolor_at_full_size
 from splice_ff.networks.cross_attention_unet import CrossAttentionUNet
@@ -150,8 +149,8 @@ def _at_most(image: Tensor, pixels: int) -> Tensor:
     factor = (pixels / (h * w)) ** 0.5
     if factor >= 1:
         return image
-    resized: Tensor = TF.resize(image, [max(1, int(h * factor)), max(1, int(w * factor))], antialias=True)
-    return resized
+    sides = [max(1, int(side * factor)) for side in (h, w)]
+    return F.interpolate(image, sides, mode="bilinear", antialias=True)
 
 
 class _Window(nn.Module):

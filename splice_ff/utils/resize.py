@@ -10,8 +10,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as TF
 
 from splice_ff.utils.box_filter import box_filter
 
@@ -29,8 +27,9 @@ def resize_shorter_side(image: Tensor, size: int) -> Tensor:
     """
     if min(image.shape[-2:]) == size:
         return image
-    resized: Tensor = TF.resize(image, [size], interpolation=InterpolationMode.BICUBIC, antialias=True)
-    return resized.clamp(0, 1)
+    h, w = image.shape[-2:]
+    sides = [size, int(size * w / h)] if h <= w else [int(size * h / w), size]  # as torchvision rounds them
+    return F.interpolate(image, sides, mode="bicubic", antialias=True).clamp(0, 1)
 
 
 def reduce_shorter_side(images: Tensor, size: int) -> Tensor:

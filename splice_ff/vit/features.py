@@ -6,6 +6,9 @@ the latter). One forward pass returns every feature asked for and stops at the d
 
 from __future__ import annotations
 
+import splice_ff.utils.lean  # noqa: F401  # before timm
+
+# isort: split
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import splice_ff.utils.lean  # noqa: F401  # before timm
+
+# isort: split
 import pickle
 import re
 from argparse import Namespace
