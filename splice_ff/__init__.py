@@ -24,6 +24,7 @@ What is around them:
     losses/       three of ours: on style, colors, edges
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from splice_ff.vit.features import Features, ViTFeatures
     from splice_ff.vit.spec import LossWeights
 
+os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # what a Mac's GPU lacks runs on the CPU; torch names it
 __version__ = "0.1.0"
 __all__ = [
     "PRESETS",

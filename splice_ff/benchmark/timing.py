@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from splice_ff.benchmark.floor import count_operations, operation_counter
+from splice_ff.utils.machine import synchronize
 
 Work = Callable[[], object]
 
@@ -129,7 +130,7 @@ class Sections:
         return {"all": whole, **self._totals, "rest": whole - sum(self._totals.values())}
 
     def _seconds(self) -> float:
-        _synchronize(self.device)
+        synchronize(self.device)
         return time.perf_counter()
 
     def _enter(self) -> None:
@@ -145,13 +146,8 @@ class Sections:
 
 def seconds_of(work: Work, device: torch.device) -> float:
     """Seconds that it takes, until the device is done."""
-    _synchronize(device)
+    synchronize(device)
     start = time.perf_counter()
     work()
-    _synchronize(device)
+    synchronize(device)
     return time.perf_counter() - start
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -33,7 +33,7 @@ def _report() -> Iterator[str]:
 
     from splice_ff.one_shot.model_files import bundled_models
     from splice_ff.utils.files import checkpoints_dir
-    from splice_ff.utils.machine import matmul_rate
+    from splice_ff.utils.machine import default_device, matmul_rate
     from splice_ff.vit.spec import BACKBONES, BUNDLED
     from splice_ff.vit.weights import cached_weights, load_backbone
 
@@ -44,9 +44,8 @@ def _report() -> Iterator[str]:
     for i in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(i)
         yield f"cuda:{i}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB"
-    if not torch.cuda.is_available():
-        yield "CUDA: no GPU, runs on the CPU"
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
+    yield f"runs on {device}" + (", as there is no GPU" if device.type == "cpu" else "")
     for dtype in (torch.float32, torch.bfloat16):
         yield f"matrix products on {device} in {str(dtype)[6:]}: {matmul_rate(device, dtype) / 1e9:.3g} GFLOP/s"
     yield "images: " + ", ".join(

@@ -63,7 +63,7 @@ def edge_agreement(output: Tensor, structure: Tensor) -> float:
     to dark are one: a black cat on white keeps its edges as a white cat on black. Images of one size.
     """
     ours, theirs = (_edges(_lightness(resize_shorter_side(x, SIZE))) for x in (output, structure))
-    return F.cosine_similarity(ours.flatten().double(), theirs.flatten().double(), dim=0).item()
+    return F.cosine_similarity(ours.flatten().cpu().double(), theirs.flatten().cpu().double(), dim=0).item()
 
 
 def checkerboard(output: Tensor) -> float:

@@ -10,8 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from splice_ff.data.pair_list import PairFiles
 from splice_ff.errors import DivergedError, InputError
 from splice_ff.evaluation.methods import Folder, Method
@@ -19,7 +17,7 @@ from splice_ff.evaluation.metrics import Measurer, Reference
 from splice_ff.images import load_image, save_image
 from splice_ff.utils.console import progress_bar
 from splice_ff.utils.files import file_digest, reason
-from splice_ff.utils.machine import is_out_of_memory
+from splice_ff.utils.machine import is_out_of_memory, synchronize
 from splice_ff.utils.run_folder import claim_folder
 
 Row = dict[str, Any]
@@ -202,8 +200,7 @@ def _paint_and_measure(method: Method, pair: str, reference: Reference, measurer
     structure, appearance = reference.structure, reference.appearance
     start = time.perf_counter()
     painted = method(pair, structure, appearance)
-    if structure.is_cuda:
-        torch.cuda.synchronize(structure.device)
+    synchronize(structure.device)
     seconds = time.perf_counter() - start
     row: Row = {}
     if isinstance(method, Folder):

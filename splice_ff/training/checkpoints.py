@@ -267,6 +267,8 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tens
 def _random_states(device: torch.device) -> dict[str, Tensor]:
     """Of torch's generators, which all random numbers of a run come from."""
     states = {"cpu": torch.get_rng_state()}
+    if device.type == "mps":
+        return states | {"mps": torch.mps.get_rng_state()}
     return states | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
 
 
@@ -274,3 +276,5 @@ def _set_random_states(states: Mapping[str, Tensor], device: torch.device) -> No
     torch.set_rng_state(states["cpu"])
     if device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"], device)
+    if device.type == "mps" and "mps" in states:
+        torch.mps.set_rng_state(states["mps"])

@@ -35,6 +35,7 @@ from splice_ff.per_pair.optimizer import PairOptimizer
 from splice_ff.per_pair.recipes import Recipe
 from splice_ff.utils.console import progress_bar
 from splice_ff.utils.files import check_place, reason
+from splice_ff.utils.machine import default_device
 from splice_ff.utils.run_folder import claim_folder, lock_folder
 from splice_ff.vit.features import ViTFeatures
 
@@ -106,7 +107,7 @@ def teach(
     check_place(output / SETTINGS)
     tasks, source = _tasks(pairs, data, split, seed, quiet)
     # Without a GPU accelerate sees a single process, unless told so.
-    state = PartialState(cpu=not torch.cuda.is_available() or torch.device(device or "cuda").type == "cpu")
+    state = PartialState(cpu=torch.device(device or default_device()).type == "cpu")
     with lock_folder(output) if state.is_main_process else nullcontext():
         _claim(output, source, recipe, backbone, seed, model)
         if state.is_main_process:

@@ -17,8 +17,10 @@ import splice_ff
 
 
 def default_device() -> torch.device:
-    """A CUDA GPU if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """A CUDA GPU if there is one, else a Mac's (MPS), else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def available_devices() -> list[str]:
@@ -46,7 +48,7 @@ def plain_torch(*, gradients: bool = True, autocast: bool = False) -> Iterator[N
             stack.enter_context(torch.device("cpu"))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.set_grad_enabled(gradients))
-        for kind in () if autocast else ("cpu", "cuda"):
+        for kind in () if autocast else ("cpu", "cuda", "mps"):
             stack.enter_context(torch.autocast(kind, enabled=False))
         yield
 
@@ -78,16 +80,23 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, n: int | None = None) 
     for _ in range(6):
         start = time.perf_counter()
         a @ b
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        synchronize(device)
         seconds.append(time.perf_counter() - start)
     return 2 * n**3 / min(seconds[1:])  # the first call also sets the kernel up
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has done what it was given."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def peak_memory(device: torch.device) -> int:
     """Bytes at most so far: allocated on a GPU, or resident in this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()
     # Linux hands a parent's ru_maxrss on to its children; the high-water mark is a process's own.
     status = Path("/proc/self/status")
     lines = status.read_text(encoding="utf-8").splitlines() if status.exists() else []

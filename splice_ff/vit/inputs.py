@@ -31,6 +31,8 @@ class ViTInput:
     def resize(self, images: Tensor, patch_size: tuple[int, int]) -> Tensor:
         """Resize images (B, 3, H, W) for a ViT with patches of (down, across) pixels; aspect ratios are kept."""
         if not self.whole_patches:
+            if min(images.shape[-2:]) == self.size:  # torchvision 0.10 returns these as they are, however long they are
+                return images
             from torchvision.transforms.v2 import functional as TF  # here: recipes, as data, are read without torch
 
             return TF.resize(images, [self.size], max_size=round(MAX_ASPECT * self.size), antialias=self.antialias)

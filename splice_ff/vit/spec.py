@@ -72,7 +72,7 @@ BACKBONES = {
         "dinov2_vitb14_reg": "vit_base_patch14_reg4_dinov2.lvd142m",
         "dinov3_vits16": "vit_small_patch16_dinov3.lvd1689m",
         "dinov3_vitb16": "vit_base_patch16_dinov3.lvd1689m",
-        "clip_vitb16": "vit_base_patch16_clip_224.openai",
+        "clip_vitb16": "vit_base_patch16_clip_quickgelu_224.openai",  # OpenAI trained with QuickGELU
     }.items()
 }
 BUNDLED = "vit_s14_robust"

@@ -18,6 +18,8 @@ import timm
 import torch
 from safetensors.torch import load_file
 from timm.models import get_deprecated_models
+from timm.models.eva import Eva
+from timm.models.eva import checkpoint_filter_fn as eva_checkpoint_filter_fn
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
@@ -27,6 +29,10 @@ from splice_ff.utils.machine import plain_torch
 from splice_ff.vit.features import UNUSED, ViTFeatures
 from splice_ff.vit.files import check_weights, find_config, read_config, weights_file
 from splice_ff.vit.spec import BACKBONES, BUNDLED, BackboneSpec
+from splice_ff.vit.torchscript import is_torchscript, read_torchscript
+
+PREFIXES = ("module.", "teacher.", "backbone.")
+"""Of names in checkpoints of training programs, outermost first."""
 
 
 @plain_torch()
@@ -119,6 +125,8 @@ def read_state(file: Path) -> dict[str, Tensor]:
     try:
         if file.suffix == ".safetensors":
             state: Any = load_file(file)
+        elif is_torchscript(file):
+            state = read_torchscript(file)
         else:
             with torch.serialization.safe_globals([Namespace]):  # DINO's full checkpoints keep their options in one
                 state = torch.load(file, map_location="cpu", weights_only=True)
@@ -132,7 +140,7 @@ def read_state(file: Path) -> dict[str, Tensor]:
         raise WeightsError(f"{file}: holds no dictionary of tensors")
     if odd := [key for key, tensor in state.items() if not _is_plain(tensor)]:
         raise WeightsError(f"{file}: '{odd[0]}' is not a plain tensor of numbers")
-    for prefix in ("module.", "backbone."):
+    for prefix in PREFIXES:
         if any(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): t for key, t in state.items()}
     return state
@@ -218,13 +226,27 @@ def _read_from_hub(spec: BackboneSpec) -> tuple[dict[str, Tensor], Path]:
         raise HubError(f"weights of {spec.name} (hub repository {repository}) {error}") from error
 
 
+def _dinov3(state: dict[str, Tensor], vit: Eva, file: Path) -> dict[str, Tensor]:
+    """DINOv3's own names as timm's. Its small models have biases that a mask and training have left at 0."""
+    if vit.blocks[0].attn.q_bias is None:
+        biases = {key: tensor for key, tensor in state.items() if key.endswith("attn.qkv.bias")}
+        for key, bias in biases.items():
+            mask = state.get(f"{key}_mask", torch.ones(()))
+            if (bias.nan_to_num() * mask.nan_to_num()).any():
+                raise WeightsError(f"{file}: '{key}' is not 0, and this backbone has none: name timm's with 'qkvb'")
+        state = {key: tensor for key, tensor in state.items() if key not in biases}
+    return eva_checkpoint_filter_fn(dict(state), vit)
+
+
 def _load_into(vit: nn.Module, state: dict[str, Tensor], file: Path) -> None:
     """Copy tensors into the ViT in float32, or say which do not fit. Heads and final pooling are not used."""
     expected = {k: t for k, t in vit.state_dict().items() if not k.startswith(UNUSED)}
     if missing := [key for key in expected if key not in state]:
-        # the layouts that DINOv2's and CLIP's authors publish
+        # the layouts that the authors of DINOv2, DINOv3 and CLIP publish
         try:
-            state = checkpoint_filter_fn(dict(state), vit)
+            state = _dinov3(state, vit, file) if isinstance(vit, Eva) else checkpoint_filter_fn(dict(state), vit)
+        except WeightsError:
+            raise
         except KeyError as error:
             raise WeightsError(f"{file}: has no tensor {error}, which this backbone needs") from error
         except Exception as error:  # it takes shapes for granted

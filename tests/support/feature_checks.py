@@ -10,7 +10,7 @@ FAMILIES = {
     "dinov2": ("vit_small_patch14_dinov2.lvd142m", {"img_size": 56}),
     "dinov2_reg": ("vit_small_patch14_reg4_dinov2.lvd142m", {"img_size": 56}),
     "dinov3": ("vit_small_patch16_dinov3.lvd1689m", {"img_size": 64}),
-    "clip": ("vit_base_patch16_clip_224.openai", {"img_size": 64}),
+    "clip": ("vit_base_patch16_clip_quickgelu_224.openai", {"img_size": 64}),
     "eva02": ("eva02_tiny_patch14_224.mim_in22k", {"img_size": 56}),
 }
 

@@ -30,6 +30,7 @@ SHAPES = [(64, 64), (61, 64), (50, 85), (90, 40), (40, 100), (500, 180)]
         ((100, 300), (160, 480)),
         ((900, 300), (480, 160)),
         ((224, 480), (224, 480)),
+        ((224, 520), (224, 520)),  # its shorter side fits, and the longer one is never asked for
     ],
 )
 def test_published_sizes(size, seen):
