@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any
 
 COMPILER, UTILS = "torch._dynamo", "torch._dynamo.utils"
 
@@ -25,7 +25,9 @@ def _compiler(name: str) -> Any:
 
 
 class _StandIn(ModuleType):
-    __path__: ClassVar[list[str]] = []  # a package, to the import system
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__path__ = []  # a package, to the import system
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # `inspect` asks every module
