@@ -28,6 +28,12 @@ def loud_again():
         os.environ.pop(f"HF_{library}_DISABLE_PROGRESS_BARS", None)
 
 
+@pytest.fixture(autouse=True)
+def _runtime(monkeypatch):
+    """`transfer` paints with torch, and exports nothing in the background."""
+    monkeypatch.setenv("SPLICE_FF_RUNTIME", "torch")
+
+
 @pytest.fixture(scope="session")
 def randomized():
     """Fill a model's parameters with seeded noise: `randomized(model, seed=0)`."""

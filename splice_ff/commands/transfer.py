@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -63,8 +64,13 @@ def transfer(
     size: Size = None,
     precision: Precision = "fp32",
     runtime: Annotated[
-        str, typer.Option(help="torch, or onnx: starts in a second; --model is then a folder by `splice-ff export`.")
-    ] = "torch",
+        str,
+        typer.Option(
+            envvar="SPLICE_FF_RUNTIME",
+            help="onnx starts in a second, torch can do more; auto takes onnx where the model is exported, and exports it "
+            "in the background after the first image.",
+        ),
+    ] = "auto",
     refine: Annotated[
         int,
         typer.Option(
@@ -87,6 +93,7 @@ def transfer(
     """
     with errors(debug):
         from splice_ff.images import check_readable, check_writable
+        from splice_ff.onnx.cache import export_in_background, find_export
         from splice_ff.utils.files import check_not_input
 
         paths = appearance or []
@@ -98,9 +105,11 @@ def transfer(
         if look:
             check_look(look)
         check_backbones([backbone], backbone_weights)
-        if runtime != "torch":
-            _check_runtime(runtime, look, precision, refine, backbone, backbone_weights, device)
-            _transfer_without_torch(structure, paths, output, model, weight, strength, size, quiet)
+        can_onnx = _check_runtime(runtime, size, look, precision, refine, backbone, backbone_weights, device)
+        exported = find_export(model) if can_onnx else None
+        if exported or runtime == "onnx":
+            exported = exported or Path(model).expanduser()
+            _transfer_without_torch(exported, structure, paths, output, model, weight, strength, size, quiet)
             if not quiet:
                 say(str(output))
             return
@@ -129,20 +138,26 @@ def transfer(
         save_image(output, made, alpha=image.alpha, settings=facts)
         if not quiet:
             say(str(output))
+        if can_onnx and export_in_background(model) and not quiet:
+            say("note: exporting the model once, in the background; in a few minutes `transfer` starts without torch")
 
 
-def _check_runtime(runtime: str, *for_torch: object) -> None:
-    """Raise InputError unless the runtime is known and can do what was asked for."""
-    if runtime != "onnx":
-        raise InputError(f"unknown runtime '{runtime}'; use torch or onnx")
-    if any(value not in (None, 0, "fp32") for value in for_torch):
+def _check_runtime(runtime: str, size: int | None, *for_torch: object) -> bool:
+    """Whether onnxruntime may paint; InputError if it must but cannot do what was asked for."""
+    if runtime not in ("auto", "torch", "onnx"):
+        raise InputError(f"unknown runtime '{runtime}'; use auto, torch or onnx")
+    is_plain = all(value in (None, 0, "fp32") for value in for_torch)
+    if runtime == "onnx" and not is_plain:
         raise InputError(
             "--runtime onnx paints in one pass only: no --look, --precision, --refine, --backbone, --backbone-weights "
             "or --device"
         )
+    fits = size is None or size <= 1024  # beyond, torch paints in tiles
+    return runtime == "onnx" or (runtime == "auto" and is_plain and fits and find_spec("onnxruntime") is not None)
 
 
 def _transfer_without_torch(
+    exported: Path,
     structure: Path,
     appearances: list[Path],
     output: Path,
@@ -157,7 +172,7 @@ def _transfer_without_torch(
     from splice_ff.images.encode import write_image
     from splice_ff.onnx.runner import OnnxSpliceFF
 
-    runner = OnnxSpliceFF(Path(model).expanduser())
+    runner = OnnxSpliceFF(exported)
     images = [decode_image(path) for path in (structure, *appearances)]
     for path, image in zip((structure, *appearances), images, strict=True):
         for note in () if quiet else image.notes:
@@ -167,6 +182,7 @@ def _transfer_without_torch(
         "splice_ff": __version__,
         "model": model,
         "model_sha256": runner.card["model_sha256"],
+        "backbone": runner.card["backbone"]["name"],
         "runtime": "onnx",
         "size": str(size or runner.card["size"]),
         "strength": f"{strength:g}",
