@@ -67,7 +67,7 @@ def transfer(
         str,
         typer.Option(
             envvar="SPLICE_FF_RUNTIME",
-            help="onnx starts in a second, torch can do more; auto takes onnx where the model is exported, and exports it "
+            help="onnx starts in a second, torch can do more; auto takes onnx once the model is exported, which it does "
             "in the background after the first image.",
         ),
     ] = "auto",

@@ -72,7 +72,9 @@ def test_the_first_image_is_painted_by_torch_and_the_next_without(transfer, expo
     assert transfer()[1] == "torch" and len(started) == 2  # another model
 
 
-@pytest.mark.parametrize("options", [["--refine", "1"], ["--precision", "bf16"], ["--device", "cpu"], ["--size", "1100"]])
+@pytest.mark.parametrize(
+    "options", [["--refine", "1"], ["--precision", "bf16"], ["--device", "cpu"], ["--size", "1100"]]
+)
 def test_what_only_torch_can_do_starts_no_export(transfer, exported, started, options, monkeypatch):
     monkeypatch.setattr("splice_ff.onnx.cache.find_export", lambda _: exported)
     assert transfer(*options, "--quiet")[1] == "torch" and not started
