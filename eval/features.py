@@ -10,7 +10,6 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -18,28 +17,18 @@ import timm
 import torch
 import typer
 
-from splice_ff.analysis.correspondence import MatchStrength, match_strength, thresholds_of
+from splice_ff.analysis.correspondence import THRESHOLDS, match_strength
 from splice_ff.analysis.inversion import FeatureInversion
 from splice_ff.analysis.pca import pca as principal_colors
 from splice_ff.analysis.recipes import InversionRecipe
+from splice_ff.data.pair_list import read_pairs
+from splice_ff.evaluation.rows import with_domains
 from splice_ff.images import load_image, save_image
 from splice_ff.vit.features import ViTFeatures
 from splice_ff.vit.spec import BACKBONES, FACETS, VIT_SIZE
 from splice_ff.vit.weights import load_backbone
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-
-KINDS = {
-    "animal": ("cat2cat", "cats", "dog2dog", "cross", "horse"),
-    "mountain": ("landscape",),
-    "food": ("fruits", "drinks", "interpolation-kiwi", "interpolation-lemon"),
-    "car": ("cars",),
-}
-"""What is on the pairs, by the beginning of their names; the others are not shuffled."""
-FALSE_ALARMS = 0.05
-"""Share of good pairs that may be called weak."""
-STEPS = 50
-"""Quantiles of all values that are tried as thresholds."""
 
 
 @app.command()
@@ -101,56 +90,27 @@ def invert(
 
 @app.command()
 def match(pairs: Path, backbone: str = "vit_mini", seed: int = 0) -> None:
-    """How well [CLS] cosine and best buddies tell matched pairs from shuffled ones of another kind.
+    """How well the likeness of mean patch tokens tells matched pairs from mixed ones.
 
-    Thresholds that call 5 % of the matched pairs weak are chosen on one half and tried on the other.
+    Every pair of animals is also mixed with one of mountains, both ways. The threshold that calls 5 % of the matched
+    pairs weak is chosen on one half and tried on the other.
     """
-    vit = load_backbone(backbone)
-    folders = sorted(folder for folder in pairs.iterdir() if folder.is_dir())
-    loaded = {
-        folder.name: [load_image(next(folder.glob(f"{part}.*"))).rgb for part in ("structure", "appearance")]
-        for folder in folders
-    }
-    dice = random.Random(seed)
-    kinds = {name: kind for name in loaded for kind, starts in KINDS.items() if name.startswith(starts)}
-    shuffled: list[tuple[str, str]] = []
-    while len(shuffled) < len(loaded):
-        a, b = dice.sample(sorted(kinds), 2)
-        if kinds[a] != kinds[b]:
-            shuffled.append((a, b))
-    good = [match_strength(vit, loaded[name][0], loaded[name][1]) for name in loaded]
-    bad = [match_strength(vit, loaded[a][0], loaded[b][1]) for a, b in shuffled]
-    dice.shuffle(good)
-
-    patches = (VIT_SIZE // vit.patch_size[0]) * (VIT_SIZE // vit.patch_size[1])
-    for name, values in (
-        ("cosine", [[s.cosine for s in group] for group in (good, bad)]),
-        ("share of best buddies", [[s.buddies / patches for s in group] for group in (good, bad)]),
-    ):
-        quarters = [[f"{q:.3f}" for q in statistics.quantiles(group)] for group in values]
-        above = statistics.mean((g > b) + (g == b) / 2 for g in values[0] for b in values[1])
-        typer.echo(f"{name}: quartiles {quarters[0]} matched, {quarters[1]} shuffled; area under the curve {above:.3f}")
-
-    half = len(good) // 2
-    seen = good[:half] + bad[:half]
-    allowed = (
-        (_weak(bad[:half], (cosine, share), patches), cosine, share)
-        for cosine in statistics.quantiles([s.cosine for s in seen], n=STEPS)
-        for share in statistics.quantiles([s.buddies / patches for s in seen], n=STEPS)
-        if _weak(good[:half], (cosine, share), patches) <= FALSE_ALARMS
-    )
-    _, *chosen = max(allowed)
-    for where, thresholds in (("chosen here", chosen), ("the library's", thresholds_of(vit.name))):
-        rates = [_weak(group[half:], thresholds, patches) for group in (good, bad)]
-        typer.echo(
-            f"{where}: cosine < {thresholds[0]:.3g}, share < {thresholds[1]:.3g}: on the other half "
-            f"{rates[0]:.0%} of the matched and {rates[1]:.0%} of the shuffled pairs are weak"
-        )
-
-
-def _weak(strengths: list[MatchStrength], thresholds: Sequence[float], patches: int) -> float:
-    cosine, share = thresholds
-    return statistics.mean(s.cosine < cosine and s.buddies < share * patches for s in strengths)
+    vit, dice = load_backbone(backbone), random.Random(seed)
+    listed = with_domains(read_pairs(pairs), pairs)
+    loaded = {pair.name: [load_image(path).rgb for path in (pair.structure, pair.appearance)] for pair in listed}
+    mountains = [pair.name for pair in listed if pair.domain == "mountain"]
+    mixed = [(pair.name, dice.choice(mountains)) for pair in listed if pair.domain != "mountain"]
+    mixed += [(b, a) for a, b in mixed]
+    good = [match_strength(vit, *images).similarity for images in loaded.values()]
+    bad = [match_strength(vit, loaded[a][0], loaded[b][1]).similarity for a, b in mixed]
+    for values in (good, bad):
+        dice.shuffle(values)
+    above = statistics.mean((g > b) + (g == b) / 2 for g in good for b in bad)
+    typer.echo(f"{len(good)} matched, {len(bad)} mixed pairs; area under the curve {above:.3f}")
+    chosen = statistics.quantiles(good[::2], n=20)[0]
+    for name, threshold in (("chosen on one half", chosen), ("the library's", THRESHOLDS.get(backbone, -1.0))):
+        caught, alarms = (statistics.mean(x < threshold for x in values[1::2]) for values in (bad, good))
+        typer.echo(f"{name}, below {threshold:.3f}: {caught:.0%} of the mixed and {alarms:.0%} of the matched pairs")
 
 
 if __name__ == "__main__":

@@ -122,7 +122,8 @@ def end_pair(
     end_run(run, failure, f"the best image so far is in {output}")
     if not quiet:
         total, *rest = (f"{name} {value:.4f}" for name, value in taken_losses(run, result.losses).items())
-        say(f"{output}: step {result.step} of {run.step_count}, whole image: {total} ({', '.join(rest)})")
+        where = f"the best of {run.step_count} steps is step {result.step}"
+        say(f"{output}: {where}; losses of the whole image: {total} ({', '.join(rest)})")
 
 
 def end_run(run: SteppedRun[Any], failure: BaseException | None, kept: str) -> None:

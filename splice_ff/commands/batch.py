@@ -70,7 +70,7 @@ def batch(
     finished, nor replaced. Images that cannot be painted do not stop the others; each gets a line, and the exit status
     is 2.
 
-    Examples: `splice-ff batch pairs.csv -o painted`, `splice-ff batch --look tiger.jpg photos/ -o tigers`
+    Examples: `splice-ff batch pairs.csv -o painted`, `splice-ff batch --look raccoon.jpg photos/ -o raccoons`
     """
     with errors(debug):
         from splice_ff.one_shot.checks import check_size, check_strength

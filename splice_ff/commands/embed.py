@@ -42,7 +42,7 @@ def embed(
 ) -> None:
     """Keep the look of an image, for `splice-ff transfer --look`. It fits only the model that made it.
 
-    Example: `splice-ff embed tiger.jpg -o tiger.safetensors`
+    Example: `splice-ff embed raccoon.jpg -o raccoon.safetensors`
     """
     with errors(debug):
         from splice_ff.images import check_readable

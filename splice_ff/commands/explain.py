@@ -43,7 +43,7 @@ def explain(
 
     Prints a verdict: whether the match of the two images' meanings is weak.
 
-    Example: `splice-ff explain cat.jpg tiger.jpg tiger-cat.png -o explained.png`
+    Example: `splice-ff explain cat.jpg raccoon.jpg cat-as-raccoon.png -o explained.png`
     """
     with errors(debug):
         check_files([structure, appearance, result], output, [backbone], weights)

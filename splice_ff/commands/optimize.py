@@ -73,7 +73,7 @@ def optimize(
 
     ctrl-C writes the best image so far.
 
-    Example: `splice-ff optimize cat.jpg tiger.jpg -o tiger-cat.png`
+    Example: `splice-ff optimize cat.jpg raccoon.jpg -o cat-as-raccoon.png`
     """
     with errors(debug):
         from splice_ff.images import check_readable, check_writable

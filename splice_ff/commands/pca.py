@@ -58,7 +58,7 @@ def pca(
 
     Writes grid.png and, for each image, a folder with the single ones at its size. Existing ones are replaced.
 
-    Example: `splice-ff pca cat.jpg tiger.jpg --joint --mask -o colors`
+    Example: `splice-ff pca cat.jpg raccoon.jpg --joint --mask -o colors`
     """
     with errors(debug):
         from splice_ff.analysis.recipes import choose_facets, parse_layers

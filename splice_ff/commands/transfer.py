@@ -87,9 +87,9 @@ def transfer(
 ) -> None:
     """Paint an image with the look of another in one forward pass: well under a second, and start-up.
 
-    Several appearance images are mixed: `splice-ff transfer cat.jpg tiger.jpg fox.jpg --weight 2 --weight 1`
+    Several appearance images are mixed: `splice-ff transfer cat.jpg raccoon.jpg cat.jpg --weight 2 --weight 1`
 
-    Example: `splice-ff transfer cat.jpg tiger.jpg -o tiger-cat.png`
+    Example: `splice-ff transfer cat.jpg raccoon.jpg -o cat-as-raccoon.png`
     """
     with errors(debug):
         from splice_ff.images import check_readable, check_writable

@@ -58,7 +58,7 @@ def video(
     Interrupted, the same command goes on. At the end it says how much the video flickers: the mean absolute difference
     of consecutive frames, beside that of the structure video.
 
-    Example: `splice-ff video cat.mp4 tiger.jpg -o tiger-cat.mp4`
+    Example: `splice-ff video clip.mp4 raccoon.jpg -o painted.mp4`
     """
     with errors(debug):
         need("av", extra="video")

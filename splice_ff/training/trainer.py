@@ -215,7 +215,7 @@ class Trainer:
             loop.say("no held-out pair is of two different images: nothing to judge by")
             return
         loop.log.put(loop.step_count, "validation", losses)
-        ratio = f", {losses['gap_left']:.2f} of copying's" if "gap_left" in losses else ""
+        ratio = f", {losses['gap_left']:.2f} times that of copying" if "gap_left" in losses else ""
         loop.say(f"step {loop.step_count}: held-out total {losses['total']:.4f}{ratio}")
         measured, before = self._measured_by(), loop.progress.results
         if before and measured not in before:

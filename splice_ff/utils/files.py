@@ -43,7 +43,7 @@ def check_not_input(path: Path, inputs: Iterable[Path | None]) -> None:
     for given in inputs:
         known = given and given.expanduser()
         if known and path.exists() and known.exists() and os.path.samefile(path, known):
-            raise InputError(f"{path}: is an input, which is never replaced; choose another name")
+            raise InputError(f"{path}: the output would replace an input; choose another name")
 
 
 def file_digest(path: Path) -> str:

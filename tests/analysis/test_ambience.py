@@ -26,7 +26,7 @@ def everything(folder, a, b):
         "pca": pca(backbone, [a, b], ["keys"], [-1], joint=True, mask=True, size=48)[0]["keys", 1],
         "attention": cls_attention(backbone, a, size=48),
         "match": match(backbone, a, b, size=48).similarity,
-        "strength": match_strength(backbone, a, b).cosine,
+        "strength": match_strength(backbone, a, b).similarity,
         "explain": explain(backbone, a, b, b).structure_map,
         "invert": invert(backbone, a, InversionRecipe("cls", steps=2, size=48))[0].image,
     }

@@ -128,27 +128,27 @@ def test_attention_and_match_draw_an_image(run, command, arguments):
     assert min(size_of(made)) > 100 and text_of(made)["layer"] == "0"
 
 
-def test_match_says_one_count(run):
+def test_match_says_its_verdict(run):
     result, made = run("match", "a", "b", "--layer", "0")
     [line] = (line for line in result.stderr.splitlines() if not line.startswith("note: "))
-    assert line == f"{made}: {text_of(made)['verdict']}" and line.count("patches") == 1
+    assert line == f"{made}: {text_of(made)['verdict']}" and line.count("similarity") == 1
 
 
 def test_explain_gives_a_verdict(run):
     result, made = run("explain", "a", "b", "a", size=None)
     assert result.exit_code == 0, result.output
-    assert result.stdout.startswith("semantic match: ")
+    assert result.stdout.startswith("these two share ")
     assert text_of(made)["verdict"] == result.stdout.strip()
     assert float(text_of(made)["loss_structure"]) < 1e-6  # the output is the structure itself
 
 
 @pytest.mark.parametrize("quiet", [False, True])
 def test_optimize_warns_of_a_weak_match(run, monkeypatch, quiet):
-    weak = MatchStrength(0.1, 2, True, "semantic match: weak (for the test)")
+    weak = MatchStrength(0.1, True)
     monkeypatch.setattr("splice_ff.analysis.correspondence.match_strength", lambda *_: weak)
     result, made = run("optimize", "a", "b", "--steps", "1", "--precision", "fp32", *(["-q"] if quiet else []))
     assert result.exit_code == 0 and made.exists(), result.output
-    assert ("note: semantic match: weak" in result.stderr) == (not quiet)
+    assert ("note: these two share few parts" in result.stderr) == (not quiet)
 
 
 def test_quiet_is_quiet(run):

@@ -42,7 +42,7 @@ def test_an_input_is_never_replaced(images, arguments, name):
     before = (images / "a.png").read_bytes()
     option = [] if arguments[-1] in ("--save-generator", "--state", "--json") else ["-o"]
     result = CliRunner().invoke(app, [*arguments, *option, name])
-    assert result.exit_code == 2 and "is an input, which is never replaced" in result.stderr, result.output
+    assert result.exit_code == 2 and "the output would replace an input" in result.stderr, result.output
     assert (images / "a.png").read_bytes() == before and not (images / "c.png").exists()
 
 
