@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -67,7 +68,7 @@ def transfer(
         str,
         typer.Option(
             envvar="SPLICE_FF_RUNTIME",
-            help="onnx starts in a second, torch can do more; auto takes onnx once the model is exported, which it does "
+            help="onnx starts in a second, torch can do more; auto takes onnx once the model is exported, which happens "
             "in the background after the first image.",
         ),
     ] = "auto",
@@ -96,7 +97,7 @@ def transfer(
         from splice_ff.onnx.cache import export_in_background, find_export
         from splice_ff.utils.files import check_not_input
 
-        paths = appearance or []
+        start, paths = time.perf_counter(), appearance or []
         _check_arguments(paths, look, weight, strength, refine, precision)
         check_writable(output, check_readable(structure))
         check_not_input(output, [structure, *paths])
@@ -111,7 +112,7 @@ def transfer(
             exported = exported or Path(model).expanduser()
             _transfer_without_torch(exported, structure, paths, output, model, weight, strength, size, quiet)
             if not quiet:
-                say(str(output))
+                say(_painted(output, start))
             return
 
         from splice_ff.images import save_image
@@ -137,9 +138,13 @@ def transfer(
         made = splice.paint(image.rgb, tokens, size=size, strength=strength)
         save_image(output, made, alpha=image.alpha, settings=facts)
         if not quiet:
-            say(str(output))
+            say(_painted(output, start))
         if can_onnx and export_in_background(model) and not quiet:
             say("note: exporting the model once, in the background; in a few minutes `transfer` starts without torch")
+
+
+def _painted(output: Path, start: float) -> str:
+    return f"{output}: painted in {time.perf_counter() - start:.1f} s; --refine 100 comes nearer to the look"
 
 
 def _check_runtime(runtime: str, size: int | None, *for_torch: object) -> bool:

@@ -50,14 +50,14 @@ def test_an_input_is_never_replaced(images, arguments, name):
 def test_nor_is_one_in_the_folder(images, command):
     (images / "a.png").rename(images / "grid.png")
     result = CliRunner().invoke(app, [command, "grid.png", "--backbone", "vit_mini", "-o", "."])
-    assert result.exit_code == 2 and "grid.png: is an input" in result.stderr
+    assert result.exit_code == 2 and "grid.png: the output would replace an input" in result.stderr
 
 
 @pytest.mark.parametrize("data", ["photos.parquet", "*.parquet"])
 def test_pairs_do_not_replace_their_data(images, data):
     (images / "photos.parquet").write_bytes(b"rows")
     result = CliRunner().invoke(app, ["pairs", data, "-o", "photos.parquet"])
-    assert result.exit_code == 2 and "photos.parquet: is an input" in result.stderr
+    assert result.exit_code == 2 and "photos.parquet: the output would replace an input" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -72,13 +72,13 @@ def test_pairs_do_not_replace_their_data(images, data):
 def test_nor_is_one_with_a_name_that_a_run_gives(images, name, arguments):
     (images / "a.png").rename(images / name)
     result = CliRunner().invoke(app, [argument.format(name) for argument in arguments])
-    assert result.exit_code == 2 and f"{name}: is an input" in result.stderr, result.output
+    assert result.exit_code == 2 and f"{name}: the output would replace an input" in result.stderr, result.output
 
 
 def test_a_home_folder_is_known_by_its_sign(images, monkeypatch):
     monkeypatch.setenv("HOME", str(images))
     result = CliRunner().invoke(app, ["match", "~/a.png", "b.png", "--backbone", "vit_mini", "-o", "a.png"])
-    assert result.exit_code == 2 and "a.png: is an input" in result.stderr, result.output
+    assert result.exit_code == 2 and "a.png: the output would replace an input" in result.stderr, result.output
 
 
 def test_an_output_of_before_is_replaced(images):
