@@ -68,8 +68,8 @@ def transfer(
         str,
         typer.Option(
             envvar="SPLICE_FF_RUNTIME",
-            help="onnx starts in a second, torch can do more; auto takes onnx once the model is exported, which happens "
-            "in the background after the first image.",
+            help="onnx starts in a second, torch can do more; auto takes onnx once the model is exported, which "
+            "happens in the background after the first image.",
         ),
     ] = "auto",
     refine: Annotated[
