@@ -122,5 +122,9 @@ def _report(info: VideoInfo, structure: Path, frames: int) -> None:
         say(f"note: {structure}: {frames} frames could be read, and its header says {info.frames}")
     if info.unknown_audio:
         say(f"note: {structure}: sound tracks of a kind unknown here are left out: {info.unknown_audio}")
+    if info.is_hdr:
+        say(f"note: {structure}: HDR is read as 8-bit standard range, so colors look flat; convert it to SDR first")
+    if info.has_alpha:
+        say(f"note: {structure}: its transparency is left out; the result is opaque")
     if pixel_format(info) != "yuv420p":
         say(f"note: {info.width}x{info.height} has an odd side: written as 4:4:4, which some players cannot show")

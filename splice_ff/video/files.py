@@ -24,6 +24,8 @@ SUFFIXES = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
 """What can be written: H.264 with the sound of the original."""
 READERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf,gif"
 """FFmpeg's readers of video files. Its others read playlists, naming further files, or take any text for a video."""
+HDR_CURVES = (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67)
+"""PQ and HLG."""
 RECORD = "video.json"
 """In a folder of parts: the settings that they were made with."""
 CODEC_OPTIONS = {"crf": "18", "bf": "0"}
@@ -49,6 +51,10 @@ class VideoInfo:
     """Codecs of its audio streams, without those that FFmpeg does not know; if it knows none, "unknown" for each."""
     unknown_audio: int = 0
     """Audio streams that FFmpeg does not know, such as spatial sound beside plain; they cannot be copied."""
+    is_hdr: bool = False
+    """Brightness is coded as PQ or HLG (ITU-R BT.2100); frames are read without tone mapping."""
+    has_alpha: bool = False
+    """It is transparent in places; frames are read, and written, opaque."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +96,8 @@ def read_info(path: Path) -> VideoInfo:
             1 / aspect if turned else aspect,
             audio or ("unknown",) * unknown,
             unknown,
+            stream.codec_context.color_trc in HDR_CURVES,
+            any(part.is_alpha for part in first.format.components) or stream.metadata.get("alpha_mode") == "1",
         )
 
 

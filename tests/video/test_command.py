@@ -6,6 +6,8 @@ import pytest
 
 pytest.importorskip("av", reason="needs the extra video")
 
+import av
+from av.video.reformatter import ColorTrc
 from PIL import Image
 from support.checkpoint_files import CONFIG, checkpoint_folder
 from support.one_shot_model import make_model, random_image
@@ -52,6 +54,30 @@ def test_image_and_saved_look_paint_the_same_video(files, tmp_path):
     assert said[0] and said[0].groups() == said[1].groups()
     again = run(files, files / "clip.mp4", look, "-o", output)
     assert again.exit_code == 2 and f"{output}: exists" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "pixels", "curve", "note"),
+    [
+        ("pq.mkv", "libx264", "yuv420p10le", ColorTrc.SMPTE2084, "HDR"),
+        ("hlg.mkv", "libx264", "yuv420p10le", ColorTrc.ARIB_STD_B67, "HDR"),
+        ("sdr.mkv", "libx264", "yuv420p10le", ColorTrc.BT709, None),
+        ("vp9.webm", "libvpx-vp9", "yuva420p", ColorTrc.BT709, "transparency"),
+        ("quicktime.mov", "qtrle", "argb", ColorTrc.UNSPECIFIED, "transparency"),
+    ],
+)
+def test_what_is_lost_is_told(files, tmp_path, name, codec, pixels, curve, note):
+    clip = tmp_path / name
+    with av.open(clip, "w") as container:
+        stream = container.add_stream(codec, rate=5)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, pixels
+        stream.codec_context.color_trc = curve
+        frame = av.VideoFrame(64, 64, pixels)
+        frame.color_trc = curve
+        container.mux([*stream.encode(frame), *stream.encode()])
+    result = run(files, clip, files / "look.png", "-o", tmp_path / "out.mp4")
+    assert result.exit_code == 0, result.output
+    assert [word for word in ("HDR", "transparency") if word in result.stderr] == [note] * (note is not None)
 
 
 def test_interrupted_it_says_how_to_go_on(files, tmp_path, monkeypatch):
