@@ -24,6 +24,7 @@ from splice_ff.data.pair_list import read_pairs
 from splice_ff.images import load_image
 from splice_ff.one_shot.pipeline import SpliceFF
 from splice_ff.onnx.export import export_model, halve_weights
+from splice_ff.onnx.files import GRAPHS
 from splice_ff.onnx.runner import OnnxSpliceFF
 from splice_ff.utils.extras import need
 from splice_ff.utils.markdown import markdown_table
@@ -66,7 +67,7 @@ def export_all(model: SpliceFF, folder: Path) -> dict[str, Path]:
         halve_weights(graph)
         onnx.save(graph, file)
     for name, kinds in INT8.items():
-        for graph_name in ("encode", "paint"):  # the others hold no weights to speak of
+        for graph_name in GRAPHS:
             source, target = (folders[kind] / f"{graph_name}.onnx" for kind in ("fp32", name))
             quantize_dynamic(source, target, kinds, weight_type=QuantType.QInt8)
     return folders

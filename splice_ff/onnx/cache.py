@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from splice_ff import __version__
-from splice_ff.onnx.files import CARD, FORMATS
+from splice_ff.onnx.files import CARD, FORMAT
 from splice_ff.utils.bundled import bundled_dir
 from splice_ff.utils.files import file_digest
 
@@ -57,6 +57,6 @@ def _place(model: str) -> Path | None:
         if all(file.is_file() for file in files):
             from huggingface_hub.constants import HF_ASSETS_CACHE
 
-            key = " ".join([__version__, *FORMATS, *map(file_digest, files)])
+            key = " ".join([__version__, FORMAT, *map(file_digest, files)])
             return Path(HF_ASSETS_CACHE, "splice-ff", "onnx", sha256(key.encode()).hexdigest()[:16])
     return None

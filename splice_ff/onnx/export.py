@@ -1,21 +1,13 @@
-"""A one-shot model as three or four ONNX graphs with dynamic sizes, for `splice_ff.onnx.runner` and for browsers.
+"""A one-shot model as two ONNX graphs that take images of any size, for `splice_ff.onnx.runner` and for browsers.
 
-| file | inputs | output |
+| file | inputs | outputs |
 |---|---|---|
-| `encode.onnx` | `vit_input` (1, 3, h, w): the appearance image as the ViT sees it | `tokens` (1, M, C) |
-| `paint.onnx` | `structure` (1, 3, H, W), multiples of the stride; its `vit_input`; `tokens` | `output` (1, 3, H, W) |
-| `upsample.onnx` | `output` and `structure` (1, 3, H, W); `full` (1, 3, H', W') | `image` (1, 3, H', W') |
+| `encode.onnx` | `image` (1, 3, H, W); `size` (1,) | `tokens` (1, M, C) and `features` (1, D, h, w) |
+| `paint.onnx` | `structure` (1, 3, H, W); `size`; its `features`; `tokens`; `strength` () | `image` (1, 3, H, W) |
 
-Where color maps lie in a bilateral grid (see `splice_ff.networks.bilateral_grid`), the last two change and a fourth
-paints, so that the network works at low resolution and large images are painted a band of rows at a time:
-
-| file | inputs | output |
-|---|---|---|
-| `paint.onnx` | as above | `pixels` (1, 3, H, W) and `grid` (1, N, h, w) |
-| `upsample.onnx` | as above, with `pixels` for `output` | `image`, as above |
-| `slice.onnx` | `structure` and `pixels` (1, 3, H, W); `grid`; `rows` (H,) and `columns` (W,) in cells | `output` |
-
-All images are float32 in [0, 1], RGB. `model.json` holds what a runner needs to know besides.
+Images are float32 in [0, 1], RGB. `size`, int64, is the shorter side, in pixels, at which the network works; 0 for an
+appearance image, which is encoded as it is. `strength` is the share of the change that is made. Torch traces the
+networks; what is around them is in `splice_ff.onnx.graphs`. `model.json` holds what a runner needs to know besides.
 """
 
 from __future__ import annotations
@@ -23,13 +15,13 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -37,15 +29,13 @@ import splice_ff
 from splice_ff.errors import InputError
 from splice_ff.networks.bilateral_grid import centers, recolor
 from splice_ff.one_shot.pipeline import SpliceFF
-from splice_ff.onnx.files import CARD, FORMATS
+from splice_ff.onnx.files import CARD, FORMAT, GRAPHS
+from splice_ff.onnx.graphs import OPSET, encode_text, join, paint_text
 from splice_ff.utils.extras import need
 from splice_ff.utils.files import write_file
-from splice_ff.utils.resize import enlarge_along_edges, guided_upsample
+from splice_ff.utils.resize import local_affine
 from splice_ff.vit.features import ViTFeatures
 from splice_ff.vit.spec import PositionInterpolation
-
-OPSET = 18
-"""The first with everything the graphs use; browsers' onnxruntime knows it."""
 
 
 def export_model(model: SpliceFF, folder: Path, *, precision: str = "fp32") -> list[Path]:
@@ -67,54 +57,44 @@ def export_model(model: SpliceFF, folder: Path, *, precision: str = "fp32") -> l
     if precision not in ("fp32", "fp16"):
         raise InputError(f"unknown precision '{precision}'. Known: fp32, fp16")
     backbone = _traceable(model.backbone)
-    patch = max(model.backbone.patch_size)
-    unet = model.generator.unet
-    stride, has_grid = unet.stride, unet.guide is not None
-    image = torch.rand(1, 3, 8 * stride, 6 * stride)
+    patch, unet = max(model.backbone.patch_size), model.generator.unet
+    image = torch.rand(1, 3, 8 * unet.stride, 6 * unet.stride)
     vit_input = torch.rand(1, 3, 7 * patch, 5 * patch)
-    encode = _Encode(model, backbone).eval()
+    encode, paint = _Encode(model, backbone).eval(), _Paint(model).eval()
     with torch.no_grad():
-        tokens = encode(vit_input)
-    painted = ("pixels", "grid") if has_grid else ("output",)
-    upsample: nn.Module = _Upsample(enlarge_along_edges if has_grid else guided_upsample)
-    graphs: dict[str, tuple[nn.Module, Mapping[str, Tensor], Sequence[str]]] = {
-        "encode": (encode, {"vit_input": vit_input}, ("tokens",)),
-        "paint": (
-            _Paint(model, backbone).eval(),
-            {"structure": image, "vit_input": vit_input, "tokens": tokens, "strength": torch.tensor(1.0)},
-            painted,
+        tokens, features = encode(vit_input)
+        pixels, grid = paint(image, features, tokens, torch.tensor(1.0))
+        maps = _Fit()(pixels, image)
+    h, w = (side // unet.cell for side in image.shape[-2:])
+    places = {"rows": centers(30, h, image.device), "columns": centers(50, w, image.device)}
+    networks = {
+        "encode": _trace(encode, {"vit_input": vit_input}),
+        "paint": _trace(
+            paint, {"structure": image, "features": features, "tokens": tokens, "strength": torch.tensor(1.0)}
         ),
-        "upsample": (
-            upsample,  # a tensor of its own for each input: one given twice would be traced as one
-            {"output": image.clone(), "structure": image, "full": torch.rand(1, 3, 200, 150)},
-            ("image",),
+        "fit": _trace(_Fit(), {"pixels": pixels, "working": image}),
+        "finish": _trace(
+            _Finish(model).eval(), {"structure": torch.rand(1, 3, 30, 50), "maps": maps, "grid": grid} | places
         ),
     }
-    if has_grid:
-        h, w = (side // unet.cell for side in image.shape[-2:])
-        inputs = {
-            "structure": torch.rand(1, 3, 30, 50),
-            "pixels": torch.rand(1, 3, 30, 50),
-            "grid": torch.rand(1, unet.color_affine.out_channels, h, w),
-            "rows": centers(30, h, image.device),
-            "columns": centers(50, w, image.device),
-        }
-        graphs["slice"] = (_Slice(model).eval(), inputs, ("output",))
-    layout = next(name for name, kinds in FORMATS.items() if set(kinds) == set(graphs))
+    texts = {
+        "encode": encode_text(model.config.vit_size, patch),
+        "paint": paint_text(unet.stride, unet.cell),
+    }
     files = []
-    for name in FORMATS[layout]:
+    for name in GRAPHS:
+        graph = join(texts[name], networks)
+        if precision == "fp16":
+            halve_weights(graph)
         files.append(folder / f"{name}.onnx")
-        _export(*graphs[name], files[-1], precision)
+        write_file(files[-1], graph.SerializeToString())
     card = {
-        "format": layout,
+        "format": FORMAT,
         "splice_ff": splice_ff.__version__,
         "precision": precision,
         "model_sha256": model.fingerprint,
-        "backbone": {"name": model.backbone.name, "fingerprint": model.backbone.fingerprint, "patch": patch},
-        "vit_size": model.config.vit_size,
+        "backbone": {"name": model.backbone.name, "fingerprint": model.backbone.fingerprint},
         "size": model.config.size,
-        "stride": stride,
-        **({"cell": unet.cell} if has_grid else {}),
         "tokens": list(tokens.shape[1:]),
     }
     write_file(folder / CARD, (json.dumps(card, indent=1) + "\n").encode())
@@ -122,55 +102,57 @@ def export_model(model: SpliceFF, folder: Path, *, precision: str = "fp32") -> l
 
 
 class _Encode(nn.Module):
-    """Appearance images as the ViT sees them to appearance tokens."""
+    """Images as the ViT sees them to appearance tokens, of an appearance, and to structure features, of a structure."""
 
     def __init__(self, model: SpliceFF, backbone: ViTFeatures) -> None:
         super().__init__()
         self.generator, self.backbone = model.generator, backbone
 
-    def forward(self, vit_input: Tensor) -> Tensor:
+    def forward(self, vit_input: Tensor) -> tuple[Tensor, Tensor]:
         encoding = self.generator.encode_images(self.backbone, vit_input)
-        return self.generator.appearance_tokens(encoding)
+        return self.generator.appearance_tokens(encoding), encoding.structure_features
 
 
 class _Paint(nn.Module):
-    """Structure images, as the UNet and as the ViT see them, appearance tokens and the share of the change that is made
-    (0 to 1), to output images, or to changes."""
-
-    def __init__(self, model: SpliceFF, backbone: ViTFeatures) -> None:
-        super().__init__()
-        self.generator, self.backbone = model.generator, backbone
-
-    def forward(
-        self, structure: Tensor, vit_input: Tensor, tokens: Tensor, strength: Tensor
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        features = self.generator.encode_images(self.backbone, vit_input).structure_features
-        if self.generator.unet.guide is None:
-            return self.generator.paint(structure, features, tokens, strength=strength)
-        change = self.generator.unet.change(structure, features, tokens).times(strength)
-        return change.pixels, change.grid
-
-
-class _Slice(nn.Module):
-    """A band of structure images and what is to be done to it, to output images."""
+    """Padded structure images at the working size to a change's pixels and grid, or to painted images and the grid."""
 
     def __init__(self, model: SpliceFF) -> None:
         super().__init__()
-        self.guide = model.generator.unet.guide
+        self.unet = model.generator.unet
 
-    def forward(self, structure: Tensor, pixels: Tensor, grid: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        return recolor(structure, grid, pixels, self.guide, rows, columns)
+    def forward(self, structure: Tensor, features: Tensor, tokens: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
+        grid, pixels, _ = self.unet.change(structure, features, tokens).times(strength)
+        if self.unet.guide is not None:
+            return pixels, grid
+        rows, columns = (centers(n, n / self.unet.cell, structure.device) for n in structure.shape[-2:])
+        return recolor(structure, grid, pixels, None, rows, columns), grid
 
 
-class _Upsample(nn.Module):
-    """Outputs or changes at the working size to the size of the full structure image."""
+class _Fit(nn.Module):
+    """What `splice_ff.utils.resize.enlarge_along_edges` reads at full size, stacked: (1, 9 + 3 + 3, h, w)."""
 
-    def __init__(self, function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+    def forward(self, pixels: Tensor, working: Tensor) -> Tensor:
+        matrix, offset = local_affine(pixels, working)
+        rest = pixels - (torch.einsum("bijhw,bihw->bjhw", matrix, working) + offset)
+        return torch.cat([matrix.flatten(1, 2), offset, rest], 1)
+
+
+class _Finish(nn.Module):
+    """A band of full-size structure images, with the places of its rows and columns in cells, to the band painted."""
+
+    def __init__(self, model: SpliceFF) -> None:
         super().__init__()
-        self.function = function
+        self.guide, self.cell = model.generator.unet.guide, model.generator.unet.cell
 
-    def forward(self, output: Tensor, structure: Tensor, full: Tensor) -> Tensor:
-        return self.function(output, structure, full)
+    def forward(self, structure: Tensor, maps: Tensor, grid: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        at, native, size = rows * self.cell - 0.5, maps.shape[-2], structure.shape[-2:]
+        affine = F.interpolate(_linear(at, native) @ maps[:, :12], size, mode="bilinear")
+        values = affine[:, 9:] + F.interpolate(_cubic(at, native) @ maps[:, 12:], size, mode="bicubic")
+        for i in range(3):
+            values = values + affine[:, 3 * i : 3 * i + 3] * structure[:, i : i + 1]
+        if self.guide is None:
+            return values.clamp(0, 1)
+        return recolor(structure, grid, values, self.guide, rows, columns)
 
 
 class _TraceableViT(ViTFeatures):
@@ -184,17 +166,24 @@ class _TraceableViT(ViTFeatures):
         is_native = (down[-1] + 1 == native[0]) & (across[-1] + 1 == native[1])
         offset = torch.where(is_native, 0.0, PositionInterpolation().offset)
         patches = rearrange(positions[0, prefix:], "(h w) d -> d h w", h=native[0])
-        patches = _bicubic(down, native[0], offset) @ patches @ _bicubic(across, native[1], offset).T
+        places = [
+            (rows + 0.5) * n / (rows[-1] + 1 + offset) - 0.5 for rows, n in zip((down, across), native, strict=True)
+        ]
+        patches = _cubic(places[0], native[0]) @ patches @ _cubic(places[1], native[1]).T
         return torch.cat([positions[:, :prefix], rearrange(patches, "d h w -> 1 (h w) d")], 1)
 
 
-def _bicubic(rows: Tensor, native: int, offset: Tensor) -> Tensor:
-    """The (n, native) matrix of DINO's interpolation to n = len(rows) places: bicubic, borders repeated.
+def _linear(at: Tensor, native: int) -> Tensor:
+    """The (n, native) matrix of linear interpolation at n places; beyond the outermost pixels it is constant."""
+    return (1 - (at.clamp(0, native - 1)[:, None] - torch.arange(native)).abs()).clamp(min=0)
 
-    Keys' kernel (1981) with a = -0.75, as torch has it; `offset` is what DINO adds to the target size.
+
+def _cubic(at: Tensor, native: int) -> Tensor:
+    """The (n, native) matrix of cubic interpolation at n places, borders repeated.
+
+    Keys' kernel (1981) with a = -0.75, as torch has it.
     """
     a = -0.75
-    at = (rows + 0.5) * native / (rows[-1] + 1 + offset) - 0.5
     before = at.floor()
     columns = torch.arange(native)
     weights = torch.zeros(())
@@ -223,43 +212,28 @@ def _traceable(backbone: ViTFeatures) -> ViTFeatures:
     raise InputError(f"{backbone.name}: only ViTs whose position embeddings are interpolated as DINO's can be exported")
 
 
-def _export(
-    module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str], file: Path, precision: str
-) -> None:
-    """Trace one graph with free heights and widths, and write it, whole or not at all."""
-    import onnx
-
+def _trace(module: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
+    """One graph with free heights and widths."""
     free = torch.export.Dim.DYNAMIC
     sides = {4: {2: free, 3: free}, 1: {0: free}}  # images and maps; places of rows and columns
-    shapes = {name: sides.get(value.ndim, {}) for name, value in inputs.items()}
+    shapes = [sides.get(value.ndim, {}) for value in inputs.values()]
+    values = [value.clone() for value in inputs.values()]  # one tensor given twice would be traced as one
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
     levels = [logger.level for logger in loggers]
-    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own business
         for logger in loggers:
             logger.setLevel(logging.ERROR)
-        traced = Path(scratch) / "graph.onnx"
         try:
-            torch.onnx.export(
-                module, tuple(inputs.values()), str(traced), dynamo=True, input_names=list(inputs),
-                output_names=list(outputs), dynamic_shapes=tuple(shapes.values()), opset_version=OPSET,
-                external_data=False, verbose=False,
+            program = torch.onnx.export(
+                module, tuple(values), dynamo=True, input_names=list(inputs), dynamic_shapes=tuple(shapes),
+                opset_version=OPSET, verbose=False,
             )  # fmt: skip
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
-        graph = onnx.load(traced)
-    strip_metadata(graph)
-    if precision == "fp16":
-        halve_weights(graph)
-    write_file(file, graph.SerializeToString())
-
-
-def strip_metadata(graph: Any) -> None:
-    """Remove the exporter's metadata: stack traces, with folders of this machine; up to a megabyte."""
-    nodes, values = graph.graph.node, (*graph.graph.value_info, *graph.graph.input, *graph.graph.output)
-    for part in (graph, graph.graph, *nodes, *values, *graph.graph.initializer):
-        part.ClearField("metadata_props")
+    assert program is not None
+    return program.model_proto
 
 
 def halve_weights(graph: Any) -> None:

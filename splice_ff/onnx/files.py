@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-GRAPHS = ("encode", "paint", "upsample")
-FORMATS = {"splice-ff onnx 3": GRAPHS, "splice-ff onnx 4": (*GRAPHS, "slice")}
-"""Which graphs a folder holds; the second is of generators whose color maps lie in a bilateral grid. 1 and 2 were the
-same without the input `strength` of `paint`."""
+GRAPHS = ("encode", "paint")
+FORMAT = "splice-ff onnx 5"
+"""Of the folder. Before 5, runners resized and padded images and read the grid by themselves."""
 CARD = "model.json"

@@ -21,16 +21,10 @@ from PIL import Image
 from splice_ff.errors import CheckpointError, InputError, first_line
 from splice_ff.images.decode import DecodedImage, decode_image
 from splice_ff.one_shot.checks import check_size, check_strength, check_weights
-from splice_ff.onnx.files import CARD, FORMATS
+from splice_ff.onnx.files import CARD, FORMAT, GRAPHS
 from splice_ff.utils.extras import need
-from splice_ff.vit.inputs import MAX_ASPECT
 
 Array = NDArray[np.float32]
-BAND = 2**18
-"""Pixels that are sliced at once."""
-MARGIN = 0.02
-"""As in `splice_ff.networks.bilateral_grid`."""
-BICUBIC, BILINEAR = Image.Resampling.BICUBIC, Image.Resampling.BILINEAR
 
 
 class OnnxSpliceFF:
@@ -57,7 +51,7 @@ class OnnxSpliceFF:
         # the extended optimizations take twice as long as an image that they speed up by a hundredth
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         self._sessions: dict[str, Any] = {}
-        for name in FORMATS[self.card["format"]]:
+        for name in GRAPHS:
             file = folder / f"{name}.onnx"
             if not file.is_file():
                 raise CheckpointError(f"{file}: no such file; export the model again")
@@ -70,7 +64,7 @@ class OnnxSpliceFF:
 
     def embed(self, appearance: Array) -> Array:
         """Appearance tokens (1, M, C) of an image (1, 3, H, W) in [0, 1]."""
-        return self._run("encode", vit_input=self._vit_input(appearance))[0]
+        return self._run("encode", image=appearance, size=np.zeros(1, np.int64))[0]
 
     def paint(self, structure: Array, tokens: Array, size: int | None = None, strength: float = 1.0) -> Array:
         """The structure image (1, 3, H, W) in [0, 1] with the look of `tokens` (1, M, C), at its own size.
@@ -89,48 +83,11 @@ class OnnxSpliceFF:
         if list(tokens.shape) != [1, *self.card["tokens"]]:
             raise InputError(f"appearance tokens of shape {tokens.shape}; this model's are (1, *{self.card['tokens']})")
         size = check_size(self.card["size"] if size is None else size, structure.shape)
-        full_size = structure.shape[-2:]
-        working = _resize_shorter_side(structure, size)
-        vit_input = self._vit_input(working)
-        h, w = working.shape[-2:]
-        padded = _pad(working, self.card["stride"])
+        sides = np.array([size])
+        _, features = self._run("encode", image=structure, size=sides)
         share = np.array(strength, np.float32)
-        painted = self._run("paint", structure=padded, vit_input=vit_input, tokens=tokens, strength=share)
-        if "cell" in self.card:
-            return self._paint_by_grid(structure, working, *painted)
-        output = painted[0][..., :h, :w]
-        if (h, w) == full_size:
-            return output
-        if w > full_size[1]:
-            return _at_smaller_size(output, working, structure)
-        return self._run("upsample", output=output, structure=working, full=structure)[0]
-
-    def _paint_by_grid(self, structure: Array, working: Array, pixels: Array, grid: Array) -> Array:
-        """Change an image by a bilateral grid of maps; as `recolor_at_full_size` in splice_ff does."""
-        h, w = working.shape[-2:]
-        pixels, extent = pixels[..., :h, :w], [side / self.card["cell"] for side in (h, w)]
-        if w > structure.shape[-1]:
-            return _at_smaller_size(self._slice(working, pixels, grid, extent), working, structure)
-        if w < structure.shape[-1]:
-            (pixels,) = self._run("upsample", output=pixels, structure=working, full=structure)
-        return self._slice(structure, pixels, grid, extent)
-
-    def _slice(self, image: Array, pixels: Array, grid: Array, extent: Sequence[float]) -> Array:
-        """Change an image a few rows at a time, `extent` cells of the grid high and wide."""
-        rows, columns = (
-            (np.arange(n, dtype=np.float32) + np.float32(0.5)) * np.float32(cells / n)
-            for n, cells in zip(image.shape[-2:], extent, strict=True)
-        )
-        step = max(1, BAND // image.shape[-1])
-        bands = (slice(top, top + step) for top in range(0, len(rows), step))
-        painted = [
-            self._run(
-                "slice", structure=image[..., band, :], pixels=pixels[..., band, :], grid=grid, rows=rows[band],
-                columns=columns,
-            )[0]
-            for band in bands
-        ]  # fmt: skip
-        return np.concatenate(painted, 2)
+        painted = self._run("paint", structure=structure, size=sides, features=features, tokens=tokens, strength=share)
+        return painted[0]
 
     def __call__(
         self,
@@ -169,31 +126,12 @@ class OnnxSpliceFF:
         outputs: list[Array] = self._sessions[graph].run(None, inputs)
         return outputs
 
-    def _vit_input(self, image: Array) -> Array:
-        """An image as the ViT sees it: whole patches, the rule of `splice_ff.vit.inputs.ViTInput`."""
-        size, patch, sides = self.card["vit_size"], self.card["backbone"]["patch"], image.shape[-2:]
-        factor = min(size / min(sides), MAX_ASPECT * size / max(sides))
-        return _resize(image, [max(2, round(side * factor / patch)) * patch for side in sides], BILINEAR)
-
-
-def _at_smaller_size(painted: Array, working: Array, structure: Array) -> Array:
-    """Change a small structure image as its enlarged copy was; as `recolor_at_full_size` in splice_ff does."""
-    change = _resize(_logits(painted) - _logits(working), structure.shape[-2:], BICUBIC)
-    colors = 1 / (1 + np.exp(-_logits(structure) - change))
-    return ((colors - MARGIN) / (1 - 2 * MARGIN)).clip(0, 1)
-
-
-def _logits(image: Array) -> Array:
-    inside = image * (1 - 2 * MARGIN) + MARGIN
-    return np.log(inside / (1 - inside))
-
 
 def _read_card(file: Path) -> dict[str, Any]:
     try:
         card: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        if card["format"] not in FORMATS:
-            known = " or ".join(f"'{name}'" for name in FORMATS)
-            raise CheckpointError(f"{file}: format '{card['format']}', expected {known}; export the model again")
+        if card["format"] != FORMAT:
+            raise CheckpointError(f"{file}: format '{card['format']}', expected '{FORMAT}'; export the model again")
         return card
     except OSError as error:
         raise CheckpointError(
@@ -203,34 +141,3 @@ def _read_card(file: Path) -> dict[str, Any]:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{file}: damaged ({first_line(error)}); export the model again") from error
-
-
-def _resize_shorter_side(image: Array, size: int) -> Array:
-    """(1, 3, H, W) with a shorter side of `size`, the longer as torchvision rounds it."""
-    h, w = image.shape[-2:]
-    if min(h, w) == size:
-        return image
-    sides = [size, int(size * w / h)] if h <= w else [int(size * h / w), size]
-    return _resize(image, sides, BICUBIC).clip(0, 1)
-
-
-def _resize(image: Array, sides: Any, how: Image.Resampling) -> Array:
-    """(1, 3, H, W) to other sides; Pillow's filters widen when they reduce: that is antialiasing."""
-    if list(image.shape[-2:]) == list(sides):
-        return image
-    planes = [np.asarray(Image.fromarray(plane).resize((sides[1], sides[0]), how)) for plane in image[0]]
-    return np.stack(planes)[None]
-
-
-def _pad(image: Array, stride: int) -> Array:
-    """(1, 3, H, W), padded below and to the right to multiples of the stride: by reflection, and what lies beyond one
-    image's width of it repeats the edge."""
-    for axis in (2, 3):
-        side = image.shape[axis]
-        missing = -side % stride
-        for mode, most in (("reflect", side - 1), ("edge", missing)):
-            width = [(0, 0)] * 4
-            width[axis] = (0, min(missing, most))
-            image = np.pad(image, width, mode=mode)  # type: ignore[call-overload]
-            missing -= width[axis][1]
-    return np.ascontiguousarray(image)

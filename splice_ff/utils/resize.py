@@ -74,7 +74,7 @@ def guided_upsample(output: Tensor, small_guide: Tensor, guide: Tensor) -> Tenso
 def enlarge_along_edges(values: Tensor, small_guide: Tensor, guide: Tensor) -> Tensor:
     """The same for values (B, 3, h, w) of any range, such as a change of colors."""
     h, w = guide.shape[-2:]
-    matrix, offset = _local_affine(values, small_guide)
+    matrix, offset = local_affine(values, small_guide)
     rest = values - (torch.einsum("bijhw,bihw->bjhw", matrix, small_guide) + offset)
     colors = []
     for j in range(3):  # one channel of one color at a time, in place: all of a large image would fill the memory
@@ -86,7 +86,7 @@ def enlarge_along_edges(values: Tensor, small_guide: Tensor, guide: Tensor) -> T
     return torch.cat(colors, 1)
 
 
-def _local_affine(output: Tensor, guide: Tensor) -> tuple[Tensor, Tensor]:
+def local_affine(output: Tensor, guide: Tensor) -> tuple[Tensor, Tensor]:
     """Matrices (B, 3 of the guide, 3 of the output, h, w) and offsets (B, 3, h, w), least squares in each window."""
     guide_mean, output_mean = box_filter(guide, RADIUS), box_filter(output, RADIUS)
     variance = _covariance(guide, guide, guide_mean, guide_mean)
