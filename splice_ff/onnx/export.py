@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -64,17 +63,24 @@ def export_model(model: SpliceFF, folder: Path, *, precision: str = "fp32") -> l
     with torch.no_grad():
         tokens, features = encode(vit_input)
         pixels, grid = paint(image, features, tokens, torch.tensor(1.0))
-        maps = _Fit()(pixels, image)
-    h, w = (side // unet.cell for side in image.shape[-2:])
-    places = {"rows": centers(30, h, image.device), "columns": centers(50, w, image.device)}
+        h, w = (side // unet.cell for side in image.shape[-2:])
+        rows, columns = centers(30, h, image.device), centers(50, w, image.device)
+        maps = _Fit(unet.cell)(pixels, image, columns)
     networks = {
         "encode": _trace(encode, {"vit_input": vit_input}),
         "paint": _trace(
             paint, {"structure": image, "features": features, "tokens": tokens, "strength": torch.tensor(1.0)}
         ),
-        "fit": _trace(_Fit(), {"pixels": pixels, "working": image}),
+        "fit": _trace(_Fit(unet.cell), {"pixels": pixels, "working": image, "columns": columns}),
         "finish": _trace(
-            _Finish(model).eval(), {"structure": torch.rand(1, 3, 30, 50), "maps": maps, "grid": grid} | places
+            _Finish(model).eval(),
+            {
+                "structure": torch.rand(1, 3, 30, 50),
+                "maps": maps,
+                "grid": grid,
+                "rows": rows,
+                "columns": columns,
+            },
         ),
     }
     texts = {
@@ -129,12 +135,21 @@ class _Paint(nn.Module):
 
 
 class _Fit(nn.Module):
-    """What `splice_ff.utils.resize.enlarge_along_edges` reads at full size, stacked: (1, 9 + 3 + 3, h, w)."""
+    """What `splice_ff.utils.resize.enlarge_along_edges` reads at full size, stacked, as wide as the full image.
 
-    def forward(self, pixels: Tensor, working: Tensor) -> Tensor:
+    Pixels and the structure image, both (1, 3, h, w), and places of columns (W,) in cells to (1, 9 + 3 + 3, h, W).
+    """
+
+    def __init__(self, cell: int) -> None:
+        super().__init__()
+        self.cell = cell
+
+    def forward(self, pixels: Tensor, working: Tensor, columns: Tensor) -> Tensor:
         matrix, offset = local_affine(pixels, working)
         rest = pixels - (torch.einsum("bijhw,bihw->bjhw", matrix, working) + offset)
-        return torch.cat([matrix.flatten(1, 2), offset, rest], 1)
+        at, width = columns * self.cell - 0.5, working.shape[-1]
+        affine = torch.cat([matrix.flatten(1, 2), offset], 1)
+        return torch.cat([affine @ _linear(at, width).T, rest @ _cubic(at, width).T], 1)
 
 
 class _Finish(nn.Module):
@@ -145,9 +160,9 @@ class _Finish(nn.Module):
         self.guide, self.cell = model.generator.unet.guide, model.generator.unet.cell
 
     def forward(self, structure: Tensor, maps: Tensor, grid: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        at, native, size = rows * self.cell - 0.5, maps.shape[-2], structure.shape[-2:]
-        affine = F.interpolate(_linear(at, native) @ maps[:, :12], size, mode="bilinear")
-        values = affine[:, 9:] + F.interpolate(_cubic(at, native) @ maps[:, 12:], size, mode="bicubic")
+        at, height = rows * self.cell - 0.5, maps.shape[-2]
+        affine = _linear(at, height) @ maps[:, :12]
+        values = affine[:, 9:] + _cubic(at, height) @ maps[:, 12:]
         for i in range(3):
             values = values + affine[:, 3 * i : 3 * i + 3] * structure[:, i : i + 1]
         if self.guide is None:

@@ -86,7 +86,6 @@ paint (float[1,3,H,W] structure, int64[1] size, float[1,D,h,w] features, float[1
     padded = Pad <mode="edge"> (partly, repeated_pads, , axes)
     all_pixels, grid = networks.paint(padded, features, tokens, strength)
     pixels = Slice(all_pixels, none, sides, axes)
-    maps = networks.fit(pixels, working)
 
     full = Max(shape, sides)
     enlarged = Resize <{CUBIC}> (structure, , , full)
@@ -107,6 +106,7 @@ paint (float[1,3,H,W] structure, int64[1] size, float[1,D,h,w] features, float[1
     exact_numbers = Cast <to=1> (numbers)
     middles = Add(exact_numbers, half)
     columns = Mul(middles, step_across)
+    maps = networks.fit(pixels, working, columns)
     band_rows = Constant <value_int={ROWS}> ()
     in_band = Range(first, band_rows, second)
     last = Sub(height, second)
