@@ -16,7 +16,7 @@ import torch.nn.functional as F
 import typer
 from torch import Tensor
 
-from splice_ff.benchmark.models import make_backbone
+from splice_ff.benchmark import make_backbone
 from splice_ff.commands._options import Device, errors, find_device
 from splice_ff.losses import SpliceLoss
 from splice_ff.utils.markdown import markdown_table

@@ -17,7 +17,7 @@ What is around them:
     images/       files and arrays to tensors and back         data/         folders, data sets and pairs of images
     one_shot/     tiles, batches, refining, model files        training/     the trainer, its settings, the teacher
     pretraining/  a backbone of one's own                      analysis/     PCA, attention, matches, inversion
-    evaluation/   methods, metrics, reports                    benchmark/    time and memory
+    evaluation/   methods, metrics, reports                    benchmark.py  time and memory
     onnx/         painting without torch                       app/          the page that `splice-ff app` serves
     video/        videos frame by frame, and their flicker     commands/     the command line, one file a command
     networks/     a discriminator, frozen networks           utils/        files, machine, console: for all rooms

@@ -236,7 +236,7 @@ NUMBERS = {
     },
     ("teach", "FILES/pairs", *VIT): {"--limit": ["0"], "--steps": ["0"], "--size": ["1"], "--seed": ["-1"]},
     ("benchmark", "step"): {
-        "--size": ["1"], "--repeats": ["0"], "--precision": ["fp8"], "--backbone": ["no_such_vit", "FILES/vit-null"],
+        "--size": ["1"], "--repeats": ["0"], "--backbone": ["no_such_vit", "FILES/vit-null"],
         "--json": ["/proc/none/x.json", "FILES/hollow"],
     },
 }  # fmt: skip

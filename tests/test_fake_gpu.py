@@ -11,7 +11,7 @@ from support.one_shot_model import make_model, random_image
 from support.training_setup import CONFIGS, read_config, write_run
 from torch._subclasses.fake_tensor import FakeTensor
 
-from splice_ff.benchmark.steps import step_works
+from splice_ff.benchmark import step_works
 from splice_ff.networks.teachers import Teacher
 from splice_ff.one_shot.refine import refine
 from splice_ff.per_pair.optimize import apply_generator

@@ -48,7 +48,7 @@ TINY = {
     "match": ["--device", "cpu", "--size", "64"],
     "explain": ["--device", "cpu"],
     "evaluate": ["--device", "cpu", "--backbone", "vit_mini", "--limit", "1"],
-    "benchmark": ["--device", "cpu", "--backbone", "vit_mini", "--size", "64", "--repeats", "1", "--precision", "fp32"],
+    "benchmark": ["--device", "cpu", "--backbone", "vit_mini", "--size", "64", "--repeats", "1"],
     "doctor": [],
     "train": TINY_TRAINING,
     "video": ["--device", "cpu", "--size", "32"],

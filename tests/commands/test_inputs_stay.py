@@ -23,7 +23,6 @@ COMMANDS = {
     "attention": ["attention", "a.png", "--backbone", "vit_mini"],
     "match": ["match", "b.png", "a.png", "--backbone", "vit_mini"],
     "explain": ["explain", "b.png", "b.png", "a.png", "--backbone", "vit_mini"],
-    "benchmark": ["benchmark", "step", "--config", "a.png", "--json"],
 }
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from splice_ff.benchmark.naive import NaiveSkipUNet
+from splice_ff.benchmark import NaiveSkipUNet
 from splice_ff.networks.skip_unet import MIN_SIDE, VARIANTS, SkipUNet
 
 
