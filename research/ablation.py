@@ -78,7 +78,7 @@ def compare(pairs: Path, output: Path) -> None:
         method.name = name
         methods.append(method)
     evaluate(
-        pairs, output / "evaluation", methods=["copy", *methods], results={"authors": pairs}, baseline=WHOLE,
+        pairs, output / "evaluation", methods=["copy", *methods], results={"splice": pairs}, baseline=WHOLE,
         backbone=backbone, judges=JUDGES, command=" ".join(sys.argv), on_note=print, quiet=True,
     )  # fmt: skip
 

@@ -86,9 +86,6 @@ class Work:
         seconds = time.perf_counter() - start
         settings = {"size": str(size), "strength": f"{strength:g}", "weights": ", ".join(f"{w:g}" for w in weights)}
         message = f"Painted in {seconds:.1f} s."
-        strength_of_match = match_strength(self.model.backbone, image.rgb, looks[0].rgb)
-        if strength_of_match.is_weak:
-            message += f" Note: {strength_of_match.text}"
         return Shown(self._save(output, image, settings), message)
 
     def refine(

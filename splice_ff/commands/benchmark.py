@@ -18,7 +18,12 @@ def benchmark(
         list[str] | None,
         typer.Option(help="ViT of step and memory, with random weights; repeat for several. By default DINO's."),
     ] = None,
-    size: Annotated[int | None, typer.Option(help="Side of the images of step and usage, in pixels.")] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            help="Side of the images of step and usage, in pixels. By default 256, and usage at 3840x2160 as well."
+        ),
+    ] = None,
     repeats: Annotated[int, typer.Option(help="Rounds, of which the medians are shown.")] = 3,
     model: Annotated[str, typer.Option(help="One-shot model of usage.")] = "everyday",
     output: Annotated[

@@ -26,7 +26,6 @@ from splice_ff.commands._options import (
     find_backbone,
     find_device,
     load,
-    say,
 )
 from splice_ff.commands._runs import end_pair, resume, take_steps, write_best
 
@@ -96,7 +95,6 @@ def optimize(
                 check_not_input(place, [structure, appearance, weights])
         check_backbones([backbone], weights)
 
-        from splice_ff.analysis.correspondence import match_strength
         from splice_ff.images import save_image
         from splice_ff.losses import Losses
         from splice_ff.per_pair.generator_file import save_generator
@@ -106,8 +104,6 @@ def optimize(
         vit = find_backbone(backbone, weights, recipe)
         where = find_device(device)
         run = PairOptimizer(ours.rgb, theirs.rgb, vit, recipe, seed=seed, compile=compile, device=where)
-        if not quiet and (strength := match_strength(vit, ours.rgb, theirs.rgb)).is_weak:
-            say(f"note: {strength.text}")
         resume(run, state, quiet)
 
         def preview() -> None:

@@ -129,8 +129,6 @@ def transfer(
             tokens, look_facts = load_look(look, splice)
             facts |= {k: v for k, v in look_facts.items() if k in ("appearance", "weights")} | {"look": look.name}
         else:
-            if not quiet:
-                _warn_of_weak_matches(splice, image, paths, others)
             tokens = embed_images(splice, others, weight)
         if refine:
             _refine(splice, image, others[0], output, refine, size, facts, quiet)
@@ -213,17 +211,6 @@ def _check_arguments(
     check_strength(strength)
     if refine and (len(paths) != 1 or strength != 1):
         raise InputError("--refine works towards one appearance image at full strength: no mix, --look or --strength")
-
-
-def _warn_of_weak_matches(
-    model: SpliceFF, structure: LoadedImage, paths: list[Path], appearances: list[LoadedImage]
-) -> None:
-    from splice_ff.analysis.correspondence import match_strength
-
-    for path, image in zip(paths, appearances, strict=True):
-        strength = match_strength(model.backbone, structure.rgb, image.rgb)
-        if strength.is_weak:
-            say(f"note: {path}: {strength.text}")
 
 
 def _refine(

@@ -10,7 +10,6 @@ from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from typer.testing import CliRunner
 
-from splice_ff.analysis.correspondence import MatchStrength
 from splice_ff.analysis.recipes import PCA_FACETS
 from splice_ff.cli import app
 from splice_ff.vit.spec import VIT_SIZE
@@ -140,15 +139,6 @@ def test_explain_gives_a_verdict(run):
     assert result.stdout.startswith("these two share ")
     assert text_of(made)["verdict"] == result.stdout.strip()
     assert float(text_of(made)["loss_structure"]) < 1e-6  # the output is the structure itself
-
-
-@pytest.mark.parametrize("quiet", [False, True])
-def test_optimize_warns_of_a_weak_match(run, monkeypatch, quiet):
-    weak = MatchStrength(0.1, True)
-    monkeypatch.setattr("splice_ff.analysis.correspondence.match_strength", lambda *_: weak)
-    result, made = run("optimize", "a", "b", "--steps", "1", "--precision", "fp32", *(["-q"] if quiet else []))
-    assert result.exit_code == 0 and made.exists(), result.output
-    assert ("note: these two share few parts" in result.stderr) == (not quiet)
 
 
 def test_quiet_is_quiet(run):

@@ -80,16 +80,6 @@ def test_an_interrupted_refine_writes_the_best_image(run, tmp_path, monkeypatch)
     assert load_image(tmp_path / "out.png").size == (72, 96)
 
 
-def test_weak_matches_are_told(run, tmp_path, monkeypatch):
-    from splice_ff.analysis.correspondence import MatchStrength
-
-    weak = MatchStrength(0.1, True)
-    monkeypatch.setattr("splice_ff.analysis.correspondence.match_strength", lambda *_: weak)
-    result = run("transfer", "a", "b", "-o", tmp_path / "out.png")
-    assert result.exit_code == 0 and "share few parts" in result.stderr and "b.png" in result.stderr
-    assert not run("transfer", "a", "b", "-o", tmp_path / "out.png", "--quiet").stderr
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
