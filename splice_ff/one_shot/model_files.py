@@ -66,7 +66,7 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
-        """The reverse.
+        """The config that a dictionary of plain values describes.
 
         Raises:
             InputError: another format, or a value that is missing or cannot be.
@@ -206,7 +206,7 @@ def bundled_models() -> dict[str, Path]:
             if _read_json(config).get("format", "").startswith("splice-ff amortized"):
                 found[config.parent.name] = config.parent
         except (OSError, ValueError, AttributeError, RecursionError):
-            continue  # whatever else lies there is no model
+            continue  # other files may lie there too
     return found
 
 

@@ -99,7 +99,7 @@ class RunLog:
         self._restart()
 
     def put(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
-        """A line of some kind.
+        """Write a line of the log.
 
         Raises:
             InputError: the file cannot be written.
