@@ -156,7 +156,7 @@ class TrainingConfig(Section):
         "optimizer.ema": "optimizer.ema_decay",
         "optimizer.max_bad_steps": "optimizer.max_skipped_steps",
         "run.keep": "run.checkpoints_total_limit",
-        **{f"loss.{name}": f"loss.terms.{name}" for name in ALL_TERMS},
+        **{f"loss.{name}": f"loss.terms.{name}" for name in ALL_TERMS if name != "polarity"},
     }
     output: UserPath
     seed: Seed = 0

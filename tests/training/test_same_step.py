@@ -48,11 +48,12 @@ def gradient(tmp_path, vit_state, tiny_backbone, monkeypatch, teacher_folder):
                                           is_main_process=False, is_local_main_process=False)  # fmt: skip
             batches = TrainingData(config, accelerator, quiet=True).batches(3)
             for _ in range(accumulation):
-                terms, distilled = losses(generator, next(batches), 3)
-                total = terms.total + distilled
+                splice, terms = losses(generator, next(batches), 3)
+                distilled = sum(terms.values(), torch.zeros(()))
+                total = splice.total + distilled
                 gradients = torch.autograd.grad(total, list(generator.parameters()), allow_unused=True)
                 flat = [g.flatten() for g in gradients if g is not None]
-                parts.append(torch.cat([*flat, torch.stack([total, terms.identity, distilled]).detach()]))
+                parts.append(torch.cat([*flat, torch.stack([total, splice.identity, distilled]).detach()]))
         return torch.stack(parts).mean(0)
 
     return of_step

@@ -263,8 +263,8 @@ def poison(trainer, steps):
     losses = trainer.losses
 
     def poisoned(batch):
-        found, distilled = losses(batch)
-        return found, distilled + (float("nan") if trainer.loop.step_count in steps else 0) * found.total
+        found, terms = losses(batch)
+        return found, terms | {"poison": (float("nan") if trainer.loop.step_count in steps else 0) * found.total}
 
     trainer.losses = poisoned
 

@@ -107,7 +107,7 @@ def test_training_inference_refining_and_analysis_see_the_same(tiny_backbone, tm
     image = images(1, 3, *shape)
 
     PairLosses(config, model.generator, model.backbone).encode_images(image)
-    PairLosses(config, model.generator, model.backbone).at(0).targets(image)
+    PairLosses(config, model.generator, model.backbone).encode(image)
     model.encode_images(image)
     PairGenerator(model, model.embed(image))(image)
     match(model.backbone, image, image, size=48)
