@@ -30,17 +30,19 @@ PROJECTIONS = ("queries", "keys", "values")
 """What an attention layer makes of its input, in the order in which timm stores the weights."""
 UNUSED = ("head.", "fc_norm.", "attn_pool.")
 """Parts of a ViT after its last block's tokens, by the beginning of their names: not loaded, not fingerprinted."""
+LEAST_KEPT = 8
+"""Patches that are kept of a region at least, where the image has so many: fewer say nothing of a look."""
 
 
 @dataclass(frozen=True)
 class Features:
     """Features of a batch of images. Dictionaries map a layer (0 is the first block) to its tensor.
 
-    T = prefix tokens ([CLS], registers) + h * w patches, row by row.
+    T = prefix tokens ([CLS], registers) + h * w patches, row by row; of a region, its patches only.
     """
 
     grid: tuple[int, int]
-    """Patches down and across, (h, w)."""
+    """Patches down and across, (h, w), of the whole image."""
     cls: Tensor | None = None
     """[CLS] token at the output of every block, before the final norm: (B, L, D)."""
     queries: dict[int, Tensor] = field(default_factory=dict)
@@ -179,15 +181,21 @@ class ViTFeatures(nn.Module):
         keys: Iterable[int] = (),
         values: Iterable[int] = (),
         tokens: Iterable[int] = (),
+        keep: Tensor | None = None,
     ) -> Features:
         """Features of images (B, 3, H, W) in [0, 1], RGB; normalized here, not resized.
 
         Sides that are not multiples of the patch lose the remainder, as in DINO. Layers count from 0; negative
         ones from the end, -1 being the deepest. `cls=True` gives the [CLS] token of every layer.
 
+        `keep`, masks (B, 1, H, W) or (1, 1, H, W) in [0, 1], asks for the features of a region: the other patches are
+        dropped after the position embedding, so that no layer's [CLS] token knows of them. Patches more than half inside
+        are kept, and `LEAST_KEPT` in any case, those furthest inside.
+
         Raises:
             IndexError: a layer that the ViT does not have.
-            ValueError: images of another shape, smaller than one patch, or `cls` from a ViT without one.
+            ValueError: images of another shape, smaller than one patch, or `cls` from a ViT without one; masks of another
+                shape, or empty ones; regions of different numbers of patches, of which a batch has the [CLS] tokens only.
         """
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images must be (B, 3, H, W), not {tuple(images.shape)}")
@@ -200,6 +208,15 @@ class ViTFeatures(nn.Module):
 
         inputs = (images - self.mean) / self.std
         x, grid, rope = self._embed(inputs.to(self.vit.patch_embed.proj.weight.dtype))
+        if keep is not None:
+            kept = kept_patches(keep, images, self.patch_size)
+            counts = kept.sum(1)
+            if counts.min() < counts.max():
+                if outputs or last_projected >= 0:
+                    raise ValueError(f"regions of {counts.tolist()} patches have no batch of tokens; take one by one")
+                alone = [self(images[i : i + 1], cls=cls, keep=keep[i : i + 1]).cls for i in range(len(images))]
+                return Features(grid, torch.cat(alone) if cls else None)
+            x, rope = _keep(x, rope, kept, self.prefix_tokens)
         facets: dict[str, dict[int, Tensor]] = {facet: {} for facet in FACETS}
         cls_tokens = []
         is_plain = prefers_plain_attention(x.device, self.vit.blocks[0].attn.proj.weight.dtype, x.shape[1])
@@ -271,6 +288,33 @@ class ViTFeatures(nn.Module):
         patches = F.interpolate(patches, mode="bicubic", antialias=how.antialias, **target)
         patches = rearrange(patches, "1 d h w -> 1 (h w) d").to(positions.dtype)
         return torch.cat([positions[:, :prefix], patches], 1)
+
+
+def kept_patches(masks: Tensor, images: Tensor, patch_size: tuple[int, int]) -> Tensor:
+    """Which patches of images (B, 3, H, W) lie in their masks: (B, h * w), boolean; see `ViTFeatures.forward`.
+
+    Raises:
+        ValueError: masks of another shape, or with nothing inside.
+    """
+    if masks.ndim != 4 or masks.shape[0] not in (1, len(images)) or masks.shape[1:] != (1, *images.shape[2:]):
+        raise ValueError(f"masks of {tuple(masks.shape)} for images of {tuple(images.shape)}; expected (B, 1, H, W)")
+    masks = masks.expand(len(images), -1, -1, -1).float()
+    inside = F.avg_pool2d(masks, patch_size).flatten(1)  # what no patch covers is left out, as of images
+    if not inside.any(1).all():
+        raise ValueError("a mask is empty")
+    least = inside.topk(min(LEAST_KEPT, inside.shape[1])).indices
+    return (inside > 0.5).scatter(1, least, True)
+
+
+def _keep(x: Tensor, rope: Tensor | None, kept: Tensor, prefix: int) -> tuple[Tensor, Tensor | None]:
+    """Tokens (B, T, D) and rotary embeddings (..., h * w, d) of the patches (B, h * w) that are kept, as many each."""
+    if kept.all():
+        return x, rope
+    indices = kept.nonzero()[:, 1].view(len(x), -1)
+    patches = x[:, prefix:].gather(1, indices[..., None].expand(-1, -1, x.shape[-1]))
+    if rope is not None:  # (h w, d), or (layers, heads, h w, d): the same for all images, and now each has its own
+        rope = (rope[None] if rope.ndim == 2 else rope)[..., indices, :].movedim(-3, -4)
+    return torch.cat([x[:, :prefix], patches], 1), rope
 
 
 def store_matrices_in(backbone: ViTFeatures, dtype: torch.dtype) -> None:
