@@ -189,13 +189,14 @@ class ViTFeatures(nn.Module):
         ones from the end, -1 being the deepest. `cls=True` gives the [CLS] token of every layer.
 
         `keep`, masks (B, 1, H, W) or (1, 1, H, W) in [0, 1], asks for the features of a region: the other patches are
-        dropped after the position embedding, so that no layer's [CLS] token knows of them. Patches more than half inside
-        are kept, and `LEAST_KEPT` in any case, those furthest inside.
+        dropped after the position embedding, so that no layer's [CLS] token knows of them. Patches more than half
+        inside are kept, and `LEAST_KEPT` in any case, those furthest inside.
 
         Raises:
             IndexError: a layer that the ViT does not have.
-            ValueError: images of another shape, smaller than one patch, or `cls` from a ViT without one; masks of another
-                shape, or empty ones; regions of different numbers of patches, of which a batch has the [CLS] tokens only.
+            ValueError: images of another shape, smaller than one patch, or `cls` from a ViT without one; masks of
+                another shape, or empty ones; tokens or keys of regions of different numbers of patches, of which only
+                [CLS] tokens make a batch.
         """
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images must be (B, 3, H, W), not {tuple(images.shape)}")

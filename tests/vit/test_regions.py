@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from support.feature_checks import EVERYTHING, FAMILIES, assert_same, images, relative_error
 from support.tiny_vit import randomize
 
@@ -50,8 +51,6 @@ def test_only_the_region_is_seen(any_family, family):
 @pytest.mark.parametrize("family", [*FAMILIES, "rope_mixed"])
 def test_dropping_is_the_attention_that_masks(any_family, family, monkeypatch):
     """Against an independent way: all tokens stay, and attention to those outside is forbidden."""
-    import torch.nn.functional as F
-
     backbone = any_family(family)
     down, across = backbone.patch_size
     batch = images(1, 3, 4 * down, 6 * across)
