@@ -6,7 +6,6 @@ from research.ablation import ARMS, NETWORKS, WHOLE
 from splice_ff.training.config import ALL_TERMS, load_config
 from splice_ff.utils.config_file import find_config
 
-
 LAYOUTS = ["data.mined_pairs=layouts.parquet", "data.pairs={mined: 0.5, within: 0.2, across: 0.25, identity: 0.05}"]
 
 
